@@ -1,0 +1,92 @@
+"""MLflow for Keras beyond fit(): every step, every technique, every trial on one record.
+
+Example:
+    ```python
+    import keras
+    import mlflow_keras_adv as mka
+
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with mka.track("first", params={"epochs": 3}):
+        model.fit(x, y, validation_split=0.2, epochs=3, callbacks=[mka.MlflowLogger()])
+        mka.log_model(model, name="digits", input_example=x[:2])
+    # mlflow ui    ->  batch/loss, gradient/norm, optimizer/learning_rate, train/..., val/...
+    ```
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_keras_adv.autologging import autolog
+    from mlflow_keras_adv.callbacks.checkpoints import Checkpoints
+    from mlflow_keras_adv.callbacks.layer_norms import LayerNorms
+    from mlflow_keras_adv.callbacks.mlflow_logger import MlflowLogger
+    from mlflow_keras_adv.callbacks.predictions import Predictions
+    from mlflow_keras_adv.callbacks.stall_alert import StallAlert
+    from mlflow_keras_adv.errors import UserError
+    from mlflow_keras_adv.measure import log_finished_model
+    from mlflow_keras_adv.models import load_model, log_model
+    from mlflow_keras_adv.report import log_comparison
+    from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
+    from mlflow_keras_adv.tracking.writer import Dataset
+    from mlflow_keras_adv.training.distillation import Distiller, Hint, SoftTargets
+    from mlflow_keras_adv.training.loop import Loop
+
+# Where each public name lives. It is imported on first use: TensorFlow takes seconds, and who only
+# tracks or reads runs needs none of it.
+_HOMES = {
+    "Checkpoints": "callbacks.checkpoints",
+    "Dataset": "tracking.writer",
+    "Distiller": "training.distillation",
+    "Hint": "training.distillation",
+    "LayerNorms": "callbacks.layer_norms",
+    "Loop": "training.loop",
+    "MlflowLogger": "callbacks.mlflow_logger",
+    "Predictions": "callbacks.predictions",
+    "Run": "tracking.run",
+    "SoftTargets": "training.distillation",
+    "StallAlert": "callbacks.stall_alert",
+    "UserError": "errors",
+    "attach_run": "tracking.run",
+    "autolog": "autologging",
+    "current_run": "tracking.run",
+    "load_model": "models",
+    "log_comparison": "report",
+    "log_finished_model": "measure",
+    "log_model": "models",
+    "track": "tracking.run",
+}
+
+__all__ = [
+    "Checkpoints",
+    "Dataset",
+    "Distiller",
+    "Hint",
+    "LayerNorms",
+    "Loop",
+    "MlflowLogger",
+    "Predictions",
+    "Run",
+    "SoftTargets",
+    "StallAlert",
+    "UserError",
+    "attach_run",
+    "autolog",
+    "current_run",
+    "load_model",
+    "log_comparison",
+    "log_finished_model",
+    "log_model",
+    "track",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

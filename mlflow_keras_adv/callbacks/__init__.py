@@ -1,0 +1,1 @@
+"""Callbacks for `fit` and for loops, one per file."""

@@ -1,0 +1,159 @@
+"""LayerNorms: gradient and weight norms of each layer over the steps of a training."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from mlflow_keras_adv.callbacks.onlooker import Onlooker
+from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.training.session import Readings
+
+Row = tuple[int, dict[str, float]]
+
+
+class LayerNorms(keras.callbacks.Callback):
+    """Keeps the L2 norm of each layer's gradient at each update, and of its weights per epoch.
+
+    At the end of the training the run gets `gradients/layers.parquet` (columns `step`, `layer`,
+    `gradient_norm`, `weight_norm`; NaN where one was not taken at that step) and a heat map of the
+    gradient norms, `gradients/layers.png`. A second training of the run writes `layers-2`. Norms
+    are those of the unscaled gradients, before clipping. A hundred layers would be a hundred
+    charts, so they are metrics only if asked for.
+
+    Args:
+        max_steps: Steps that are kept: of a longer training every second, fourth, … one.
+        as_metrics: Log them as metrics `gradient/layer/<path>` too, at each update.
+        run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
+            run; without any, nothing is recorded and that is logged.
+
+    Raises:
+        ValueError: If `max_steps` is less than 2.
+    """
+
+    def __init__(
+        self, *, max_steps: int = 2000, as_metrics: bool = False, run: Run | str | None = None
+    ) -> None:
+        super().__init__()
+        if max_steps < 2:
+            raise ValueError(f"Received max_steps={max_steps}; expected 2 or more.")
+        self._max_steps = max_steps
+        self._as_metrics = as_metrics
+        self._run_id = run.run_id if isinstance(run, Run) else run
+        self._onlooker: Onlooker | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = {"max_steps": self._max_steps, "as_metrics": self._as_metrics}
+        return _layer_norms, ({**arguments, "run": self._run_id},)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Has the steps write the norms of their layers."""
+        self.leave()
+        self._gradients: list[Row] = []
+        self._weights: list[Row] = []
+        self._stride, self._updates = 1, 0
+        self._onlooker = Onlooker.join(self, self._run_id, receive=self._receive)
+        if self._onlooker is not None:
+            self._onlooker.observe_layers()
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Reads the tables when it is time to."""
+        if self._onlooker is not None:
+            self._onlooker.batch_begin()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Takes the norms of the weights."""
+        if self._onlooker is not None:
+            squares: dict[str, float] = {}
+            for weight in self.model.trainable_weights:
+                path = getattr(weight, "path", weight.name)
+                layer = path.rpartition("/")[0] or path
+                square = float(np.sum(np.square(keras.ops.convert_to_numpy(weight), dtype=float)))
+                squares[layer] = squares.get(layer, 0.0) + square
+            norms = {layer: float(np.sqrt(square)) for layer, square in squares.items()}
+            self._weights.append((self._onlooker.step(), norms))
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Writes the table and the heat map."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends the record, also of a training that raised, and writes what there is."""
+        if self._onlooker is None:
+            return
+        onlooker, self._onlooker = self._onlooker, None
+        onlooker.leave()
+        if self._gradients:
+            with onlooker.spares_training("Writing the norms of layers"):
+                self._write(onlooker.run)
+
+    def _receive(self, readings: Readings, steps: "np.ndarray[Any, Any]") -> None:
+        if self._as_metrics and readings.layers and self._onlooker is not None:
+            columns = {f"gradient/layer/{path}": norms for path, norms in readings.layers.items()}
+            times = (1000 * readings.times).astype(np.int64)
+            self._onlooker.run.log_series(columns, steps=steps, timestamps_ms=times)
+        for index, step in enumerate(steps.tolist()):
+            norms = {
+                path: float(column.data[index])
+                for path, column in readings.layers.items()
+                if not np.ma.getmaskarray(column)[index]
+            }
+            if norms:
+                if self._updates % self._stride == 0:
+                    self._gradients.append((step, norms))
+                self._updates += 1
+        while len(self._gradients) > self._max_steps:
+            self._gradients = self._gradients[::2]
+            self._stride *= 2
+
+    def _write(self, run: Run) -> None:
+        run.counts["layer norms"] += 1
+        number = run.counts["layer norms"]
+        name = "layers" if number == 1 else f"layers-{number}"
+        gradients, weights = _long(self._gradients), _long(self._weights)
+        both = pd.merge(
+            gradients, weights, on=["step", "layer"], how="outer", suffixes=("_gradient", "_weight")
+        )
+        both.columns = ["step", "layer", "gradient_norm", "weight_norm"]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"{name}.parquet")
+            both.to_parquet(file, index=False)
+            run.log_artifact(file, "gradients")
+        run.log_figure(heat_map(gradients), f"gradients/{name}.png")
+
+
+def heat_map(norms: pd.DataFrame) -> Figure:
+    """Layers over steps, the colour being the norm on a logarithmic scale.
+
+    Args:
+        norms: Columns `step`, `layer` and `norm`; layers are drawn in the order of their rows.
+    """
+    table = norms.pivot_table(index="layer", columns="step", values="norm", sort=False)
+    table = table.sort_index(axis="columns")
+    values = table.to_numpy(dtype=float)
+    shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+    figure = Figure(figsize=(9, 1.5 + 0.3 * len(table)), layout="constrained")
+    panel = figure.subplots()
+    scale = LogNorm() if np.isfinite(shown).any() else None
+    image = panel.imshow(shown, aspect="auto", norm=scale, interpolation="nearest")
+    panel.set_yticks(range(len(table)), table.index)
+    ticks = np.unique(np.linspace(0, len(table.columns) - 1, 6).astype(int))
+    panel.set_xticks(ticks, [str(table.columns[tick]) for tick in ticks])
+    panel.set(xlabel="training batches", title="gradient norm per layer")
+    figure.colorbar(image, ax=panel)
+    return figure
+
+
+def _long(rows: list[Row]) -> pd.DataFrame:
+    cells = [(step, layer, norm) for step, norms in rows for layer, norm in norms.items()]
+    return pd.DataFrame(cells, columns=["step", "layer", "norm"])
+
+
+def _layer_norms(arguments: dict[str, Any]) -> LayerNorms:
+    return LayerNorms(**arguments)

@@ -1,0 +1,221 @@
+"""MlflowLogger: a training's record, by the conventions of this package, in an MLflow run."""
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import numpy as np
+
+from mlflow_keras_adv.tracking.names import flatten
+from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
+from mlflow_keras_adv.training.session import Readings, join_session, steps_per_execution
+from mlflow_keras_adv.training.settings import (
+    environment_tags,
+    model_settings,
+    model_summary,
+    optimizer_settings,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class MlflowLogger(keras.callbacks.Callback):
+    """Records every step and epoch of a training in an MLflow run.
+
+    One axis for all curves: the number of training batches consumed so far in the run. At each
+    step: `batch/loss`, `gradient/norm`, `gradient/norm_clipped` (where gradients are clipped),
+    `optimizer/learning_rate` and, in mixed precision, `optimizer/loss_scale`. At the end of each
+    epoch: `train/…` and `val/…` under Keras' metric names, and the pace. Once: settings as params,
+    library versions as tags, the model's summary and the whole configuration as artifacts.
+
+    The values are written inside the compiled step and read in bulk; training never waits for the
+    store. The callback may be copied and pickled: before training it holds only its argument.
+
+    Example:
+        ```python
+        with mka.track("baseline"):
+            model.fit(x, y, validation_data=(x_val, y_val), callbacks=[mka.MlflowLogger()])
+        ```
+
+    Args:
+        run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
+            run, else a run of its own that ends with the training.
+    """
+
+    def __init__(self, run: Run | str | None = None) -> None:
+        super().__init__()
+        self._run_id = run.run_id if isinstance(run, Run) else run
+        self._record: _Record | None = None
+
+    def __reduce__(self) -> tuple[type["MlflowLogger"], tuple[str | None]]:
+        return type(self), (self._run_id,)  # a copy starts afresh: no run, no session, no model
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Joins the training: from here on each step writes its row."""
+        self.leave()  # the last training may have raised, and no `track` has seen it
+        self._record = _Record(self._run_id, self.model, self.params)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Starts the clock."""
+        if self._record is not None:
+            self._record.epoch_begin()
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Reads the table when it is time to.
+
+        At the begin and not at the end of a batch: overriding `on_train_batch_end` would make Keras
+        give up dispatching its own callbacks off the training thread.
+        """
+        if self._record is not None:
+            self._record.session.steps_begin(steps_per_execution(self.model))
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Reads what the epoch's training left: validation is not part of its pace."""
+        if self._record is not None:
+            self._record.session.read()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Logs the epoch's values at the step on which it ended."""
+        if self._record is not None:
+            self._record.epoch_end(epoch, logs or {})
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Leaves the model as it was found, and ends the run if it opened one."""
+        if self._record is not None:
+            self._record.end(interrupted=False)
+            self._record = None
+
+    def leave(self) -> None:
+        """Ends the record of a training that raised, which never came to `on_train_end`.
+
+        The end of a `track` and the begin of the next training see to it as well.
+        """
+        if self._record is not None:
+            self._record.end(interrupted=True)
+            self._record = None
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return True  # asked by tf_keras, whose callbacks are not those of Keras 3
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
+
+
+class _Record:
+    """One training on its way into a run."""
+
+    def __init__(self, run_id: str | None, model: Any, fit_params: Mapping[str, Any]) -> None:
+        run = attach_run(run_id) if run_id is not None else current_run()
+        self._own: AbstractContextManager[Run] | None = None
+        if run is None:
+            self._own = track()
+            run = self._own.__enter__()
+        self.run = run
+        run.counts["trainings"] += 1
+        self._file_suffix = f"-{n}" if (n := run.counts["trainings"]) > 1 else ""
+        self._model = model
+        self._params: dict[str, object] = {"fit.epochs": fit_params.get("epochs")}
+        self._optimizers: dict[str, object] = {}
+        self._recorded: set[str] = set()
+        self._said: set[str] = set()
+        self.epoch_begin()
+        self.session = join_session(model, token=fit_params)
+        self.session.subscribe(self._receive)
+        self._forget_exit = run.on_exit(lambda: self.session.unsubscribe(self._receive))
+
+    def epoch_begin(self) -> None:
+        self._began, self._seconds = time.monotonic(), 0.0
+        self._batches = self._examples = 0
+
+    def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self.session.read()
+        values = {_epoch_key(name): value for name, value in logs.items()}
+        # Keras' rate callbacks put theirs here; the exact one is on record for each update.
+        values.pop("train/learning_rate", None)
+        values["train/epoch"] = epoch + 1
+        if self._batches:
+            values["train/step_ms"] = 1000 * self._seconds / self._batches
+        if self._examples:
+            values["train/examples_per_second"] = self._examples / self._seconds
+        self.run.log_metrics(values, step=self.run.batches)
+        self._say_what_is_missing()
+
+    def end(self, *, interrupted: bool) -> None:
+        self.session.unsubscribe(self._receive)
+        self._forget_exit()
+        if self._own is not None:
+            own, self._own = self._own, None
+            error = RuntimeError("The training ended without on_train_end: it was interrupted.")
+            own.__exit__(*((type(error), error, None) if interrupted else (None, None, None)))
+
+    def _receive(self, readings: Readings) -> None:
+        run = self.run
+        steps = run.batches + np.arange(1, readings.batches + 1)
+        run.batches += readings.batches
+        self._seconds = time.monotonic() - self._began
+        self._batches += readings.batches
+        self._examples += int(readings.examples.sum())
+        columns = dict(readings.columns)
+        for key, event in readings.events.items():
+            count = run.counts[key] + np.cumsum(event)
+            run.counts[key] = int(count[-1])
+            columns[key] = np.ma.masked_array(count.astype(float), mask=~event)
+        run.log_series(columns, steps=steps, timestamps_ms=(1000 * readings.times).astype(np.int64))
+        if not self._recorded:
+            self._log_model()
+        self._recorded |= {key for key, column in columns.items() if np.ma.count(column)}
+        if new := readings.updated - self._optimizers.keys():
+            self._log_optimizers(new)
+
+    def _log_model(self) -> None:
+        # Only now: a model that builds itself in its first step has no weights before.
+        self._params |= flatten({"model": model_settings(self._model)})
+        self.run.log_params(self._params)
+        self.run.set_tags(environment_tags(self._model))
+        self.run.log_text(model_summary(self._model), f"model_summary{self._file_suffix}.txt")
+
+    def _log_optimizers(self, names: frozenset[str]) -> None:
+        """Logs the settings of those that trained: one that a model merely holds has not."""
+        all_optimizers = self.session.optimizers
+        self._optimizers |= {name: optimizer_settings(all_optimizers[name]) for name in names}
+        single = len(all_optimizers) == 1
+        settings = next(iter(self._optimizers.values())) if single else self._optimizers
+        self._params |= flatten({"optimizer": settings})
+        self.run.log_params(self._params)
+        self.run.log_dict(
+            {"fit": {"epochs": self._params["fit.epochs"]}, "optimizer": settings},
+            f"config{self._file_suffix}.json",
+        )
+
+    def _say_what_is_missing(self) -> None:
+        if self._batches and not self._optimizers:
+            looked_at = ", ".join(self.session.optimizers) or "none"
+            advice = (
+                "Make the one that trains it an attribute of the model."
+                if self.session.in_fit
+                else "If the step was traced before the loop began, use loop.function(step)."
+            )
+            self._say(
+                f"No optimizer of {self._model.name} made an update that could be seen (looked at: "
+                f"{looked_at}), so gradient norms and learning rates are not recorded. {advice}"
+            )
+        if self._batches and self.session.in_fit and "batch/loss" not in self._recorded:
+            self._say(
+                f"The train_step of {self._model.name} does not call self.compute_loss, so "
+                "batch/loss is not recorded; the epoch's train/loss is."
+            )
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _logger.warning(message)
+
+
+def _epoch_key(name: str) -> str:
+    return f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"

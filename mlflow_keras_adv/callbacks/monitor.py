@@ -1,0 +1,74 @@
+"""Monitor: the value by which a training is judged, and which way is better."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+_logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """A value of the epoch's logs.
+
+    Args:
+        name: Its name in the logs.
+        mode: "min" or "max", which is better; "auto" asks Keras' metric of that name, and takes
+            every loss for one to minimize.
+
+    Raises:
+        ValueError: If `mode` is none of these.
+    """
+
+    def __init__(self, name: str, mode: str) -> None:
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"Received mode={mode!r}; expected 'auto', 'min' or 'max'.")
+        self.name = name
+        self.mode = mode
+        self._said = False
+
+    def read(self, logs: Mapping[str, Any], model: Any) -> float | None:
+        """The value of this epoch, NaN included.
+
+        None, said once, where the logs have none of that name or it cannot be told which way is
+        better.
+        """
+        if self.name not in logs:
+            self._say(f"the epoch's logs hold {', '.join(logs) or 'nothing'}")
+            return None
+        if self.mode == "auto":
+            self.mode = _direction(self.name, model)
+        if self.mode == "auto":
+            self._say("pass mode='max' or mode='min', whichever is better")
+            return None
+        return float(logs[self.name])
+
+    def improves(self, value: float, on: float, *, by: float = 0.0) -> bool:
+        """Whether `value` is better than `on` by more than `by`; NaN never is."""
+        return value < on - by if self.mode == "min" else value > on + by
+
+    def _say(self, reason: str) -> None:
+        if not self._said:
+            self._said = True
+            _logger.warning("%r cannot be watched: %s.", self.name, reason)
+
+
+def _direction(name: str, model: Any) -> str:
+    """Says "min", "max", or "auto" where neither the model nor Keras knows such a metric."""
+    name = name.removeprefix("val_")
+    if name == "loss" or name.endswith("_loss"):
+        return "min"
+    for metric in getattr(model, "metrics", []):
+        for each in (metric, *getattr(metric, "metrics", [])):
+            if each.name == name and hasattr(each, "_direction"):
+                return _mode_of(each)
+    try:
+        return _mode_of(keras.metrics.get(name))
+    except ValueError:
+        return "auto"
+
+
+def _mode_of(metric: Any) -> str:
+    # Private, but where Keras' own EarlyStopping and ModelCheckpoint look.
+    return {"up": "max", "down": "min"}.get(getattr(metric, "_direction", ""), "auto")

@@ -1,0 +1,113 @@
+"""Onlooker: where a callback beside `MlflowLogger` stands: at which training, run and step."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
+from mlflow_keras_adv.training.session import Readings, join_session, steps_per_execution
+
+_logger = logging.getLogger(__name__)
+
+Receive = Callable[[Readings, np.ndarray[Any, Any]], None]
+
+
+class Onlooker:
+    """One callback's place at one training.
+
+    The step is the number of training batches consumed in the run. `MlflowLogger` advances it;
+    without one the onlooker does, so that the axis is the same with and without.
+
+    Attributes:
+        run: The run to write to.
+    """
+
+    def __init__(self, run: Run, callback: Any, receive: Receive | None) -> None:
+        self.run = run
+        self._model = callback.model
+        self._hand_out = receive
+        # First, since this ends what an interrupted training left behind, and counts its batches.
+        self._session = join_session(callback.model, token=callback.params)
+        self._session.subscribe(self._receive)
+        self._first = run.batches
+        self._consumed = 0
+        self._said: set[str] = set()
+        self._withdraw = run.on_exit(callback.leave)
+
+    @classmethod
+    def join(
+        cls, callback: Any, run_id: str | None, *, receive: Receive | None = None
+    ) -> Self | None:
+        """Joins the training that begins, or says why not.
+
+        Args:
+            callback: A Keras callback in `on_train_begin`; its method `leave` is called if its run
+                ends before the training does, as it does by an exception.
+            run_id: The run to write to. Default: the innermost `track`, else MLflow's active run.
+            receive: Called with each reading and the steps of its batches, shape `[batches]`.
+
+        Returns:
+            None if there is no run, which is logged and no reason to stop a training.
+        """
+        name = type(callback).__name__
+        try:
+            run = attach_run(run_id) if run_id is not None else current_run()
+        except UserError as error:
+            _logger.warning("%s does nothing in this training: %s", name, error)
+            return None
+        if run is None:
+            _logger.warning(
+                "%s does nothing in this training: it has no run to write to. Train inside `with "
+                "track():`, put it after MlflowLogger in the list of callbacks, or pass it a run.",
+                name,
+            )
+            return None
+        return cls(run, callback, receive)
+
+    def observe_layers(self) -> None:
+        """Has the readings hold the norm of each layer's gradient too."""
+        self._session.observe_layers()
+
+    def batch_begin(self) -> None:
+        """To be called at the begin of each batch by who wants every row of the readings."""
+        self._session.steps_begin(steps_per_execution(self._model))
+
+    def step(self) -> int:
+        """Training batches consumed so far in the run, up to now."""
+        self._session.read()
+        return self._advance()
+
+    def leave(self) -> None:
+        """Takes part no longer; what is left to read is handed out before."""
+        self._withdraw()
+        self._session.unsubscribe(self._receive)
+        self._advance()
+
+    @contextmanager
+    def spares_training(self, task: str) -> Iterator[None]:
+        """Ends the block, and not the training, when something in it fails; says so once.
+
+        Args:
+            task: What is done in the block, as the subject of a sentence.
+        """
+        try:
+            yield
+        except Exception as error:
+            if task not in self._said:
+                self._said.add(task)
+                _logger.warning("%s failed, the training goes on without: %r", task, error)
+
+    def _receive(self, readings: Readings) -> None:
+        steps = self._first + self._consumed + np.arange(1, readings.batches + 1)
+        self._consumed += readings.batches
+        if self._hand_out is not None:
+            self._hand_out(readings, steps)
+
+    def _advance(self) -> int:
+        # Not in `_receive`: MlflowLogger, which counts there, may come later in the same reading.
+        self.run.batches = max(self.run.batches, self._first + self._consumed)
+        return self.run.batches

@@ -1,0 +1,97 @@
+"""Comparison of runs: one table, one picture, one sentence, on the run that is their parent."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+
+from mlflow_keras_adv.tracking.run import Run
+
+
+def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
+    """The finished models side by side.
+
+    Args:
+        runs: Ids of the runs by the name they are to have in the table.
+
+    Returns:
+        One row per run: `variant`, then the `final/…` metrics under their own names, in the order
+        of the first run that has them. NaN where a run has none.
+    """
+    client = MlflowClient()
+    rows = []
+    for variant, run_id in runs.items():
+        metrics = client.get_run(run_id).data.metrics
+        final = {key: value for key, value in metrics.items() if key.startswith("final/")}
+        rows.append({"variant": variant} | dict(sorted(final.items())))
+    return pd.DataFrame(rows)
+
+
+def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
+    """One panel per metric key, one line per run, over the training batches consumed.
+
+    Args:
+        runs: Ids of the runs by the name they are to have in the legend.
+        keys: Metric keys; a run that lacks one has no line in that panel.
+    """
+    client = MlflowClient()
+    figure = Figure(figsize=(5.5 * len(keys), 4), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False)[0]
+    for panel, key in zip(panels, keys, strict=True):
+        for variant, run_id in runs.items():
+            history = sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)
+            if history:
+                panel.plot([p.step for p in history], [p.value for p in history], label=variant)
+        panel.set(title=key, xlabel="training batches")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(runs), frameon=False)
+    return figure
+
+
+def log_comparison(
+    run: Run,
+    variants: Mapping[str, Run],
+    *,
+    candidates: Sequence[str] | None = None,
+    select_by: str = "val/accuracy",
+    curves: Sequence[str] = ("train/loss", "val/accuracy"),
+) -> str:
+    """Puts what its nested runs found on the parent run.
+
+    Logs the table `comparison.json`, the figure `learning_curves.png`, the `final/…` metrics of the
+    winner (a parent without metrics shows an empty chart page) and the tag `winner`.
+
+    Args:
+        run: The parent.
+        variants: The nested runs, all of them ended, by name.
+        candidates: Names among which the winner is chosen. Default: all.
+        select_by: Metric whose last value decides, the highest wins; of equals the one with fewer
+            `final/gzip_bytes`. A validation metric: choosing by the test split would flatter it.
+        curves: Metric keys of the figure's panels.
+
+    Returns:
+        The winner's name.
+
+    Raises:
+        ValueError: If no candidate has the metric `select_by`.
+    """
+    client = MlflowClient()
+    run_ids = {name: each.run_id for name, each in variants.items()}
+    metrics = {name: client.get_run(run_id).data.metrics for name, run_id in run_ids.items()}
+    scored = [name for name in candidates or variants if select_by in metrics[name]]
+    if not scored:
+        raise ValueError(
+            f"Received runs without the metric {select_by!r}, which chooses the winner. Log it "
+            "in each of them, or pass select_by=."
+        )
+    winner = max(
+        scored, key=lambda n: (metrics[n][select_by], -metrics[n].get("final/gzip_bytes", 0))
+    )
+    run.log_table(comparison_table(run_ids), "comparison.json")
+    run.log_figure(learning_curves(run_ids, curves), "learning_curves.png")
+    run.log_metrics({k: v for k, v in metrics[winner].items() if k.startswith("final/")}, step=0)
+    run.set_tags({"winner": winner})
+    return winner

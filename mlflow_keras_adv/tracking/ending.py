@@ -1,0 +1,80 @@
+"""How a run ends: with the true status, and in bounded time.
+
+`mlflow.end_run()` sets the status by a call that is retried for minutes when the store is away, and
+then waits for the system metrics. Here both happen on other threads, within a grace.
+"""
+
+import traceback
+from threading import Thread
+
+from mlflow.tracking import fluent
+
+from mlflow_keras_adv.tracking.sigterm import Terminated
+from mlflow_keras_adv.tracking.writer import RunWriter
+
+# Of the tag `error`; the artifact holds the whole.
+MAX_ERROR_LENGTH = 500
+
+
+def end(writer: RunWriter, error: BaseException | None, seconds: float) -> None:
+    """Delivers what is left of a run, and then its status.
+
+    Args:
+        writer: Of the run.
+        error: What its block raised.
+        seconds: How long to wait for a store that takes nothing.
+    """
+    finishing = _finish_system_metrics(writer.run_id)
+    status = status_of(error)
+    try:
+        if error is not None and status == "FAILED":
+            writer.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_ERROR_LENGTH]})
+            writer.log_text("".join(traceback.format_exception(error)), "traceback.txt")
+    finally:
+        delivered = writer.close(seconds, status=status)
+        if finishing is not None:
+            finishing.join(seconds if delivered else 0)
+
+
+def status_of(error: BaseException | None) -> str:
+    """The status of a run whose block raised `error`: FINISHED, FAILED or KILLED."""
+    match error:
+        case None:
+            return "FINISHED"
+        case KeyboardInterrupt() | Terminated():
+            return "KILLED"
+        case SystemExit(code=None | 0):
+            return "FINISHED"
+        case _:
+            return "FAILED"
+
+
+# Private, and used here alone: MLflow's stacks of active runs, one for each thread. Only
+# `mlflow.end_run()` takes a run off them, and it sets the run's status in the same call; what stays
+# on them is ended once more when the process exits.
+
+
+def is_active(run_id: str | None) -> bool:
+    """Whether the run is active in some thread, by `mlflow.start_run()` or by `track`."""
+    stacks = fluent._active_run_stack.get_all_thread_values().values()
+    return any(run.info.run_id == run_id for stack in stacks for run in stack)
+
+
+def deactivate(run_id: str) -> None:
+    """Makes the run no longer MLflow's active run of this thread, and leaves its status alone."""
+    stack = fluent._active_run_stack.get()
+    for position in reversed(range(len(stack))):
+        if stack[position].info.run_id == run_id:
+            del stack[position]
+            fluent._last_active_run_id.set(run_id)  # for `mlflow.last_active_run()`
+            return
+
+
+def _finish_system_metrics(run_id: str) -> Thread | None:
+    """Stops MLflow's monitor of the run, if it has one, on a thread that need not be waited for."""
+    monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
+    if monitor is None:
+        return None
+    thread = Thread(target=monitor.finish, name=f"system-metrics-{run_id}", daemon=True)
+    thread.start()
+    return thread

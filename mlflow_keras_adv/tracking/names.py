@@ -1,0 +1,119 @@
+"""What MLflow accepts: keys, flat parameters, and when two spellings of a parameter are equal."""
+
+import hashlib
+import json
+import math
+import os
+import posixpath
+import re
+import shlex
+from collections.abc import Mapping
+from functools import lru_cache
+
+MAX_KEY_LENGTH = 250
+
+# A colon is fine in a key, but a file store on Windows could not make a file of that name.
+_REFUSED_CHARACTERS = re.compile(r"[^/\w.\- ]" if os.name == "nt" else r"[^/\w.\- :]")
+
+
+@lru_cache(maxsize=4096)
+def metric_key(name: str) -> str:
+    """A key that MLflow accepts for a metric, a param or a tag.
+
+    MLflow takes letters, digits, `_ - . : /` and spaces, a normal relative path, at most 250
+    characters; one bad key makes it refuse a whole batch.
+
+    Args:
+        name: Any name.
+
+    Returns:
+        `name` itself if it is fine. Otherwise refused characters become `_`, the path is made
+        normal, and a name that is too long is cut and ends in a digest of the whole.
+    """
+    key = posixpath.normpath(_REFUSED_CHARACTERS.sub("_", name)).lstrip("/")
+    key = re.sub(r"^(\.\./)*\.\.", "_", key)
+    if key in ("", "."):
+        key = "_"
+    if len(key) > MAX_KEY_LENGTH:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        key = f"{key[: MAX_KEY_LENGTH - 13]}-{digest}"
+    return key
+
+
+def flatten(values: Mapping[str, object]) -> dict[str, object]:
+    """Flat parameters of a nested configuration.
+
+    Args:
+        values: A configuration: mappings in mappings, sequences, plain values, NumPy arrays.
+
+    Returns:
+        Dotted keys (`optimizer.learning_rate`) with plain values (bool, int, float, str or None).
+        Sequences and empty mappings become JSON text, anything else its `str`.
+    """
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[str(name)] = _plain(value)
+    return flat
+
+
+def same_param(stored: str, value: object) -> bool:
+    """Whether a param that a run holds says the same as `value`, as a number or as text.
+
+    `mlflow run` logs params as they stood on the command line, in shell quotes: `'1e-3'` is 0.001,
+    `''` is the empty text and `true` is True.
+
+    Args:
+        stored: Text of the param in the store.
+        value: Plain value that is about to be logged.
+    """
+    text = str(value)
+    if stored == text:
+        return True
+    meant, received = _meaning(_unquoted(stored)), _meaning(text)
+    if isinstance(meant, float) and isinstance(received, float) and math.isnan(meant):
+        return math.isnan(received)
+    return meant == received
+
+
+def _plain(value: object) -> object:
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, default=_json_value)
+    return str(value)
+
+
+def _json_value(value: object) -> object:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _unquoted(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return text
+    return words[0] if len(words) == 1 else text
+
+
+def _meaning(text: str) -> object:
+    """The value that a text spells: a bool, a number, a JSON list or object, else the text."""
+    if text.casefold() in ("true", "false"):
+        return text.casefold() == "true"
+    for read in (int, float):  # int first: a seed of 64 bits does not fit a float
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    if text.startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text

@@ -1,0 +1,275 @@
+"""track(): which run to write to, and how it ends."""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, RunInfo
+from mlflow.environment_variables import MLFLOW_RUN_ID
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.ending import deactivate, end, is_active
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
+from mlflow_keras_adv.tracking.store import opening_runs
+from mlflow_keras_adv.tracking.writer import RunWriter
+
+_logger = logging.getLogger(__name__)
+
+
+class Run(RunWriter):
+    """A run to write to, from any thread. Made by `track`, `current_run` and `attach_run`.
+
+    Args:
+        info: The run, as MLflow describes it.
+
+    Attributes:
+        run_id: Id of the run.
+        experiment_id: Id of its experiment.
+        name: Name of the run.
+        batches: Training batches consumed so far in this run: the step axis. Loggers advance it.
+        counts: Running counts that go on through several trainings of this run. Loggers keep them.
+    """
+
+    def __init__(self, info: RunInfo) -> None:
+        super().__init__(info.run_id, MlflowClient())
+        self.experiment_id: str = info.experiment_id
+        self.name: str = info.run_name
+        self.batches = 0
+        self.counts: Counter[str] = Counter()
+        self._at_exit: dict[object, Callable[[], None]] = {}
+
+    def child(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        description: str | None = None,
+    ) -> AbstractContextManager["Run"]:
+        """Opens a run nested in this one, from any thread.
+
+        Args:
+            name: Name of the child; short, and unlike its siblings' from the first letters.
+            params: Its parameters.
+            tags: Its tags.
+            description: Its description, in Markdown.
+
+        Returns:
+            What `track` returns, for the child.
+        """
+        return track(
+            name, parent_run_id=self.run_id, params=params, tags=tags, description=description
+        )
+
+    def on_exit(self, callback: Callable[[], None]) -> Callable[[], object]:
+        """Has `callback` called once when the outermost `track` of this run ends.
+
+        Also when it ends by an exception, and before the last values are delivered: the place to
+        put back what was changed on a model. A run that no `track` holds never calls it.
+
+        Returns:
+            A function that withdraws the callback.
+        """
+        key = object()
+        self._at_exit[key] = callback
+        return lambda: self._at_exit.pop(key, None)
+
+    def call_at_exit(self) -> None:
+        """Calls what `on_exit` received, the last first; an error in one is logged."""
+        while self._at_exit:
+            _, callback = self._at_exit.popitem()
+            try:
+                callback()
+            except Exception:
+                _logger.exception("Run %s: a callback of on_exit failed.", self.run_id)
+
+
+@contextmanager
+def track(
+    name: str | None = None,
+    *,
+    run_id: str | None = None,
+    nested: bool = False,
+    parent_run_id: str | None = None,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, object] | None = None,
+    description: str | None = None,
+    log_system_metrics: bool = True,
+) -> Iterator[Run]:
+    """Opens the run to write to, or adopts it, and ends what it opened with the true status.
+
+    Which run: that of `run_id`; else that of an enclosing `track`; else that of `mlflow run`
+    (MLFLOW_RUN_ID, which is consumed, as `mlflow.start_run` does); else the active run of MLflow;
+    else a new one in the experiment that MLflow's fluent API would use. With `nested` or
+    `parent_run_id` a new one inside another. In the block it is `mlflow.active_run()`.
+
+    A run that was active before, or is held by a `track` already, is adopted: it goes on
+    afterwards. Every other run is ended: FINISHED; FAILED after an exception, with the tag `error`
+    and the artifact `traceback.txt`; KILLED after Ctrl-C or SIGTERM. A store that takes nothing is
+    waited for no longer than `outbox.GRACE_SECONDS`.
+
+    Args:
+        name: Name of a new run; a run that exists keeps its own.
+        run_id: A run to continue.
+        nested: Open a child of the enclosing run, if there is one.
+        parent_run_id: Open a child of this run, in its experiment.
+        params: Parameters, nested or flat; see `RunWriter.log_params`.
+        tags: Tags.
+        description: Description of the run, in Markdown.
+        log_system_metrics: Let MLflow record the machine's load, if this run is opened here and is
+            not inside another: all runs of a process would show the same. MLflow's first values
+            come after its sampling interval of 10 s; a shorter run has none.
+
+    Yields:
+        The run.
+
+    Raises:
+        UserError: If the store cannot be reached or written, or does not know the run.
+        ValueError: If both a run to continue and a run to nest in are given.
+    """
+    if run_id is not None and (nested or parent_run_id is not None):
+        raise ValueError(
+            f"Received run_id={run_id!r} together with nested={nested} and "
+            f"parent_run_id={parent_run_id!r}. A run that exists cannot be nested: give run_id "
+            "alone to continue it, or leave it out for a new child."
+        )
+    with raises_terminated():
+        if nested and parent_run_id is None:
+            enclosing = current_run()
+            parent_run_id = enclosing.run_id if enclosing else MLFLOW_RUN_ID.get()
+        if parent_run_id is not None:
+            block = _enter_child(name, parent_run_id)
+        else:
+            block = _enter(name, run_id, log_system_metrics)
+        run = block.run
+        error: BaseException | None = None
+        try:
+            run.log_params(params or {})
+            run.set_tags(tags or {})
+            if description is not None:
+                run.describe(description)
+            yield run
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            with holds_back_terminated():
+                block.leave(error)
+
+
+def current_run() -> Run | None:
+    """The run that this thread is in: the innermost that `track` or MLflow made active.
+
+    For an active run of `mlflow.start_run()` it is the same object each time, so that its step axis
+    goes on through several trainings. None where no run is active; another thread's is not seen.
+    """
+    active = mlflow.active_run()
+    if active is not None:
+        return _run_of(active.info)
+    return _tracks()[-1].run if _tracks() else None  # its user called `mlflow.end_run()`
+
+
+def attach_run(run_id: str) -> Run:
+    """A run by its id, to write to and not to end.
+
+    Raises:
+        UserError: If the store cannot be reached, or does not know the run.
+    """
+    if run_id in _runs:
+        return _runs[run_id]
+    with opening_runs():
+        return _run_of(MlflowClient().get_run(run_id).info)
+
+
+# One Run for each id, so that all count on the same axis; and the block that holds each.
+_runs: dict[str, Run] = {}
+_holders: dict[str, "_Track"] = {}
+_thread = threading.local()
+
+
+def _tracks() -> list["_Track"]:
+    """The blocks of `track` that this thread is in, innermost last."""
+    tracks: list[_Track] = _thread.__dict__.setdefault("tracks", [])
+    return tracks
+
+
+def _run_of(info: RunInfo) -> Run:
+    return _runs.get(info.run_id) or _runs.setdefault(info.run_id, Run(info))
+
+
+class _Track:
+    """One block of `track`: what it found, and what it has to undo.
+
+    Args:
+        run: Its run.
+        activated: Whether it made the run active in this thread.
+        opened: Whether it opened the run, and so has to end it.
+    """
+
+    def __init__(self, run: Run, *, activated: bool, opened: bool) -> None:
+        self.run = run
+        self._activated = activated
+        self._holds = _holders.setdefault(run.run_id, self) is self
+        self._opened = opened and self._holds
+        self._enclosing = _tracks()
+        self._enclosing.append(self)
+
+    def leave(self, error: BaseException | None) -> None:
+        try:
+            if self._holds:
+                self.run.call_at_exit()
+        finally:
+            self._enclosing.remove(self)
+            if self._activated:
+                deactivate(self.run.run_id)
+            if self._holds:
+                del _holders[self.run.run_id]
+            if self._opened:
+                del _runs[self.run.run_id]
+                end(self.run, error, GRACE_SECONDS)
+            elif self._holds:
+                self.run.flush(GRACE_SECONDS)
+
+
+def _enter(name: str | None, run_id: str | None, log_system_metrics: bool) -> _Track:
+    innermost = current_run()
+    if innermost is not None and (
+        run_id == innermost.run_id
+        or (run_id is None and (innermost.run_id in _holders or not MLFLOW_RUN_ID.get()))
+    ):
+        return _Track(innermost, activated=False, opened=False)
+    resumed = run_id or MLFLOW_RUN_ID.get()
+    is_ours = resumed not in _holders and not is_active(resumed)
+    with opening_runs():
+        active = mlflow.start_run(
+            run_id=run_id,  # without it, MLflow takes MLFLOW_RUN_ID out of the environment
+            run_name=None if resumed else name,
+            nested=True,
+            log_system_metrics=log_system_metrics and is_ours and innermost is None,
+        )
+    return _Track(_run_of(active.info), activated=True, opened=is_ours)
+
+
+def _enter_child(name: str | None, parent_run_id: str) -> _Track:
+    # Not by start_run(): in another thread it would not know the parent, and where MLFLOW_RUN_ID is
+    # set it takes that run for the child.
+    with opening_runs():
+        client = MlflowClient()
+        parent = client.get_run(parent_run_id).info
+        if parent.lifecycle_stage == LifecycleStage.DELETED:
+            raise UserError(f"The run {parent_run_id} is deleted: it cannot have a new child.")
+        tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id})
+        child = client.create_run(parent.experiment_id, tags=tags, run_name=name).info
+        try:
+            mlflow.start_run(child.run_id, nested=True, log_system_metrics=False)
+        except BaseException:
+            client.set_terminated(child.run_id, "FAILED")
+            raise
+    return _Track(_run_of(child), activated=True, opened=True)

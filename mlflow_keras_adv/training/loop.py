@@ -1,0 +1,254 @@
+"""Loop: epochs, batches and callbacks for a training loop that is written by hand."""
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mlflow_keras_adv.training.observe import is_optimizer
+from mlflow_keras_adv.training.recorder import recorder_of
+from mlflow_keras_adv.training.session import Readings, TrainingSession
+
+_logger = logging.getLogger(__name__)
+
+
+class Loop:
+    """Serves a `GradientTape` loop as `fit` serves its own: callbacks, progress bar, the record.
+
+    It drives ordinary Keras callbacks (`EarlyStopping`, `ModelCheckpoint`, `MlflowLogger`, …) and
+    observes the optimizers, so that norms and rates are on record without a line in the step.
+
+    Example:
+        ```python
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()])
+
+        @tf.function
+        def train_step(x, y):
+            with tf.GradientTape() as tape:
+                loss = loss_fn(y, model(x, training=True))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+            loop.record(loss=loss)
+
+        for epoch in loop.epochs(10):
+            for x, y in loop.batches(train):
+                train_step(x, y)
+            loop.log(val_loss=evaluate(validation))
+        ```
+
+    Args:
+        model: The model that the callbacks see. While the loop runs its `optimizer` is the first of
+            `optimizers` if it has none of its own; afterwards it is as found.
+        optimizers: A Keras optimizer, or several by the names that they are to have in the keys.
+        callbacks: Keras callbacks.
+        verbose: 0 for silence, 1 for a progress bar, 2 for one line per epoch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        optimizers: Any,
+        callbacks: Iterable[Any] = (),
+        verbose: int = 1,
+    ) -> None:
+        named = optimizers if isinstance(optimizers, Mapping) else {"optimizer": optimizers}
+        for name, optimizer in named.items():
+            if not is_optimizer(optimizer):
+                raise TypeError(
+                    f"Received {optimizer!r} as the optimizer {name!r}; expected an instance of "
+                    "keras.optimizers.Optimizer, or a dict of such by name."
+                )
+        self.model = model
+        self.history: dict[str, list[float]] = {}
+        self._optimizers = dict(named)
+        self._callbacks = list(callbacks)
+        self._verbose = verbose
+        self._session: TrainingSession | None = None
+        self._callback_list: Any = None
+        self._totals: dict[str, tuple[float, float]] = {}
+        self._logged: dict[str, float] = {}
+        self._multi_steps: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def epochs(self, epochs: int, *, initial_epoch: int = 0) -> Iterator[int]:
+        """Yields the epochs' numbers, from `initial_epoch` to `epochs - 1`.
+
+        Ends early when a callback sets `model.stop_training`. At the end, also by `break` or an
+        exception, callbacks are told and the model is left as found.
+
+        Args:
+            epochs: Number of the last epoch plus one, as in `fit`.
+            initial_epoch: Number of the first.
+        """
+        if self._session is not None:
+            raise RuntimeError("This Loop is running already. End it, or make a second Loop.")
+        self._callback_list = keras.callbacks.CallbackList(
+            list(self._callbacks),
+            add_history=True,
+            add_progbar=self._verbose != 0,
+            model=self.model,
+            verbose=self._verbose,
+            epochs=epochs,
+            steps=None,
+        )
+        lends_optimizer = getattr(self.model, "optimizer", None) is None
+        if lends_optimizer:
+            self.model.optimizer = next(iter(self._optimizers.values()))
+        self._session = TrainingSession(
+            self.model, self._optimizers, token=self._callback_list.params
+        )
+        self._session.subscribe(self._add_up)
+        self.model.stop_training = False
+        logs: dict[str, float] = {}
+        try:
+            self._callback_list.on_train_begin()
+            try:
+                for epoch in range(initial_epoch, epochs):
+                    self._totals, self._logged = {}, {}
+                    self._callback_list.on_epoch_begin(epoch)
+                    yield epoch
+                    logs = self._epoch_logs()
+                    self._callback_list.on_epoch_end(epoch, logs)
+                    for name, value in logs.items():
+                        self.history.setdefault(name, []).append(value)
+                    if self.model.stop_training:
+                        break
+            finally:
+                self._callback_list.on_train_end(logs)
+        finally:
+            self._session.unsubscribe(self._add_up)
+            self._session = None
+            if lends_optimizer:
+                self.model.optimizer = None
+
+    def batches(self, data: Iterable[Any]) -> Iterator[Any]:
+        """Yields the batches of one epoch, and counts them.
+
+        Args:
+            data: A `tf.data.Dataset` or any iterable of batches.
+        """
+        session = self._running()
+        self._expect(data)
+        for index, batch in enumerate(data):
+            session.steps_begin(1)
+            self._callback_list.on_train_batch_begin(index)
+            session.advance(batch)
+            yield batch
+            self._callback_list.on_train_batch_end(index, {})
+            if self.model.stop_training:
+                break
+        session.read()
+
+    def run(
+        self, step: Callable[..., Any], data: tf.data.Dataset, *, steps_per_call: int = 8
+    ) -> None:
+        """Runs one epoch with several steps per call, inside the graph.
+
+        A small model spends more time in Python than in its step; this leaves Python once per
+        `steps_per_call` steps, as `steps_per_execution` does in `fit`.
+
+        Args:
+            step: Called with the components of a batch, as in `step(x, y)`.
+            data: A dataset of batches.
+            steps_per_call: Number of steps made by one call.
+        """
+        if steps_per_call < 1:
+            raise ValueError(f"Received steps_per_call={steps_per_call}; expected 1 or more.")
+        session = self._running()
+        known = self._expect(data)
+        key = getattr(step, "python_function", step)
+        many_steps = self._multi_steps.get(key)
+        if many_steps is None:
+            many_steps = self._multi_steps[key] = self._many_steps(step)
+        iterator, done, limit = iter(data), 0, tf.constant(steps_per_call)
+        while done != known and not self.model.stop_training:
+            session.steps_begin(steps_per_call)
+            self._callback_list.on_train_batch_begin(done)
+            made = int(many_steps(iterator, limit))
+            done += made
+            if made:
+                self._callback_list.on_train_batch_end(done - 1, {})
+            if made < steps_per_call:
+                break
+        session.read()
+
+    def record(self, **values: Any) -> None:
+        """Records scalars of the current step, from inside a `tf.function` too.
+
+        They become the curves `batch/<name>`, and their mean over the epoch, each batch weighted by
+        its number of examples as in `fit`, becomes the epoch's `<name>` in the callbacks' logs.
+        """
+        recorder = recorder_of(next(iter(self._optimizers.values())))
+        for name, value in values.items():
+            recorder.write(f"batch/{name}", value)
+
+    def log(self, **values: Any) -> None:
+        """Adds values to the logs of the current epoch: `val_loss`, `val_accuracy`, a metric.
+
+        Args:
+            **values: Numbers or scalar tensors, under the names that `fit` would give them.
+        """
+        self._running()
+        self._logged |= {name: float(value) for name, value in values.items()}
+
+    def function(self, step: Callable[..., Any]) -> Any:
+        """A new `tf.function` of a step that was traced before the loop could observe it."""
+        return tf.function(getattr(step, "python_function", step))
+
+    def _running(self) -> TrainingSession:
+        if self._session is None:
+            raise RuntimeError(
+                "This Loop is not running: use it inside `for epoch in loop.epochs(n):`."
+            )
+        return self._session
+
+    def _expect(self, data: Any) -> int:
+        """Tells the progress bar how many steps there will be; a negative number if unknown."""
+        known = int(data.cardinality()) if isinstance(data, tf.data.Dataset) else _length(data)
+        if known >= 0:
+            self._callback_list.params["steps"] = known
+        return known
+
+    def _many_steps(self, step: Callable[..., Any]) -> Any:
+        session = self._running()
+
+        @tf.function
+        def many_steps(iterator: Any, limit: Any) -> Any:
+            made = tf.constant(0)
+            batch = iterator.get_next_as_optional()
+            while made < limit and batch.has_value():
+                values = batch.get_value()
+                session.advance(values)
+                step(*values) if isinstance(values, tuple) else step(values)
+                made += 1
+                if made < limit:
+                    batch = iterator.get_next_as_optional()
+            return made
+
+        return many_steps
+
+    def _add_up(self, readings: Readings) -> None:
+        weights = readings.examples
+        for key, column in readings.columns.items():
+            if key.startswith("batch/"):
+                name = key.removeprefix("batch/")
+                total, weight = self._totals.get(name, (0.0, 0.0))
+                present = ~np.ma.getmaskarray(column)
+                total += float(np.sum(column.data[present] * weights[present]))
+                self._totals[name] = (total, weight + float(np.sum(weights[present])))
+
+    def _epoch_logs(self) -> dict[str, float]:
+        self._running().read()
+        means = {name: total / weight for name, (total, weight) in self._totals.items() if weight}
+        return means | self._logged
+
+
+def _length(data: Any) -> int:
+    try:
+        return len(data)
+    except TypeError:
+        return -1

@@ -1,0 +1,171 @@
+import gzip
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from mlflow_keras_adv.compression.footprint import (
+    accuracy,
+    agreement,
+    footprint,
+    highest,
+    latency_ms,
+    sparsity,
+)
+from mlflow_keras_adv.training.saving import save_without_optimizer
+
+X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+Y = np.arange(12) % 3
+
+
+def classifier(seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_keys_are_those_of_the_final_section() -> None:
+    model = classifier()
+    sizes = ["parameters", "sparsity", "size_bytes", "gzip_bytes"]
+    latencies = ["latency_ms_p50", "latency_ms_p95"]
+    measured = footprint(model, X, repeats=2)
+    assert list(measured) == sizes + latencies
+    assert all(type(value) is float for value in measured.values())
+    measured = footprint(model, X, Y, reference=classifier(1), repeats=2)
+    assert list(measured) == ["accuracy", "agreement", *sizes, *latencies]
+
+
+def test_accuracy_and_agreement_equal_those_counted_by_hand() -> None:
+    model, other = classifier(0), classifier(1)
+    measured = footprint(model, X, Y, reference=other, batch_size=5, repeats=1)
+    chosen = [int(np.argmax(scores)) for scores in np.asarray(model(X))]
+    others = [int(np.argmax(scores)) for scores in np.asarray(other(X))]
+    assert measured["accuracy"] == sum(a == b for a, b in zip(chosen, Y, strict=True)) / 12
+    assert measured["agreement"] == sum(a == b for a, b in zip(chosen, others, strict=True)) / 12
+    assert 0 < measured["agreement"] < 1, "the two models must differ for this test to tell"
+
+
+def test_parameters_and_sparsity_equal_those_counted_by_hand() -> None:
+    model = classifier()
+    kernel, bias = model.layers[0].get_weights()
+    kernel[:, :2] = 0  # 4 inputs × 2 units
+    kernel[0, 2] = -0.0
+    kernel[1, 2] = np.nan
+    model.layers[0].set_weights([kernel, bias])  # biases and statistics are zeros that do not count
+    measured = footprint(model, X, repeats=1)
+    assert measured["parameters"] == (4 * 5 + 5) + 4 * 5 + (5 * 3 + 3)
+    assert measured["sparsity"] == 9 / (4 * 5 + 5 * 3)
+    model.trainable = False
+    assert footprint(model, X, repeats=1)["sparsity"] == 9 / (4 * 5 + 5 * 3)
+
+
+def test_sparsity_without_kernels_is_zero() -> None:
+    assert sparsity([np.zeros(3)]) == 0
+
+
+def test_size_is_that_of_the_file_without_optimizer_state(tmp_path: Path) -> None:
+    model = classifier()
+    before = footprint(model, X, repeats=1)["size_bytes"]
+    model.fit(X, Y, verbose=0)
+    measured = footprint(model, X, repeats=1)
+    assert measured["size_bytes"] == before
+    file = tmp_path / "model.keras"
+    save_without_optimizer(model, file)
+    assert measured["size_bytes"] == file.stat().st_size
+    # Two saves differ in 19 characters of date_saved and two 4-byte times for each zip member.
+    with zipfile.ZipFile(file) as archive:
+        differing = 19 + 8 * len(archive.namelist())
+    expected = len(gzip.compress(file.read_bytes(), 9, mtime=0))
+    assert abs(measured["gzip_bytes"] - expected) <= differing
+    model.save(file)
+    assert file.stat().st_size > measured["size_bytes"]
+
+
+def test_the_model_stays_compiled_with_its_optimizer() -> None:
+    model = classifier()
+    model.fit(X, Y, verbose=0)
+    optimizer = model.optimizer
+    footprint(model, X, Y, repeats=1)
+    assert model.compiled
+    assert model.optimizer is optimizer
+    assert int(optimizer.iterations) == 1
+
+
+def test_inputs_may_be_a_dict() -> None:
+    inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((2,), name="b")}
+    joined = keras.layers.Concatenate()(list(inputs.values()))
+    model = keras.Model(inputs, keras.layers.Dense(3)(joined))
+    measured = footprint(model, {"a": X, "b": X[:, :2]}, Y, repeats=1)
+    expected = np.argmax(np.asarray(model({"a": X, "b": X[:, :2]})), axis=-1) == Y
+    assert measured["accuracy"] == expected.sum() / 12
+
+
+def test_latency_counts_each_call_after_the_warm_up() -> None:
+    calls = []
+    times = latency_ms(lambda: calls.append(1) or np.zeros(1), repeats=5, warm_up=3)
+    assert len(calls) == 8
+    assert times.shape == (5,)
+    assert (times >= 0).all()
+
+
+def test_latency_is_of_one_sample_through_the_compiled_model() -> None:
+    shapes = []
+
+    class Spy(keras.layers.Layer):
+        def call(self, inputs):
+            shapes.append(tuple(inputs.shape))
+            return inputs
+
+    model = keras.Sequential([keras.Input((4,)), Spy(), keras.layers.Dense(3)])
+    shapes.clear()
+    footprint(model, X, repeats=20)
+    assert shapes == [(1, 4)], "traced once, not run by Python at each call"
+
+
+def test_a_nan_is_neither_right_nor_in_agreement() -> None:
+    chosen = highest(np.array([[np.nan, 1.0], [0.0, 1.0]]))
+    assert chosen.tolist() == [-1, 1]
+    assert accuracy(chosen, np.array([0, 1])) == 0.5
+    assert agreement(chosen, chosen) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("y", "complaint"),
+    [
+        (np.eye(3)[Y], "One-hot"),
+        (Y[:5], r"shape \(12,\)"),
+        (Y - 1, "from 0"),
+        (Y + 0.5, "whole"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(y: np.ndarray, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        footprint(classifier(), X, y, repeats=1)
+
+
+def test_labels_may_be_a_column() -> None:
+    model = classifier()
+    column = footprint(model, X, Y[:, None], repeats=1)["accuracy"]
+    assert column == footprint(model, X, Y, repeats=1)["accuracy"]
+
+
+def test_a_single_sigmoid_has_no_highest_class() -> None:
+    with pytest.raises(ValueError, match=r"\(12, 1\)"):
+        highest(np.zeros((12, 1)))
+
+
+def test_no_samples_and_no_repeats_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        footprint(classifier(), X[:0])
+    with pytest.raises(ValueError, match="at least 1 repeat"):
+        footprint(classifier(), X, repeats=0)

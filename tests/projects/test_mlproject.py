@@ -1,0 +1,90 @@
+"""MLproject and conda.yaml repeat what `main` and pyproject.toml say; here they are held equal."""
+
+import ast
+import importlib
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from mlflow_keras_adv import entry_point
+
+ROOT = Path(__file__).parent.parent.parent
+MLPROJECT_TYPES = {"string": "string", "integer": "int", "number": "float", "boolean": "bool"}
+
+
+def defines_main(path: Path) -> bool:
+    definitions = ast.parse(path.read_text()).body
+    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in definitions)
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "projects").glob("*.py") if defines_main(path))
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "MLproject").read_text())
+
+
+def declared(name: str) -> list[entry_point.Parameter]:
+    return entry_point.parameters(importlib.import_module(f"projects.{name}").main)
+
+
+def test_the_entry_points_are_the_scripts(project: dict[str, Any]) -> None:
+    assert SCRIPTS
+    assert sorted(project["entry_points"]) == SCRIPTS
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_parameters_types_and_defaults_are_those_of_main(
+    name: str, project: dict[str, Any]
+) -> None:
+    expected = [
+        (
+            parameter.name,
+            MLPROJECT_TYPES[TypeAdapter(parameter.annotation).json_schema()["type"]],
+            type(parameter.default),
+            parameter.default,
+        )
+        for parameter in declared(name)
+    ]
+    repeated = [
+        (key, value["type"], type(value["default"]), value["default"])
+        for key, value in project["entry_points"][name]["parameters"].items()
+    ]
+    assert repeated == expected
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_command_hands_each_parameter_to_the_script(name: str, project: dict[str, Any]) -> None:
+    expected = ["python", "-m", f"projects.{name}"]
+    for parameter in declared(name):
+        expected += [parameter.option, f"{{{parameter.name}}}"]
+
+    command = project["entry_points"][name]["command"]
+
+    assert shlex.split(command) == expected
+    # MLflow quotes the values, and quotes around them would undo it; cmd /c takes one line.
+    assert not set(command) & set("'\"\\\n")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_parameter_of_main_is_described(name: str) -> None:
+    assert [parameter.name for parameter in declared(name) if not parameter.description] == []
+
+
+def test_the_environment_is_that_of_pyproject(project: dict[str, Any]) -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / project["conda_env"]).read_text())["dependencies"]
+    requirements = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+
+    assert requirements == pyproject["dependencies"]
+    assert f"python{pyproject['requires-python']}" in conda
+    # The code is the working folder's; an installed copy would be stale after an edit.
+    assert [
+        entry for entry in requirements if entry.startswith((".", "-", "mlflow-keras-adv"))
+    ] == []

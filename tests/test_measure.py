@@ -1,0 +1,37 @@
+"""A finished model on record: its numbers, its links, its lineage."""
+
+import keras
+import mlflow
+import numpy as np
+
+import mlflow_keras_adv as mka
+
+
+def test_the_numbers_belong_to_the_model_the_run_and_the_dataset(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    y = np.argmax(model(x), axis=1)
+    y[:10] = (y[:10] + 1) % 3  # so that the model is right on 40 of 50
+    dataset = mka.Dataset("toy", "0123abcd")
+    with mka.track("finished", log_system_metrics=False) as run:
+        finished = mka.log_finished_model(
+            run, model, x, y, name="toy", dataset=dataset, reference=model, parent_model_id="m-0"
+        )
+    assert finished.final["accuracy"] == 0.8
+    assert finished.final["agreement"] == 1.0
+    assert finished.final["parameters"] == 15
+
+    data = client.get_run(run.run_id).data
+    assert {f"final/{key}" for key in finished.final} == set(data.metrics)
+    assert data.tags["parent_model_id"] == "m-0"
+    logged = client.get_logged_model(finished.info.model_id)
+    assert logged.source_run_id == run.run_id
+    assert logged.tags["parent_model_id"] == "m-0"
+    linked = {metric.key: metric for metric in logged.metrics}
+    assert linked.keys() == data.metrics.keys()
+    accuracy = linked["final/accuracy"]
+    assert (accuracy.value, accuracy.step) == (0.8, 0)
+    assert (accuracy.dataset_name, accuracy.dataset_digest) == ("toy", "0123abcd")

@@ -1,0 +1,58 @@
+"""What README promises is true: its example runs, its commands are CI's, its table is complete."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block_after(marker: str) -> list[str]:
+    """The lines of the fenced block that follows an HTML comment."""
+    found = re.search(rf"^<!-- {marker} -->\n```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert found, f"README has no block marked {marker}"
+    return found[1].splitlines()
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_it_stands(tmp_path: Path, store: str, experiment: str) -> None:
+    example = re.search(r"^```python\n(import keras\n.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert example
+    script = tmp_path / "example.py"
+    script.write_text(example[1])
+    command = [sys.executable, str(script)]
+    environment = {"PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        command, cwd=tmp_path, env=os.environ | environment, check=True, capture_output=True
+    )
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    assert {"batch/loss", "gradient/norm", "val/accuracy"} <= run.data.metrics.keys()
+    (model,) = client.search_logged_models([experiment])
+    assert model.name == "digits"
+
+
+def test_the_commands_are_those_of_ci() -> None:
+    assert block_after("run")[-1] == "mlflow run . -e distill --env-manager local"
+    assert block_after("test") == ['pip install -e ".[test]"', "pytest"]
+    assert "<!-- test -->" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_entry_point_has_its_row() -> None:
+    entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    rows = re.findall(r"^\| `(\w+)` \|", README.partition("## Entry points")[2], re.MULTILINE)
+    assert sorted(rows) == sorted(entry_points)
+
+
+def test_links_and_pictures_exist() -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

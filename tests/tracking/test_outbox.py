@@ -1,0 +1,117 @@
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_keras_adv.tracking import delivery, outbox
+from mlflow_keras_adv.tracking.writer import RunWriter
+
+
+@pytest.fixture
+def run_id(client: MlflowClient, experiment: str) -> str:
+    return client.create_run(experiment).info.run_id
+
+
+def away(*_: Any, **__: Any) -> None:
+    raise MlflowException("away")
+
+
+def test_closing_gives_up_on_a_store_that_takes_nothing_and_says_what_is_lost(
+    client: MlflowClient,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(client, "log_batch", away)
+    writer = RunWriter(run_id, client)
+    writer.log_metrics({"a": 1.0, "b": 2.0})
+    writer.set_tags({"c": "d"})
+    assert not writer.flush(0.2)
+    assert not writer.close(0.2, status="FINISHED")
+
+    lost = caplog.records[-1].getMessage()
+    assert "2 metric values and 1 other records were not delivered" in lost
+    assert "its status could not be written" in lost
+    assert client.get_run(run_id).info.status == "RUNNING"
+    assert not writer.flush(None)  # does not wait for what will never come
+    thread = writer._outbox._thread
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_closing_does_not_give_up_on_a_slow_store_that_goes_on_taking_values(
+    client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch = client.log_batch
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.2)
+        log_batch(*args, **kwargs)
+
+    monkeypatch.setattr(client, "log_batch", slow)
+    writer = RunWriter(run_id, client)
+    for number in range(6):
+        writer.log_params({f"p{number}": number})
+    assert writer.close(0.4, status="FINISHED")
+
+    assert len(client.get_run(run_id).data.params) == 6
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_waiting_for_the_store_ends_the_pause_before_the_next_attempt(
+    client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 600.0)
+    log_batch, failed = client.log_batch, threading.Event()
+
+    def fail_once(*args: Any, **kwargs: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise MlflowException("away")
+        log_batch(*args, **kwargs)
+
+    monkeypatch.setattr(client, "log_batch", fail_once)
+    writer = RunWriter(run_id, client)
+    writer.log_metrics({"m": 1.0})
+    assert failed.wait(30)
+    assert writer.flush(60)  # and not after ten minutes
+
+
+def test_an_idle_thread_ends_and_the_next_value_starts_another(
+    client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "IDLE_SECONDS", 0.01)
+    writer = RunWriter(run_id, client)
+    for step in range(3):
+        writer.log_metrics({"m": step}, step=step)
+        thread = writer._outbox._thread
+        assert thread is not None
+        thread.join(30)
+        assert not thread.is_alive()
+
+    assert len(client.get_metric_history(run_id, "m")) == 3
+
+
+def test_what_is_left_at_the_end_of_the_process_is_delivered(
+    client: MlflowClient, run_id: str
+) -> None:
+    script = f"""
+import mlflow, numpy as np
+from mlflow_keras_adv.tracking.run import current_run
+with mlflow.start_run(run_id={run_id!r}):
+    steps = np.arange(5000)
+    current_run().log_series({{"m": steps}}, steps=steps, timestamps_ms=steps)
+raise RuntimeError("the script fails")
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+
+    assert process.returncode == 1
+    assert b"the script fails" in process.stderr
+    stored = client.get_metric_history(run_id, "m")
+    assert sorted(metric.step for metric in stored) == list(range(5000))

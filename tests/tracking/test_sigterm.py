@@ -1,0 +1,90 @@
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from mlflow_keras_adv.tracking.sigterm import Terminated, holds_back_terminated, raises_terminated
+
+
+def send_sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def handled_by(handler: object):
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_it_raises_in_the_block_and_puts_the_handler_back() -> None:
+    with pytest.raises(Terminated) as caught, raises_terminated():
+        send_sigterm()
+    assert caught.value.code == 143
+    assert isinstance(caught.value, SystemExit)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_one_does_not_interrupt_the_clean_up() -> None:
+    cleaned = False
+
+    def stop_twice() -> None:
+        nonlocal cleaned
+        try:
+            send_sigterm()
+        finally:
+            send_sigterm()
+            cleaned = True
+
+    with pytest.raises(Terminated), raises_terminated():
+        stop_twice()
+    assert cleaned
+
+
+def test_one_that_arrives_while_a_run_ends_waits_until_it_has() -> None:
+    passed = []
+
+    def end_runs() -> None:
+        with holds_back_terminated():
+            with holds_back_terminated():
+                send_sigterm()
+            passed.append("inner")
+        passed.append("outer")
+
+    with pytest.raises(Terminated), raises_terminated(), raises_terminated():
+        end_runs()
+    assert passed == ["inner"]
+
+
+def test_a_handler_of_the_user_is_left_alone() -> None:
+    received = []
+    with handled_by(lambda *_: received.append(1)):
+        mine = signal.getsignal(signal.SIGTERM)
+        with raises_terminated():
+            assert signal.getsignal(signal.SIGTERM) is mine
+            send_sigterm()
+    assert received == [1]
+
+
+def test_a_handler_that_the_user_sets_in_the_block_stays() -> None:
+    with handled_by(signal.SIG_DFL):
+        with raises_terminated():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_another_thread_sets_no_handler() -> None:
+    handlers = []
+
+    def block() -> None:
+        with raises_terminated(), holds_back_terminated():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=block)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.SIG_DFL]

@@ -1,0 +1,149 @@
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking import store
+from mlflow_keras_adv.tracking.store import opening_runs, require_store, without_password
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    accepted.append(listener.accept()[0])
+            except OSError:
+                return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield int(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        for connection in accepted:
+            connection.close()
+
+
+def test_a_server_that_is_down_is_one_clear_error(closed_port: int) -> None:
+    with pytest.raises(UserError, match=rf"127.0.0.1:{closed_port} does not answer. Start it"):
+        require_store(f"http://127.0.0.1:{closed_port}")
+
+
+def test_a_server_that_never_answers_is_one_clear_error(
+    silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PROBE_SECONDS", 0.2)
+    with pytest.raises(UserError, match="does not answer"):
+        require_store(f"http://127.0.0.1:{silent_port}")
+
+
+def test_a_server_that_answers_is_reachable(server: str) -> None:
+    require_store(server)
+    require_store(f"{server}/a/path/that/is/not/there")
+
+
+def test_passwords_are_not_shown(closed_port: int) -> None:
+    with pytest.raises(UserError) as caught:
+        require_store(f"http://ann:secret@127.0.0.1:{closed_port}")
+    assert "secret" not in str(caught.value)
+    assert without_password("to postgresql://ann:s@h/db, and http://b:c@i") == (
+        "to postgresql://***@h/db, and http://***@i"
+    )
+
+
+@pytest.mark.parametrize("missing", ["", "made/by/mlflow/"])
+def test_an_sqlite_file_that_can_be_written_is_fine(tmp_path: Path, missing: str) -> None:
+    require_store(f"sqlite:///{tmp_path}/{missing}mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:"])
+def test_an_sqlite_store_in_memory_is_fine(uri: str) -> None:
+    require_store(uri)
+
+
+def test_the_session_store_is_fine(store: str, client: mlflow.MlflowClient) -> None:
+    client.search_experiments(max_results=1)
+    require_store(store)
+    require_store(store.replace("sqlite:", "sqlite+pysqlite:") + "?timeout=5")
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/mlflow\.db cannot be written: Not a directory"):
+        require_store(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that root cannot write to")
+def test_a_read_only_folder_is_named() -> None:
+    with pytest.raises(UserError, match=r"/proc/self/mlflow\.db cannot be written.*\(/proc/self\)"):
+        require_store("sqlite:////proc/self/mlflow.db")
+
+
+@contextmanager
+def powerless() -> Iterator[None]:
+    """Makes a root process an ordinary user's for a moment: root may write everywhere."""
+    root = os.geteuid() == 0
+    if root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs setresuid")
+def test_a_read_only_database_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        database = Path(folder, "mlflow.db")
+        database.touch(mode=0o444)
+        with (
+            powerless(),
+            pytest.raises(UserError, match=r"mlflow\.db cannot be written: Permission denied"),
+        ):
+            require_store(f"sqlite:///{database}")
+
+
+def test_a_file_that_is_not_a_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("what I did on Monday")
+    with pytest.raises(UserError, match=r"notes\.db is not an SQLite database"):
+        require_store(f"sqlite:///{tmp_path}/notes.db")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_store_of_files_is_refused(
+    tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"closed for new runs.*sqlite:///mlflow\.db"):
+        require_store(f"{scheme}{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    require_store(f"{scheme}{tmp_path}/mlruns")
+
+
+def test_what_mlflow_rejects_is_said_with_its_message() -> None:
+    with pytest.raises(UserError, match="sqlite:.*no such run") as caught, opening_runs():
+        raise MlflowException("no such run")
+    assert isinstance(caught.value.__cause__, MlflowException)

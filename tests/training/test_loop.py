@@ -1,0 +1,302 @@
+"""Loop: a hand-written loop behaves, and is recorded, as `fit` is."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mlflow_keras_adv as mka
+
+EPS = float(np.finfo(np.float32).eps)
+ROUNDING = 100 * EPS  # some 10 to 100 float32 roundings on either way, adding up at worst
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(100, 8)).astype(np.float32)
+Y = rng.integers(0, 3, 100)
+DATA = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)  # 7 batches, the last of 4
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+Curves = Callable[[str], dict[str, dict[int, float]]]
+
+
+def net() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.Dense(16, activation="relu")
+    return keras.Sequential([keras.Input((8,)), hidden, keras.layers.Dense(3)])
+
+
+def step_of(model: Any, optimizer: Any, loop: mka.Loop, **function: Any) -> Any:
+    @tf.function(**function)
+    def train_step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        loop.record(loss=loss)
+
+    return train_step
+
+
+def train(loop: mka.Loop, step: Any, how: int | str, epochs: int = 3) -> None:
+    for _ in loop.epochs(epochs):
+        if how == "batches":
+            for x, y in loop.batches(DATA):
+                step(x, y)
+        else:
+            loop.run(step, DATA, steps_per_call=how)
+
+
+@pytest.mark.parametrize("how", ["batches", 1, 3, 8])
+@pytest.mark.parametrize("function", [{}, {"jit_compile": True}], ids=["graph", "xla"])
+def test_the_record_and_the_weights_are_those_of_fit(
+    how: int | str, function: dict[str, Any], experiment: str, curves: Curves
+) -> None:
+    fitted = net()
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 7, 0.5)
+    fitted.compile(keras.optimizers.SGD(schedule, momentum=0.9, global_clipnorm=0.5), LOSS)
+    with mka.track("fit", log_system_metrics=False) as run:
+        fitted.fit(DATA, epochs=3, shuffle=False, verbose=0, callbacks=[mka.MlflowLogger()])
+    expected = curves(run.run_id)
+
+    model = net()
+    optimizer = keras.optimizers.SGD(schedule, momentum=0.9, global_clipnorm=0.5)
+    with mka.track("loop", log_system_metrics=False) as run:
+        callbacks = [mka.MlflowLogger()]
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+        train(loop, step_of(model, optimizer, loop, **function), how)
+    found = curves(run.run_id)
+
+    # 21 updates, each of which may differ by the roundings of one step.
+    for ours, theirs in zip(model.variables, fitted.variables, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=21 * ROUNDING)
+    assert found.keys() == expected.keys()
+    for key in ("batch/loss", "gradient/norm", "gradient/norm_clipped", "optimizer/learning_rate"):
+        assert list(found[key]) == list(range(1, 22))
+        np.testing.assert_allclose(
+            list(found[key].values()), list(expected[key].values()), rtol=21 * ROUNDING
+        )
+    assert found["train/epoch"] == {7: 1, 14: 2, 21: 3}
+    for step, value in expected["train/loss"].items():
+        assert found["train/loss"][step] == pytest.approx(value, rel=21 * ROUNDING)
+
+
+class Diary(keras.callbacks.Callback):
+    """Notes which hooks were called, with which logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.logs: list[dict[str, float]] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.events.append("train begin")
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.events.append(f"epoch {epoch} begin")
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.events.append(f"batch {batch} begin")
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.events.append(f"batch {batch} end")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.events.append(f"epoch {epoch} end")
+        self.logs.append(dict(logs))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.events.append("train end")
+
+
+@pytest.mark.parametrize("how", ["batches", 1])
+def test_callbacks_are_called_as_fit_calls_them(how: int | str) -> None:
+    theirs, ours = Diary(), Diary()
+    fitted = net()
+    fitted.compile(keras.optimizers.SGD(0.1), LOSS)
+    fitted.fit(DATA, epochs=2, shuffle=False, verbose=0, callbacks=[theirs])
+
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=[ours], verbose=0)
+    train(loop, step_of(model, optimizer, loop), how, epochs=2)
+    assert ours.events == theirs.events
+    assert [logs.keys() for logs in ours.logs] == [logs.keys() for logs in theirs.logs]
+
+
+def test_keras_callbacks_steer_the_loop(tmp_path: Any) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(1.0)
+    values = iter([3.0, 2.0, 2.5, 2.6, 2.7, 2.8])
+    callbacks = [
+        keras.callbacks.EarlyStopping("val_loss", patience=3, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, verbose=0),
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_loss", save_best_only=True),
+        keras.callbacks.TensorBoard(tmp_path / "board"),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+    ]
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+    step = step_of(model, optimizer, loop)
+    best: list[Any] = []
+    for epoch in loop.epochs(10):
+        for x, y in loop.batches(DATA):
+            step(x, y)
+        loop.log(val_loss=next(values))
+        if epoch == 1:
+            best = model.get_weights()
+    assert loop.history["val_loss"] == [3.0, 2.0, 2.5, 2.6, 2.7]
+    assert float(optimizer.learning_rate) < 1.0
+    for now, then in zip(model.get_weights(), best, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert (tmp_path / "log.csv").read_text().splitlines()[0] == "epoch,learning_rate,loss,val_loss"
+    assert (tmp_path / "best.keras").exists()
+    assert list((tmp_path / "board").rglob("events*"))
+
+
+def test_a_rate_assigned_by_hand_is_the_rate_on_record(experiment: str, curves: Curves) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    with mka.track("by hand", log_system_metrics=False) as run:
+        callbacks = [mka.MlflowLogger()]
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+        step = step_of(model, optimizer, loop)
+        for _ in loop.epochs(1):
+            for index, (x, y) in enumerate(loop.batches(DATA)):
+                optimizer.learning_rate = 0.1 / (1 + index)
+                step(x, y)
+    rates = list(curves(run.run_id)["optimizer/learning_rate"].values())
+    np.testing.assert_array_equal(rates, [float(np.float32(0.1 / (1 + i))) for i in range(7)])
+
+
+@pytest.mark.parametrize("how", ["end", "break", "raise"])
+def test_model_and_optimizer_are_left_as_found(how: str, experiment: str) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    found = set(vars(optimizer))
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=[Diary()], verbose=0)
+    step = step_of(model, optimizer, loop)
+    try:
+        for _ in loop.epochs(2):
+            assert model.optimizer is optimizer
+            for x, y in loop.batches(DATA):
+                step(x, y)
+            if how == "break":
+                break
+            if how == "raise":
+                raise ValueError
+    except ValueError:
+        pass
+    assert model.optimizer is None
+    assert set(vars(optimizer)) == found
+    train(loop, step, "batches", epochs=1)  # and it may run again
+
+
+def test_one_traced_step_in_two_loops_and_after_them(experiment: str, curves: Curves) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    runs = []
+    step = None
+    for number in range(2):
+        with mka.track(f"loop {number}", log_system_metrics=False) as run:
+            callbacks = [mka.MlflowLogger()]
+            loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+            step = step or step_of(model, optimizer, loop)
+            train(loop, step, "batches", epochs=1)
+        runs.append(curves(run.run_id))
+        step(X[:16], Y[:16])  # outside of any loop: an update that no record counts
+    assert step.experimental_get_tracing_count() <= 2  # batches of 16 and of 4
+    for found in runs:
+        assert list(found["gradient/norm"]) == list(found["batch/loss"]) == list(range(1, 8))
+    assert int(optimizer.iterations) == 16
+
+
+def test_a_step_traced_before_the_loop_is_said_and_can_be_had_anew(
+    experiment: str, curves: Curves, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+
+    @tf.function(reduce_retracing=True)
+    def step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    for x, y in DATA:
+        step(x, y)
+    with mka.track("late", log_system_metrics=False) as run:
+        callbacks = [mka.MlflowLogger()]
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+        with caplog.at_level(logging.WARNING, "mlflow_keras_adv"):
+            train(loop, step, "batches", epochs=2)
+        assert len([r for r in caplog.records if "loop.function(" in r.getMessage()]) == 1
+        run.flush(60)
+        assert "gradient/norm" not in curves(run.run_id)
+        train(loop, loop.function(step), "batches", epochs=1)
+    assert list(curves(run.run_id)["gradient/norm"]) == list(range(15, 22))
+
+
+def test_several_optimizers_by_name(experiment: str, curves: Curves) -> None:
+    model = net()
+    optimizers = {"body": keras.optimizers.SGD(0.1), "head": keras.optimizers.Adam(0.01)}
+    with mka.track("two", log_system_metrics=False) as run:
+        callbacks = [mka.MlflowLogger()]
+        loop = mka.Loop(model, optimizers=optimizers, callbacks=callbacks, verbose=0)
+
+        @tf.function
+        def step(x: Any, y: Any) -> None:
+            with tf.GradientTape() as tape:
+                loss = LOSS(y, model(x, training=True))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizers["body"].apply(gradients[:2], model.trainable_variables[:2])
+            optimizers["head"].apply(gradients[2:], model.trainable_variables[2:])
+            loop.record(loss=loss, logit=tf.reduce_max(model(x)))
+
+        train(loop, step, 4, epochs=1)
+    found = curves(run.run_id)
+    assert set(found["optimizer/body/learning_rate"].values()) == {np.float32(0.1)}
+    assert set(found["optimizer/head/learning_rate"].values()) == {np.float32(0.01)}
+    assert len(found["gradient/body/norm"]) == len(found["batch/logit"]) == 7
+
+
+def test_loss_scaling_in_a_tape(experiment: str, curves: Curves) -> None:
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        model = net()
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 2.0**24)
+    with mka.track("scaled", log_system_metrics=False) as run:
+        callbacks = [mka.MlflowLogger()]
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+
+        @tf.function(reduce_retracing=True)
+        def step(x: Any, y: Any) -> None:
+            with tf.GradientTape() as tape:
+                loss = LOSS(y, tf.cast(model(x, training=True), tf.float32))
+                scaled = optimizer.scale_loss(loss)
+            gradients = tape.gradient(scaled, model.trainable_variables)
+            optimizer.apply(gradients, model.trainable_variables)
+
+        train(loop, step, "batches", epochs=2)
+    found = curves(run.run_id)
+    scales = list(found["optimizer/loss_scale"].values())
+    skips = len(found["optimizer/skipped_updates"])
+    assert scales[0] == 2.0**24
+    assert scales[-1] == 2.0 ** (24 - skips)
+    assert len(found["gradient/norm"]) == 14 - skips
+    assert max(found["gradient/norm"].values()) < 100, "norms are unscaled"
+
+
+def test_wrong_use_is_explained() -> None:
+    model = net()
+    with pytest.raises(TypeError, match="Received 'sgd' as the optimizer"):
+        mka.Loop(model, optimizers="sgd")
+    loop = mka.Loop(model, optimizers=keras.optimizers.SGD(), verbose=0)
+    with pytest.raises(RuntimeError, match="inside `for epoch in loop.epochs"):
+        loop.log(val_loss=1)
+    with pytest.raises(RuntimeError, match="inside `for epoch in loop.epochs"):
+        next(iter(loop.batches(DATA)))
+    for _ in loop.epochs(1):
+        with pytest.raises(RuntimeError, match="running already"):
+            next(iter(loop.epochs(1)))
+        with pytest.raises(ValueError, match="steps_per_call=0"):
+            loop.run(lambda x, y: None, DATA, steps_per_call=0)
