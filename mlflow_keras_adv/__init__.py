@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_keras_adv.autologging import autolog
-    from mlflow_keras_adv.callbacks.checkpoints import Checkpoints
+    from mlflow_keras_adv.callbacks.checkpoints import Checkpoints, load_best
     from mlflow_keras_adv.callbacks.layer_norms import LayerNorms
     from mlflow_keras_adv.callbacks.mlflow_logger import MlflowLogger
     from mlflow_keras_adv.callbacks.predictions import Predictions
@@ -51,6 +51,7 @@ _HOMES = {
     "attach_run": "tracking.run",
     "autolog": "autologging",
     "current_run": "tracking.run",
+    "load_best": "callbacks.checkpoints",
     "load_model": "models",
     "log_comparison": "report",
     "log_finished_model": "measure",
@@ -74,6 +75,7 @@ __all__ = [
     "attach_run",
     "autolog",
     "current_run",
+    "load_best",
     "load_model",
     "log_comparison",
     "log_finished_model",

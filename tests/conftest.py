@@ -20,6 +20,8 @@ import mlflow
 import pytest
 import requests
 
+from tests.mlflow_run import Recorded, copy_project, mlflow_run
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -110,3 +112,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def distill_store(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """What `mlflow run . -e distill` leaves in a folder of its own, after two short epochs."""
+    folder = copy_project(tmp_path_factory.mktemp("distill"))
+    parameters = ("epochs=2", "temperature=3", "lr=1e-3")
+    sampling = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}  # seconds, not the default 10
+    return Recorded(folder, mlflow_run(folder, *parameters, **sampling))

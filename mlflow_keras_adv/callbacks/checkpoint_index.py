@@ -2,20 +2,18 @@
 
 import hashlib
 import logging
-import time
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 
 import mlflow
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_keras_adv.tracking.run import Run
 
 FOLDER = "checkpoints"
 INDEX_FILE = f"{FOLDER}/index.json"
-# How long a training that begins, and a run that ends, may wait for the store.
+# How long a training that begins may wait for the store.
 GRACE_SECONDS = 10.0
 
 _logger = logging.getLogger(__name__)
@@ -55,8 +53,6 @@ class CheckpointIndex:
     """
 
     def __init__(self, run_id: str) -> None:
-        self._deletions: list[Thread] = []
-        self._said = False
         stored: list[Checkpoint] = []
 
         def read() -> None:
@@ -79,30 +75,8 @@ class CheckpointIndex:
         dropped = [each for each in self.of(monitor) if each not in kept]
         self._entries = [*(each for each in self._entries if each.monitor != monitor), *kept]
         run.log_dict({FOLDER: [asdict(each) for each in self._entries]}, INDEX_FILE)
-        if dropped and not self._deletions:
-            run.on_exit(self._finish_deletions)
         for each in dropped:
-            deletion = Thread(target=self._delete, args=(run, each.file), daemon=True)
-            deletion.start()
-            self._deletions.append(deletion)
-
-    def _delete(self, run: Run, file: str) -> None:
-        """Runs in a thread, since the upload of the file may not be over yet."""
-        if not run.flush():
-            return
-        try:
-            folder = get_artifact_repository(f"runs:/{run.run_id}/{FOLDER}")
-            folder.delete_artifacts(file.removeprefix(f"{FOLDER}/"))
-        except Exception as error:  # not every artifact store can delete, or lets everyone do so
-            if not self._said:
-                self._said = True
-                message = "Run %s keeps checkpoints that should be gone: deleting %s failed with %r"
-                _logger.warning(message, run.run_id, file, error)
-
-    def _finish_deletions(self) -> None:
-        deadline = time.monotonic() + GRACE_SECONDS
-        while self._deletions:
-            self._deletions.pop().join(max(0.0, deadline - time.monotonic()))
+            run.delete_artifact(each.file)
 
 
 _indexes: "weakref.WeakKeyDictionary[Run, CheckpointIndex]" = weakref.WeakKeyDictionary()

@@ -19,13 +19,14 @@ from mlflow_keras_adv.callbacks.checkpoint_index import (
     sha256,
     stored_checkpoints,
 )
+from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
 
 
-class Checkpoints(keras.callbacks.Callback):
+class Checkpoints(EitherKeras):
     """Keeps the best `keep` models of a run as `.keras` files among its artifacts.
 
     A file holds the weights, the architecture and, if the model is compiled, its optimizer with its

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.training.session import Readings
@@ -18,7 +19,7 @@ from mlflow_keras_adv.training.session import Readings
 Row = tuple[int, dict[str, float]]
 
 
-class LayerNorms(keras.callbacks.Callback):
+class LayerNorms(EitherKeras):
     """Keeps the L2 norm of each layer's gradient at each update, and of its weights per epoch.
 
     At the end of the training the run gets `gradients/layers.parquet` (columns `step`, `layer`,

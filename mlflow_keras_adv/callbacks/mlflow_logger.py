@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import keras
 import numpy as np
 
+from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
 from mlflow_keras_adv.training.session import Readings, join_session, steps_per_execution
@@ -22,7 +22,7 @@ from mlflow_keras_adv.training.settings import (
 _logger = logging.getLogger(__name__)
 
 
-class MlflowLogger(keras.callbacks.Callback):
+class MlflowLogger(EitherKeras):
     """Records every step and epoch of a training in an MLflow run.
 
     One axis for all curves: the number of training batches consumed so far in the run. At each
@@ -59,9 +59,9 @@ class MlflowLogger(keras.callbacks.Callback):
         self._record = _Record(self._run_id, self.model, self.params)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Starts the clock."""
+        """Starts the clock; a training that goes on from a checkpoint finds its place."""
         if self._record is not None:
-            self._record.epoch_begin()
+            self._record.epoch_begin(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Reads the table when it is time to.
@@ -97,15 +97,6 @@ class MlflowLogger(keras.callbacks.Callback):
             self._record.end(interrupted=True)
             self._record = None
 
-    def _implements_train_batch_hooks(self) -> bool:
-        return True  # asked by tf_keras, whose callbacks are not those of Keras 3
-
-    def _implements_test_batch_hooks(self) -> bool:
-        return False
-
-    def _implements_predict_batch_hooks(self) -> bool:
-        return False
-
 
 class _Record:
     """One training on its way into a run."""
@@ -124,12 +115,15 @@ class _Record:
         self._optimizers: dict[str, object] = {}
         self._recorded: set[str] = set()
         self._said: set[str] = set()
-        self.epoch_begin()
+        self._resumed = False
         self.session = join_session(model, token=fit_params)
         self.session.subscribe(self._receive)
         self._forget_exit = run.on_exit(lambda: self.session.unsubscribe(self._receive))
 
-    def epoch_begin(self) -> None:
+    def epoch_begin(self, epoch: int) -> None:
+        if not self._resumed:
+            self._resumed = True
+            self.run.resume_after(epoch)
         self._began, self._seconds = time.monotonic(), 0.0
         self._batches = self._examples = 0
 
@@ -156,8 +150,7 @@ class _Record:
 
     def _receive(self, readings: Readings) -> None:
         run = self.run
-        steps = run.batches + np.arange(1, readings.batches + 1)
-        run.batches += readings.batches
+        steps = run.steps_of(readings, readings.batches)
         self._seconds = time.monotonic() - self._began
         self._batches += readings.batches
         self._examples += int(readings.examples.sum())

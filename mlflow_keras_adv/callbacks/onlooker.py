@@ -19,8 +19,8 @@ Receive = Callable[[Readings, np.ndarray[Any, Any]], None]
 class Onlooker:
     """One callback's place at one training.
 
-    The step is the number of training batches consumed in the run. `MlflowLogger` advances it;
-    without one the onlooker does, so that the axis is the same with and without.
+    The step is the number of training batches consumed in the run, with and without `MlflowLogger`
+    and in whatever order the callbacks stand.
 
     Attributes:
         run: The run to write to.
@@ -30,11 +30,8 @@ class Onlooker:
         self.run = run
         self._model = callback.model
         self._hand_out = receive
-        # First, since this ends what an interrupted training left behind, and counts its batches.
         self._session = join_session(callback.model, token=callback.params)
         self._session.subscribe(self._receive)
-        self._first = run.batches
-        self._consumed = 0
         self._said: set[str] = set()
         self._withdraw = run.on_exit(callback.leave)
 
@@ -79,13 +76,12 @@ class Onlooker:
     def step(self) -> int:
         """Training batches consumed so far in the run, up to now."""
         self._session.read()
-        return self._advance()
+        return self.run.batches
 
     def leave(self) -> None:
         """Takes part no longer; what is left to read is handed out before."""
         self._withdraw()
         self._session.unsubscribe(self._receive)
-        self._advance()
 
     @contextmanager
     def spares_training(self, task: str) -> Iterator[None]:
@@ -102,12 +98,6 @@ class Onlooker:
                 _logger.warning("%s failed, the training goes on without: %r", task, error)
 
     def _receive(self, readings: Readings) -> None:
-        steps = self._first + self._consumed + np.arange(1, readings.batches + 1)
-        self._consumed += readings.batches
+        steps = self.run.steps_of(readings, readings.batches)
         if self._hand_out is not None:
             self._hand_out(readings, steps)
-
-    def _advance(self) -> int:
-        # Not in `_receive`: MlflowLogger, which counts there, may come later in the same reading.
-        self.run.batches = max(self.run.batches, self._first + self._consumed)
-        return self.run.batches

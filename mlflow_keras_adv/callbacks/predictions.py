@@ -4,11 +4,10 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
-from mlflow import MlflowClient
 
+from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.callbacks.prediction_figures import (
     confusion_figure,
@@ -22,7 +21,7 @@ MAX_ROWS = 500
 Array = np.ndarray[Any, Any]
 
 
-class Predictions(keras.callbacks.Callback):
+class Predictions(EitherKeras):
     """Shows what a classifier predicts on a fixed sample while it is trained.
 
     Images with a step slider in the MLflow UI: `predictions/confusion_matrix` and, if the samples
@@ -155,31 +154,13 @@ class Predictions(keras.callbacks.Callback):
             onlooker.run.counts["predictions/images"] += 1
             counts = np.bincount(labels * classes + predicted, minlength=classes**2)
             matrix = confusion_figure(counts.reshape(classes, classes), names.tolist())
-            _log_image(onlooker.run, matrix, "predictions/confusion_matrix", step)
+            onlooker.run.log_image(pixels(matrix), key="predictions/confusion_matrix", step=step)
             shape = tuple(getattr(self._x, "shape", ()))
             if len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3)):
                 images = np.asarray(self._x)[table["index"]]
                 captions = [f"{a} → {b}" for a, b in zip(table.label, table.predicted, strict=True)]
                 samples = samples_figure(images, captions, table["correct"].to_numpy())
-                _log_image(onlooker.run, samples, "predictions/samples", step)
-
-
-def _log_image(run: Run, figure: Any, key: str, step: int) -> None:
-    _ImageClient(run).log_image(run.run_id, pixels(figure), key=key, step=step, synchronous=True)
-
-
-class _ImageClient(MlflowClient):
-    """Lets MlflowClient make the files and the tag of an image, and hands them in to the run."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self._run = run
-
-    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
-        self._run.log_artifact(local_path, artifact_path)
-
-    def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
-        self._run.set_tags({key: value})
+                onlooker.run.log_image(pixels(samples), key="predictions/samples", step=step)
 
 
 def _class_ids(labels: Array) -> Array:

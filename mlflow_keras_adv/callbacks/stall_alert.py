@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
+from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.tracking.run import Run
@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 
-class StallAlert(keras.callbacks.Callback):
+class StallAlert(EitherKeras):
     """Tags a run whose training stalls, logs a warning and, if asked, stops the training.
 
     Each kind of alert is given once per training, at the step at which it could be told:

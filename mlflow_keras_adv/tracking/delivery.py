@@ -10,11 +10,13 @@ from typing import TypeVar
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from mlflow_keras_adv.tracking.names import metric_key, same_param
 from mlflow_keras_adv.tracking.pending import (
     Artifact,
+    Deletion,
     End,
     Flush,
     Input,
@@ -117,6 +119,8 @@ class Delivery:
                     f"dataset {dataset.dataset.name}",
                     lambda: self._client.log_inputs(self._run_id, datasets=[dataset]),
                 )
+            case Deletion(artifact_file):
+                self._delete(artifact_file)
             case End(status):
                 self._deliver(
                     f"status {status}",
@@ -180,6 +184,23 @@ class Delivery:
             file = f"{place}.txt"
             self._deliver(file, lambda: self._client.log_text(self._run_id, text, file))
         return text[:length]
+
+    def _delete(self, artifact_file: str) -> None:
+        """Tries once: not every artifact store can delete, or lets everyone do so."""
+        folder, _, name = artifact_file.rpartition("/")
+        try:
+            place = get_artifact_repository(
+                f"runs:/{self._run_id}/{folder}", tracking_uri=self._client.tracking_uri
+            )
+            place.delete_artifacts(name)
+        except Exception as error:
+            self.warn_once(
+                "delete",
+                "Run %s keeps artifacts that should be gone: deleting %s failed with %r",
+                self._run_id,
+                artifact_file,
+                error,
+            )
 
     def _deliver(self, name: str, call: Callable[[], object]) -> None:
         try:

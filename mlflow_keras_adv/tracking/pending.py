@@ -127,6 +127,13 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Deletion:
+    """An artifact that the run is to keep no longer."""
+
+    artifact_file: str
+
+
+@dataclass(frozen=True)
 class End:
     """The status with which the run ended."""
 
@@ -140,7 +147,7 @@ class Flush:
     answer: "SimpleQueue[bool]"
 
 
-Record = Params | Tags | Artifact | Table | Input
+Record = Params | Tags | Artifact | Table | Input | Deletion
 Item = Points | Series | Record | End | Flush
 
 

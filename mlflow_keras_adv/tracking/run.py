@@ -2,11 +2,14 @@
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import mlflow
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
@@ -16,6 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.ending import deactivate, end, is_active
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.resume import EarlierRecord, earlier_record
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
 from mlflow_keras_adv.tracking.store import opening_runs
 from mlflow_keras_adv.tracking.writer import RunWriter
@@ -28,21 +32,24 @@ class Run(RunWriter):
 
     Args:
         info: The run, as MLflow describes it.
+        earlier: What it holds from before.
 
     Attributes:
         run_id: Id of the run.
         experiment_id: Id of its experiment.
         name: Name of the run.
-        batches: Training batches consumed so far in this run: the step axis. Loggers advance it.
+        batches: Training batches consumed so far in this run: the step axis; see `steps_of`.
         counts: Running counts that go on through several trainings of this run. Loggers keep them.
     """
 
-    def __init__(self, info: RunInfo) -> None:
+    def __init__(self, info: RunInfo, earlier: EarlierRecord) -> None:
         super().__init__(info.run_id, MlflowClient())
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
-        self.batches = 0
-        self.counts: Counter[str] = Counter()
+        self.batches = earlier.last_step
+        self.counts: Counter[str] = Counter(earlier.counts)
+        self._epoch_ends = dict(earlier.epoch_ends)
+        self._reading: object = None
         self._at_exit: dict[object, Callable[[], None]] = {}
 
     def child(
@@ -67,6 +74,46 @@ class Run(RunWriter):
         return track(
             name, parent_run_id=self.run_id, params=params, tags=tags, description=description
         )
+
+    def steps_of(self, reading: object, batches: int) -> "np.ndarray[Any, Any]":
+        """The steps of the batches in a reading, which the axis advances by.
+
+        However many callbacks ask for the same reading, it counts once.
+
+        Args:
+            reading: What was read; equal only to itself.
+            batches: Training batches in it.
+
+        Returns:
+            int64 of shape `[batches]`.
+        """
+        if reading is not self._reading:
+            self._reading = reading
+            self.batches += batches
+        return np.arange(self.batches - batches, self.batches) + 1
+
+    def resume_after(self, epochs: int) -> None:
+        """Goes back on the axis to where an earlier training of this run had done `epochs` epochs.
+
+        For a training that goes on from a checkpoint, before its first step. MLflow keeps every
+        point; those that are superseded are named in the tag `superseded`: `121-140 before <ms>`
+        says that of two points at these steps the one stamped before that moment does not count.
+        Nothing is done where no such epoch is on record, or nothing came after it.
+
+        Args:
+            epochs: Number of epochs done, `initial_epoch` of `fit`.
+        """
+        end = self._epoch_ends.get(epochs)
+        self._epoch_ends = {}
+        if end is None or end >= self.batches:
+            return
+        now = time.time_ns() // 1_000_000
+        self.counts["resumed"] += 1
+        key = (
+            "superseded" if self.counts["resumed"] == 1 else f"superseded.{self.counts['resumed']}"
+        )
+        self.set_tags({key: f"{end + 1}-{self.batches} before {now}"})
+        self.batches = end
 
     def on_exit(self, callback: Callable[[], None]) -> Callable[[], object]:
         """Has `callback` called once when the outermost `track` of this run ends.
@@ -185,7 +232,8 @@ def attach_run(run_id: str) -> Run:
     if run_id in _runs:
         return _runs[run_id]
     with opening_runs():
-        return _run_of(MlflowClient().get_run(run_id).info)
+        info = MlflowClient().get_run(run_id).info
+    return _run_of(info)
 
 
 # One Run for each id, so that all count on the same axis; and the block that holds each.
@@ -200,8 +248,11 @@ def _tracks() -> list["_Track"]:
     return tracks
 
 
-def _run_of(info: RunInfo) -> Run:
-    return _runs.get(info.run_id) or _runs.setdefault(info.run_id, Run(info))
+def _run_of(info: RunInfo, *, new: bool = False) -> Run:
+    if info.run_id not in _runs:
+        earlier = EarlierRecord() if new else earlier_record(info.run_id, MlflowClient())
+        _runs.setdefault(info.run_id, Run(info, earlier))
+    return _runs[info.run_id]
 
 
 class _Track:
@@ -254,7 +305,7 @@ def _enter(name: str | None, run_id: str | None, log_system_metrics: bool) -> _T
             nested=True,
             log_system_metrics=log_system_metrics and is_ours and innermost is None,
         )
-    return _Track(_run_of(active.info), activated=True, opened=is_ours)
+    return _Track(_run_of(active.info, new=resumed is None), activated=True, opened=is_ours)
 
 
 def _enter_child(name: str | None, parent_run_id: str) -> _Track:
@@ -272,4 +323,4 @@ def _enter_child(name: str | None, parent_run_id: str) -> _Track:
         except BaseException:
             client.set_terminated(child.run_id, "FAILED")
             raise
-    return _Track(_run_of(child), activated=True, opened=True)
+    return _Track(_run_of(child, new=True), activated=True, opened=True)

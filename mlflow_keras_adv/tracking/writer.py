@@ -26,6 +26,7 @@ from mlflow_keras_adv.tracking.names import flatten, metric_key
 from mlflow_keras_adv.tracking.outbox import Outbox
 from mlflow_keras_adv.tracking.pending import (
     Artifact,
+    Deletion,
     End,
     Input,
     Params,
@@ -178,6 +179,17 @@ class RunWriter:
         """Draws a Matplotlib or Plotly figure now and hands in the file."""
         _StagingClient(self, self._client).log_figure(self.run_id, figure, artifact_file)
 
+    def log_image(self, image: Any, *, key: str, step: int = 0) -> None:
+        """Hands in an image of one step, for which the MLflow UI has a slider.
+
+        Args:
+            image: uint8 of shape `[height, width, 3 or 4]`, or what `MlflowClient.log_image` takes.
+            key: Name of the series: letters, digits, spaces and `_ - . /`.
+            step: Training batches consumed so far.
+        """
+        client = _StagingClient(self, self._client)
+        client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+
     def log_text(self, text: str, artifact_file: str) -> None:
         """Hands in a text file."""
         _StagingClient(self, self._client).log_text(self.run_id, text, artifact_file)
@@ -189,6 +201,13 @@ class RunWriter:
     def log_table(self, data: Any, artifact_file: str) -> None:
         """Hands in rows for MLflow's table artifact: a pandas DataFrame or a dict of columns."""
         self._outbox.put(Table(copy.deepcopy(data), artifact_file))
+
+    def delete_artifact(self, artifact_file: str) -> None:
+        """Hands in the deletion of an artifact, in order: after an upload handed in before.
+
+        Where the artifact store cannot delete, or does not let us, the file stays; one warning.
+        """
+        self._outbox.put(Deletion(artifact_file))
 
     def log_dataset(self, dataset: Dataset, *, context: str) -> None:
         """Hands in a dataset that the run uses.
@@ -234,7 +253,7 @@ class RunWriter:
 
 
 class _StagingClient(MlflowClient):
-    """Lets MlflowClient write figures, texts and dicts to files, and hands the files in."""
+    """Lets MlflowClient write figures, images, texts and dicts to files, and hands these in."""
 
     def __init__(self, writer: RunWriter, client: MlflowClient) -> None:
         super().__init__(client.tracking_uri)
@@ -242,3 +261,6 @@ class _StagingClient(MlflowClient):
 
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
         self._writer.log_artifact(local_path, artifact_path)
+
+    def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
+        self._writer.set_tags({key: value})

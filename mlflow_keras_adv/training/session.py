@@ -39,7 +39,7 @@ class Readings:
         events: Per metric key of a counter a bool array, true where it counts one more.
         layers: Per path of a layer the norm of its gradient; empty unless layers are observed.
         times: Unix time in seconds, interpolated between the moments at which the host looked.
-        updated: Names of the optimizers that made an update.
+        updated: Names of the optimizers that made an update, or skipped one.
     """
 
     batches: int
@@ -159,7 +159,8 @@ class TrainingSession:
             path = f"{name}/" if name and len(self._probes) > 1 else ""
             columns |= _columns(own, path)
             events |= _events(own, path)
-            if "norm" in own and own["norm"].count():
+            # Under loss scaling a step may be skipped; its optimizer is at work all the same.
+            if any(own[column].count() for column in ("norm", "loss_scale") if column in own):
                 updated.add(name)
             if probe.layers is not None:
                 layers |= tables[id(probe.layers)].columns

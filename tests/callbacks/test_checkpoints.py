@@ -224,7 +224,7 @@ def test_where_deleting_is_refused_it_is_said_once_and_all_are_kept(
     assert len(files(run.run_id, client)) == 3
     assert [each["value"] for each in index(run.run_id)] == [1]
     (message,) = said(caplog)
-    assert f"Run {run.run_id} keeps checkpoints that should be gone" in message
+    assert f"Run {run.run_id} keeps artifacts that should be gone" in message
     assert "not yours" in message
 
 
