@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -161,10 +161,17 @@ class _Record:
             columns[key] = np.ma.masked_array(count.astype(float), mask=~event)
         run.log_series(columns, steps=steps, timestamps_ms=(1000 * readings.times).astype(np.int64))
         if not self._recorded:
-            self._log_model()
+            self._describe(self._log_model)
         self._recorded |= {key for key, column in columns.items() if np.ma.count(column)}
         if new := readings.updated - self._optimizers.keys():
-            self._log_optimizers(new)
+            self._describe(self._log_optimizers, new)
+
+    def _describe(self, describe: Callable[..., None], *arguments: Any) -> None:
+        """Whatever a model or optimizer of the user's own answers, its training goes on."""
+        try:
+            describe(*arguments)
+        except Exception as error:
+            self._say(f"The settings of {self._model.name} are not fully recorded: {error!r}")
 
     def _log_model(self) -> None:
         # Only now: a model that builds itself in its first step has no weights before.

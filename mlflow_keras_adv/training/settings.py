@@ -16,10 +16,15 @@ def optimizer_settings(optimizer: Any) -> dict[str, object]:
 
     Returns:
         The class under `class`, then what its `get_config` says. A learning-rate schedule stands
-        under `learning_rate` with its own class and settings. Unset options are left out.
+        under `learning_rate` with its own class and settings. Unset options are left out. Of an
+        optimizer or a schedule that has no `get_config` only the class is known.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return {"class": type(inner).__name__, **_plain(inner.get_config())}
+    try:
+        config = inner.get_config()
+    except NotImplementedError:
+        return {"class": type(inner).__name__}
+    return {"class": type(inner).__name__, **_plain(config)}
 
 
 def model_settings(model: Any) -> dict[str, object]:

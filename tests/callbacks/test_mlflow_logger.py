@@ -407,3 +407,19 @@ def test_an_optimizer_that_is_not_seen_is_said_once_and_recorded_as_nothing(
     assert len([each for each in said if "compute_loss" in each]) == 1
     assert list(found["train/loss"]) == [7, 14, 21]
     assert not {key for key in found if key.startswith(("gradient/", "optimizer/", "batch/"))}
+
+
+def test_a_model_that_cannot_be_described_is_trained_and_said(
+    experiment: str, curves: Callable[[str], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Shy(keras.Sequential):
+        def summary(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("no summary")
+
+    model = Shy(net().layers)
+    model.compile("sgd", crossentropy())
+    with caplog.at_level(logging.WARNING, "mlflow_keras_adv"):
+        found = curves(fit_recorded(model, epochs=2))
+    assert list(found["batch/loss"]) == list(range(1, 15))
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "no summary" in said

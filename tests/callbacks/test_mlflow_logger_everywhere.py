@@ -63,6 +63,50 @@ def fit_recorded(model: Any, x: Any = X, y: Any = Y, **fit: Any) -> str:
     return run.run_id
 
 
+class Halving(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of the user's own."""
+
+    def __call__(self, step: Any) -> Any:
+        return 0.1 * 0.5 ** tf.cast(step, tf.float32)
+
+
+SCHEDULES = [
+    keras.optimizers.schedules.CosineDecay(0.1, 5),
+    keras.optimizers.schedules.CosineDecay(0.0, 4, warmup_target=0.1, warmup_steps=2),
+    keras.optimizers.schedules.CosineDecayRestarts(0.1, 2),
+    keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5, staircase=True),
+    keras.optimizers.schedules.InverseTimeDecay(0.1, 1, 0.5),
+    keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [0.1, 0.05, 0.01]),
+    keras.optimizers.schedules.PolynomialDecay(0.1, 4, 0.01, power=2.0),
+    Halving(),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: type(each).__name__)
+def test_the_rate_of_each_update_under_every_schedule(
+    schedule: Any, experiment: str, curves: Curves
+) -> None:
+    model = net()
+    model.compile(keras.optimizers.SGD(schedule), crossentropy(), steps_per_execution=3)
+    found = curves(fit_recorded(model))["optimizer/learning_rate"]
+    expected = [float(schedule(step)) for step in range(6)]
+    # Of the largest rate: 1 + cos() loses the relative accuracy of what is near 0.
+    np.testing.assert_allclose(list(found.values()), expected, rtol=0, atol=0.1 * 8 * EPS)
+
+
+def test_the_rate_under_reduce_lr_on_plateau(experiment: str, curves: Curves) -> None:
+    model = net()
+    model.compile(keras.optimizers.SGD(0.1), crossentropy())
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=1e9, verbose=0)
+    with mka.track("plateau", log_system_metrics=False) as run:
+        arguments = {"batch_size": BATCH, "epochs": 4, "verbose": 0}
+        model.fit(X, Y, **arguments, callbacks=[plateau, mka.MlflowLogger()])
+    found = curves(run.run_id)["optimizer/learning_rate"]
+    # No improvement counts from the second epoch on; the first is the best so far.
+    expected = np.repeat(np.float32([0.1, 0.1, 0.05, 0.025]), 6)
+    np.testing.assert_array_equal(list(found.values()), expected)
+
+
 @MODES
 def test_accumulation_records_the_accumulated_update_once(
     mode: dict[str, bool], experiment: str, curves: Curves
