@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from mlflow_keras_adv.report import log_comparison
     from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
     from mlflow_keras_adv.tracking.writer import Dataset
-    from mlflow_keras_adv.training.distillation import Distiller, Hint, SoftTargets
+    from mlflow_keras_adv.training.distillation import Distiller
+    from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
     from mlflow_keras_adv.training.loop import Loop
 
 # Where each public name lives. It is imported on first use: TensorFlow takes seconds, and who only
@@ -39,13 +40,13 @@ _HOMES = {
     "Checkpoints": "callbacks.checkpoints",
     "Dataset": "tracking.writer",
     "Distiller": "training.distillation",
-    "Hint": "training.distillation",
+    "Hint": "training.distillation_losses",
     "LayerNorms": "callbacks.layer_norms",
     "Loop": "training.loop",
     "MlflowLogger": "callbacks.mlflow_logger",
     "Predictions": "callbacks.predictions",
     "Run": "tracking.run",
-    "SoftTargets": "training.distillation",
+    "SoftTargets": "training.distillation_losses",
     "StallAlert": "callbacks.stall_alert",
     "UserError": "errors",
     "attach_run": "tracking.run",

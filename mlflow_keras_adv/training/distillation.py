@@ -1,6 +1,5 @@
 """Distiller: trains a small student with the help of a trained teacher, through ordinary `fit`."""
 
-import inspect
 import math
 from collections.abc import Sequence
 from os import PathLike
@@ -9,68 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.training.distillation_losses import Hint
+from mlflow_keras_adv.training.logits import probability_ending, require_loss_on_logits
+
 Shape = tuple[int | None, ...]
-
-
-class SoftTargets(keras.losses.Loss):
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), for each example.
-
-    The higher the temperature, the more the student learns of the classes that the teacher finds
-    unlikely. The gradient of the softened divergence shrinks as 1/T²; the factor T² undoes that,
-    so that weights keep their meaning when the temperature changes.
-
-    Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
-
-    Args:
-        temperature: T, above 0.
-        name: Name of the loss.
-
-    Raises:
-        ValueError: The temperature is not a finite number above 0.
-    """
-
-    def __init__(self, temperature: float = 4.0, *, name: str = "soft_targets") -> None:
-        if not 0 < temperature < math.inf:
-            raise ValueError(
-                f"temperature is {temperature!r}; expected a finite number above 0. "
-                "Usual values lie between 1 and 20."
-            )
-        super().__init__(name=name, dtype="float32")
-        self.temperature = float(temperature)
-
-    def call(self, teacher: Any, student: Any) -> Any:
-        """From logits of shape (batch, ..., classes) the losses, of shape (batch, ...)."""
-        if student.shape[-1] == 1:  # its softmax is 1 whatever it says
-            raise ValueError(
-                "SoftTargets received logits of one class; expected two or more. Give the models "
-                "one logit for each class, or pass keras.losses.MeanSquaredError() instead."
-            )
-        log_teacher = keras.ops.log_softmax(teacher / self.temperature)
-        log_student = keras.ops.log_softmax(student / self.temperature)
-        divergence = keras.ops.exp(log_teacher) * (log_teacher - log_student)
-        return self.temperature**2 * keras.ops.sum(divergence, axis=-1)
-
-
-class Hint(keras.losses.MeanSquaredError):
-    """Mean squared difference between the features of a teacher's and of a student's layer.
-
-    Where the last axes (features or channels) differ in size, the `Distiller` learns a linear
-    projection of the student's features: a `Dense` on the last axis, on images a 1x1 convolution.
-
-    Romero et al.: FitNets: Hints for Thin Deep Nets, 2014, arXiv:1412.6550, equation 3, with the
-    mean over all features in place of half their sum, so that a weight suits layers of any size.
-    Padded positions of masked sequences count like all others.
-
-    Args:
-        teacher_layer: Name of the layer whose output is the hint.
-        student_layer: Name of the layer that is guided by it.
-        name: Name of the loss.
-    """
-
-    def __init__(self, *, teacher_layer: str, student_layer: str, name: str = "hint") -> None:
-        super().__init__(name=name, dtype="float32")
-        self.teacher_layer = teacher_layer
-        self.student_layer = student_layer
 
 
 class Distiller(keras.Model):
@@ -173,7 +114,7 @@ class Distiller(keras.Model):
             sample_weight: Weights as Keras' losses take them, or None.
             training: Ignored: `y_pred` comes from the right pass already.
         """
-        _check_student_loss(self.loss)
+        require_loss_on_logits(self.loss)
         # What the stock compute_loss calls; Keras has no public name for it.
         student_loss = _float32(self._compile_loss(y, y_pred, sample_weight))
         distillation_loss = self._distillation_loss(x, y_pred, sample_weight)
@@ -290,7 +231,7 @@ def _check_models(student: keras.Model, teacher: keras.Model) -> None:
     for role, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, keras.Model):
             raise TypeError(f"The {role} is a {type(model)}; expected a keras.Model.")
-        if ending := _probability_ending(model):
+        if ending := probability_ending(model):
             raise ValueError(
                 f"The {role} {model.name!r} ends in {ending}, so it gives probabilities; expected "
                 "logits. Leave the last activation out and use losses with from_logits=True."
@@ -303,23 +244,6 @@ def _check_models(student: keras.Model, teacher: keras.Model) -> None:
             f"The student would train weights of the teacher: {', '.join(shared)}; expected "
             "weights of its own. Clone the layers that both use, or freeze them."
         )
-
-
-def _probability_ending(model: keras.Model) -> str | None:
-    """The softmax or sigmoid that a model ends in, where its graph is known."""
-    sequential = isinstance(model, keras.Sequential)
-    operations = model.layers if sequential else getattr(model, "operations", [])
-    if not operations:
-        return None
-    last = operations[-1]
-    if isinstance(last, keras.Model):
-        return _probability_ending(last)
-    for function in (keras.activations.softmax, keras.activations.sigmoid):
-        # keras.ops.softmax and keras.layers.Softmax are told by their class alone.
-        is_class = type(last).__name__.lower() == function.__name__
-        if is_class or getattr(last, "activation", None) is function:
-            return f"{function.__name__} ({last.name!r})"
-    return None
 
 
 def _check_distillation(losses: Sequence[Any], weights: Sequence[float], alpha: float) -> None:
@@ -340,24 +264,6 @@ def _check_distillation(losses: Sequence[Any], weights: Sequence[float], alpha: 
             f"distillation_weights is {list(weights)}; expected {len(losses)} finite numbers, 0 or "
             "more, one for each loss."
         )
-
-
-def _check_student_loss(loss: Any) -> None:
-    example = "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
-    if loss is None:
-        raise ValueError(f"compile received no loss; expected one for the labels, as {example}.")
-    for each in keras.tree.flatten(loss):
-        function = keras.losses.get(each)
-        if isinstance(function, keras.losses.Loss):
-            from_logits = function.get_config().get("from_logits", True)
-        else:
-            parameter = inspect.signature(function).parameters.get("from_logits")
-            from_logits = parameter is None or parameter.default
-        if not from_logits:
-            raise ValueError(
-                f"compile received loss={each!r}, which expects probabilities (from_logits=False); "
-                f"the student gives logits. Pass an object such as {example}."
-            )
 
 
 def _shapes_agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:

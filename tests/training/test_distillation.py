@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mlflow_keras_adv.training.distillation import Distiller, Hint, SoftTargets
+from mlflow_keras_adv.training.distillation import Distiller
+from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
 
 EPS = float(np.finfo(np.float32).eps)
 # A loss of these nets is a chain of two dot products (6 and 8 terms), a softmax (3), a mean (12)

@@ -1,0 +1,67 @@
+"""What a student can learn from a teacher: its softened predictions, and its features."""
+
+import math
+from typing import Any
+
+import keras
+
+
+class SoftTargets(keras.losses.Loss):
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), for each example.
+
+    The higher the temperature, the more the student learns of the classes that the teacher finds
+    unlikely. The gradient of the softened divergence shrinks as 1/T²; the factor T² undoes that,
+    so that weights keep their meaning when the temperature changes.
+
+    Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
+
+    Args:
+        temperature: T, above 0.
+        name: Name of the loss.
+
+    Raises:
+        ValueError: The temperature is not a finite number above 0.
+    """
+
+    def __init__(self, temperature: float = 4.0, *, name: str = "soft_targets") -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"temperature is {temperature!r}; expected a finite number above 0. "
+                "Usual values lie between 1 and 20."
+            )
+        super().__init__(name=name, dtype="float32")
+        self.temperature = float(temperature)
+
+    def call(self, teacher: Any, student: Any) -> Any:
+        """From logits of shape (batch, ..., classes) the losses, of shape (batch, ...)."""
+        if student.shape[-1] == 1:  # its softmax is 1 whatever it says
+            raise ValueError(
+                "SoftTargets received logits of one class; expected two or more. Give the models "
+                "one logit for each class, or pass keras.losses.MeanSquaredError() instead."
+            )
+        log_teacher = keras.ops.log_softmax(teacher / self.temperature)
+        log_student = keras.ops.log_softmax(student / self.temperature)
+        divergence = keras.ops.exp(log_teacher) * (log_teacher - log_student)
+        return self.temperature**2 * keras.ops.sum(divergence, axis=-1)
+
+
+class Hint(keras.losses.MeanSquaredError):
+    """Mean squared difference between the features of a teacher's and of a student's layer.
+
+    Where the last axes (features or channels) differ in size, the `Distiller` learns a linear
+    projection of the student's features: a `Dense` on the last axis, on images a 1x1 convolution.
+
+    Romero et al.: FitNets: Hints for Thin Deep Nets, 2014, arXiv:1412.6550, equation 3, with the
+    mean over all features in place of half their sum, so that a weight suits layers of any size.
+    Padded positions of masked sequences count like all others.
+
+    Args:
+        teacher_layer: Name of the layer whose output is the hint.
+        student_layer: Name of the layer that is guided by it.
+        name: Name of the loss.
+    """
+
+    def __init__(self, *, teacher_layer: str, student_layer: str, name: str = "hint") -> None:
+        super().__init__(name=name, dtype="float32")
+        self.teacher_layer = teacher_layer
+        self.student_layer = student_layer
