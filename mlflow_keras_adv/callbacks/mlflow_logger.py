@@ -137,7 +137,7 @@ class _Record:
             values["train/step_ms"] = 1000 * self._seconds / self._batches
         if self._examples:
             values["train/examples_per_second"] = self._examples / self._seconds
-        self.run.log_metrics(values, step=self.run.batches)
+        self.run.log_metrics(values, step=self.run.axis.batches)
         self._say_what_is_missing()
 
     def end(self, *, interrupted: bool) -> None:
@@ -150,7 +150,7 @@ class _Record:
 
     def _receive(self, readings: Readings) -> None:
         run = self.run
-        steps = run.steps_of(readings, readings.batches)
+        steps = run.axis.steps_of(readings, readings.batches)
         self._seconds = time.monotonic() - self._began
         self._batches += readings.batches
         self._examples += int(readings.examples.sum())

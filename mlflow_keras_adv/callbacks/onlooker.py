@@ -76,7 +76,7 @@ class Onlooker:
     def step(self) -> int:
         """Training batches consumed so far in the run, up to now."""
         self._session.read()
-        return self.run.batches
+        return self.run.axis.batches
 
     def leave(self) -> None:
         """Takes part no longer; what is left to read is handed out before."""
@@ -98,6 +98,6 @@ class Onlooker:
                 _logger.warning("%s failed, the training goes on without: %r", task, error)
 
     def _receive(self, readings: Readings) -> None:
-        steps = self.run.steps_of(readings, readings.batches)
+        steps = self.run.axis.steps_of(readings, readings.batches)
         if self._hand_out is not None:
             self._hand_out(readings, steps)

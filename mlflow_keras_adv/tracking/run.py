@@ -2,14 +2,11 @@
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
@@ -17,9 +14,9 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
 from mlflow_keras_adv.tracking.ending import deactivate, end, is_active
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
-from mlflow_keras_adv.tracking.resume import EarlierRecord, earlier_record
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
 from mlflow_keras_adv.tracking.store import opening_runs
 from mlflow_keras_adv.tracking.writer import RunWriter
@@ -38,7 +35,7 @@ class Run(RunWriter):
         run_id: Id of the run.
         experiment_id: Id of its experiment.
         name: Name of the run.
-        batches: Training batches consumed so far in this run: the step axis; see `steps_of`.
+        axis: The steps of its curves: training batches consumed so far.
         counts: Running counts that go on through several trainings of this run. Loggers keep them.
     """
 
@@ -46,10 +43,8 @@ class Run(RunWriter):
         super().__init__(info.run_id, MlflowClient())
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
-        self.batches = earlier.last_step
+        self.axis = StepAxis(earlier)
         self.counts: Counter[str] = Counter(earlier.counts)
-        self._epoch_ends = dict(earlier.epoch_ends)
-        self._reading: object = None
         self._at_exit: dict[object, Callable[[], None]] = {}
 
     def child(
@@ -75,45 +70,17 @@ class Run(RunWriter):
             name, parent_run_id=self.run_id, params=params, tags=tags, description=description
         )
 
-    def steps_of(self, reading: object, batches: int) -> "np.ndarray[Any, Any]":
-        """The steps of the batches in a reading, which the axis advances by.
-
-        However many callbacks ask for the same reading, it counts once.
-
-        Args:
-            reading: What was read; equal only to itself.
-            batches: Training batches in it.
-
-        Returns:
-            int64 of shape `[batches]`.
-        """
-        if reading is not self._reading:
-            self._reading = reading
-            self.batches += batches
-        return np.arange(self.batches - batches, self.batches) + 1
-
     def resume_after(self, epochs: int) -> None:
-        """Goes back on the axis to where an earlier training of this run had done `epochs` epochs.
+        """Goes back on the axis to a checkpoint, and tags what is superseded.
 
-        For a training that goes on from a checkpoint, before its first step. MLflow keeps every
-        point; those that are superseded are named in the tag `superseded`: `121-140 before <ms>`
-        says that of two points at these steps the one stamped before that moment does not count.
-        Nothing is done where no such epoch is on record, or nothing came after it.
-
-        Args:
-            epochs: Number of epochs done, `initial_epoch` of `fit`.
+        MLflow keeps every point; the tag `superseded` says which do not count any more, in the
+        words of `StepAxis.back_to_epoch`.
         """
-        end = self._epoch_ends.get(epochs)
-        self._epoch_ends = {}
-        if end is None or end >= self.batches:
-            return
-        now = time.time_ns() // 1_000_000
-        self.counts["resumed"] += 1
-        key = (
-            "superseded" if self.counts["resumed"] == 1 else f"superseded.{self.counts['resumed']}"
-        )
-        self.set_tags({key: f"{end + 1}-{self.batches} before {now}"})
-        self.batches = end
+        superseded = self.axis.back_to_epoch(epochs)
+        if superseded is not None:
+            self.counts["resumed"] += 1
+            number = self.counts["resumed"]
+            self.set_tags({"superseded" if number == 1 else f"superseded.{number}": superseded})
 
     def on_exit(self, callback: Callable[[], None]) -> Callable[[], object]:
         """Has `callback` called once when the outermost `track` of this run ends.

@@ -177,7 +177,7 @@ def test_a_second_training_of_the_run_competes_with_the_first(
     if source == "from the store":
         with mka.track(run_id=run.run_id, log_system_metrics=False) as reopened:
             assert reopened is not run
-            reopened.batches = run.batches
+            reopened.axis.batches = run.axis.batches
             fit_scores(model, [2, 4], second)
     assert [each["value"] for each in index(run.run_id)] == [1, 2]
     names = ["step-000003_val_loss-1.keras", "step-000009_val_loss-2.keras"]

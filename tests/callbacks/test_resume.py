@@ -60,7 +60,7 @@ def test_from_a_checkpoint_it_goes_back_and_names_what_is_superseded(
         alert = mka.StallAlert("loss", patience=1, min_delta=1e9)
         fit(model, epochs=4, initial_epoch=1, callbacks=[alert])
         fit(model, epochs=1)
-    assert again.batches == 4 * 6 + 6
+    assert again.axis.batches == 4 * 6 + 6
     assert steps(client, run.run_id, "batch/loss").count(7) == 2
     assert sorted(set(steps(client, run.run_id, "batch/loss"))) == list(range(1, 31))
     tags = client.get_run(run.run_id).data.tags

@@ -268,7 +268,7 @@ def test_an_active_run_keeps_its_axis(experiment: str) -> None:
     with mlflow.start_run() as theirs:
         first = current_run()
         assert first is not None
-        first.batches, first.counts["trainings"] = 12, 1
+        first.axis.batches, first.counts["trainings"] = 12, 1
         assert current_run() is first
         with track() as r:
             assert r is first
@@ -277,7 +277,7 @@ def test_an_active_run_keeps_its_axis(experiment: str) -> None:
     with mlflow.start_run():
         other = current_run()
         assert other is not None
-        assert (other.batches, other.counts["trainings"]) == (0, 0)
+        assert (other.axis.batches, other.counts["trainings"]) == (0, 0)
 
 
 def test_an_attached_run_is_written_to_and_not_ended(client: MlflowClient, experiment: str) -> None:
