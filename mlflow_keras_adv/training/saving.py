@@ -34,7 +34,10 @@ def save_without_optimizer(model: keras.Model, path: str | Path) -> None:
         )
     # Keras asks every model for its compile arguments and every optimizer for its variables. For
     # one save they answer nothing; what training reads is not touched. (Keras' own
-    # `include_optimizer=False` is for HDF5 only.)
+    # `include_optimizer=False` is for HDF5 only.) The model itself stands in by a shallow copy
+    # without an optimizer, of which not even an empty group is left in the file: it weighs the same
+    # compiled or not.
+    model = _without_attribute(model, "optimizer")
     with _saving, ExitStack() as answers:
         for layer in model._flatten_layers():  # at any depth; the public `layers` is one level
             if isinstance(layer, keras.Model):
@@ -76,6 +79,13 @@ def check_round_trip(
             "custom layer's get_config() leave out an argument, or does a layer keep state outside "
             "of its weights?"
         )
+
+
+def _without_attribute(instance: Any, name: str) -> Any:
+    """A shallow copy; not by `copy.copy`, which in Keras saves and loads."""
+    shadow = object.__new__(type(instance))
+    vars(shadow).update({key: value for key, value in vars(instance).items() if key != name})
+    return shadow
 
 
 def _optimizers_of(owner: object) -> Iterator[keras.optimizers.Optimizer]:

@@ -188,3 +188,15 @@ def test_a_layer_that_cannot_be_made_anew_is_found_out(tmp_path: Path) -> None:
 
 def test_a_model_that_draws_random_numbers_passes(tmp_path: Path) -> None:
     round_trip(Restless(), tmp_path)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_file_weighs_the_same_compiled_or_not(tmp_path: Path, trained: bool) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    save_without_optimizer(model, tmp_path / "bare.keras")
+    model.compile(keras.optimizers.Adam(), "mse")
+    if trained:
+        model.fit(np.zeros((4, 4)), np.zeros((4, 3)), verbose=0)
+    save_without_optimizer(model, tmp_path / "compiled.keras")
+    sizes = {file.stat().st_size for file in tmp_path.iterdir()}
+    assert len(sizes) == 1
