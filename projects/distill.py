@@ -70,6 +70,7 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
+    technique = {"technique": "distill"}
     images = load(data, seed=seed)
     dataset = mka.Dataset(images.name, images.digest)
 
@@ -86,11 +87,11 @@ def main(
             callbacks=[mka.MlflowLogger()],
         )
 
-    with mka.track("distill", params=params, tags={"technique": "distill"}) as run:
+    with mka.track("distill", params=params, tags=technique) as run:
         run.log_dataset(dataset, context="training")
         test = images.x_test, images.y_test
 
-        with run.child("teacher") as teacher_run:
+        with run.child("teacher", tags=technique) as teacher_run:
             keras.utils.set_random_seed(seed)
             teacher = teacher_net(images)
             train(1, "teacher", teacher)
@@ -98,7 +99,7 @@ def main(
                 teacher_run, teacher, *test, name="teacher", dataset=dataset
             )
 
-        with run.child("scratch") as scratch_run:
+        with run.child("scratch", tags=technique) as scratch_run:
             keras.utils.set_random_seed(seed)
             student = student_net(images)
             train(2, "student from scratch", student)
@@ -107,7 +108,7 @@ def main(
             )
 
         settings = {"temperature": temperature, "alpha": alpha}
-        with run.child("distilled", params=settings) as distilled_run:
+        with run.child("distilled", params=settings, tags=technique) as distilled_run:
             keras.utils.set_random_seed(seed)
             student = student_net(images)
             soft_targets = mka.SoftTargets(temperature)

@@ -84,8 +84,7 @@ def _require_server(uri: str) -> None:
     except MlflowException as error:
         raise UserError(
             f"The tracking server {without_password(uri)} does not answer. Start it "
-            "(`mlflow server`), correct MLFLOW_TRACKING_URI, or unset it to record in "
-            f"./mlflow.db. {without_password(error.message)}"
+            "(`mlflow server`), correct MLFLOW_TRACKING_URI, or unset it to record in ./mlflow.db."
         ) from error
 
 

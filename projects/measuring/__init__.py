@@ -1,0 +1,1 @@
+"""What `projects/benchmark.py` measures with: turns, scratch stores, endurance, tables."""
