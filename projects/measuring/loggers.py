@@ -1,6 +1,5 @@
 """The loggers that are compared, each as its documentation says, each with a run of its own."""
 
-import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -35,7 +34,7 @@ def ours() -> Iterator[tuple[list[Any], Callable[[], object]]]:
 def ours_layers() -> Iterator[tuple[list[Any], Callable[[], object]]]:
     """The same and the norms of each layer."""
     with scratch_run(), mka.track() as run:
-        yield [mka.MlflowLogger(layers=True)], run.flush
+        yield [mka.MlflowLogger(), mka.LayerNorms()], run.flush
 
 
 @contextmanager
@@ -76,9 +75,7 @@ def tensorboard_step() -> Iterator[tuple[list[Any], Callable[[], object]]]:
 
 def loggers() -> dict[str, Logger]:
     """Those that are installed, by name; it is said what is not."""
-    found: dict[str, Logger] = {"ours": ours}
-    if "layers" in inspect.signature(mka.MlflowLogger).parameters:
-        found["ours_layers"] = ours_layers
+    found: dict[str, Logger] = {"ours": ours, "ours_layers": ours_layers}
     found |= {"mlflow_epoch": mlflow_epoch, "mlflow_step": mlflow_step}
     if find_spec("wandb") is not None:
         found["wandb_step"] = wandb_step

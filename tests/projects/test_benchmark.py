@@ -45,7 +45,7 @@ def test_each_logger_is_compared_with_bare_fit(
     assert runs.keys() == {"benchmark", "mlp"}
     assert runs["mlp"].data.tags["mlflow.parentRunId"] == runs["benchmark"].info.run_id
     names = list(loggers.loggers())
-    assert {"ours", "mlflow_epoch", "mlflow_step", "tensorboard_step"} <= set(names)
+    assert {"ours", "ours_layers", "mlflow_epoch", "mlflow_step", "tensorboard_step"} <= set(names)
     final = runs["mlp"].data.metrics
     for name in names:
         for key in (f"ratio_{name}_to_bare", f"{name}_step_ms", f"{name}_settling_ms"):
