@@ -56,7 +56,7 @@ def large() -> keras.Model:
 
 
 MODELS: dict[str, Build] = {"mlp": mlp, "cnn": cnn, "large": large}
-BATCH_SIZE = 32
+BATCH_SIZE = {"mlp": 32, "cnn": 32, "large": 128}
 # The steps of the other two take several times as long.
 SHARE_OF_STEPS = {"mlp": 1.0, "cnn": 0.2, "large": 0.1}
 

@@ -13,7 +13,7 @@ from projects.measuring.turns import Pairs
 LABELS = {
     "mlp": "MLP, batch 32",
     "cnn": "CNN on 28x28, batch 32",
-    "large": "1.3 M parameters, batch 32",
+    "large": "1.3 M parameters, batch 128",
     "bare": "bare `fit`",
     "ours": "`MlflowLogger`, every step",
     "ours_layers": "`MlflowLogger(layers=True)`, every step",
@@ -38,10 +38,10 @@ class Price:
         model: Name of the model.
         variant: What was measured.
         reference: What it is compared with.
-        ratio: Median over the rounds.
+        ratio: Median of two per round.
         lower_quartile: Of the ratios.
         upper_quartile: Of the ratios.
-        rounds: Number of ratios.
+        rounds: Timed epochs of the variant.
         step_ms: Median time of a step, in milliseconds.
         reference_step_ms: The reference's.
         settling_ms: How long after 1000 steps until their values are delivered, in milliseconds.
@@ -61,7 +61,9 @@ class Price:
     @classmethod
     def of(cls, pairs: Pairs, *, model: str, variant: str, reference: str, steps: int) -> Self:
         """Takes median and quartiles of turns of two epochs of `steps` steps."""
-        lower, ratio, upper = np.quantile(pairs.ratios, [0.25, 0.5, 0.75]).tolist()
+        # Of the logarithms: twice as slow and twice as fast have 1 in their middle.
+        quartiles = np.quantile(np.log(pairs.ratios), [0.25, 0.5, 0.75])
+        lower, ratio, upper = np.exp(quartiles).tolist()
         return cls(
             model=model,
             variant=variant,

@@ -5,7 +5,9 @@ callbacks and their background threads alive. One of them trains at a time. A tu
 which the second is timed: while it runs, the values of the first are on their way to the store, as
 in every epoch but the first of a long training. At the end of a turn everything is delivered, so
 that nobody pays for the values of another. The reference has a turn before and after each turn of
-the others, and a ratio is that to the mean of these two: a drift cancels.
+the others, which gives two ratios: a drift raises one and lowers the other. (Against the mean of
+the two, equal trainings would not seem equal: a mean catches a disturbance more often than the
+single turn beside it.)
 
 The alternative, one `fit` per turn in one thread, would trace the step again at each, and never
 have a value under way.
@@ -102,8 +104,9 @@ class Pairs:
 
     @property
     def ratios(self) -> np.ndarray:
-        """Time of an epoch as a multiple of the reference's, of shape `[rounds]`."""
-        return 2 * _seconds(self.turns) / (_seconds(self.before) + _seconds(self.after))
+        """Time of an epoch as a multiple of the reference's just before and just after."""
+        before, after = _seconds(self.before), _seconds(self.after)
+        return np.concatenate([_seconds(self.turns) / before, _seconds(self.turns) / after])
 
     @property
     def seconds(self) -> float:
