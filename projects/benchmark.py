@@ -18,7 +18,7 @@ that have nothing else to do.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -55,10 +55,19 @@ def large() -> keras.Model:
     return keras.Sequential([keras.Input((784,)), *body, layers.Dense(10)])
 
 
-MODELS: dict[str, Build] = {"mlp": mlp, "cnn": cnn, "large": large}
-BATCH_SIZE = {"mlp": 32, "cnn": 32, "large": 128}
-# The steps of the other two take several times as long.
-SHARE_OF_STEPS = {"mlp": 1.0, "cnn": 0.2, "large": 0.1}
+class Subject(NamedTuple):
+    """A model, and how much of it makes an epoch: the steps of the larger ones take longer."""
+
+    build: Build
+    batch_size: int
+    share_of_steps: float
+
+
+MODELS = {
+    "mlp": Subject(mlp, batch_size=32, share_of_steps=1.0),
+    "cnn": Subject(cnn, batch_size=32, share_of_steps=0.2),
+    "large": Subject(large, batch_size=128, share_of_steps=0.1),
+}
 
 # Median ratios that are claimed: (model, variant, reference).
 LIMITS = {
@@ -70,27 +79,30 @@ LIMITS = {
 }
 
 
-def made_up(build: Build, steps: int, seed: int) -> tf.data.Dataset:
+def made_up(subject: Subject, steps: int, seed: int) -> tf.data.Dataset:
     """`steps` batches that are in memory as such: reading them takes next to no time."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(steps, BATCH_SIZE, *build().input_shape[1:])).astype(np.float32)
-    return tf.data.Dataset.from_tensor_slices((x, rng.integers(0, 10, size=(steps, BATCH_SIZE))))
+    shape = (steps, subject.batch_size)
+    x = rng.normal(size=(*shape, *subject.build().input_shape[1:])).astype(np.float32)
+    return tf.data.Dataset.from_tensor_slices((x, rng.integers(0, 10, size=shape)))
 
 
 def prices_of_loggers(model: str, epochs: int, steps: int, seed: int) -> list[Price]:
     """What each logger makes of the time that `fit` takes."""
-    build, steps = MODELS[model], max(int(steps * SHARE_OF_STEPS[model]), 1)
-    data = made_up(build, steps, seed)
-    others = {name: fit(build, data, logger) for name, logger in loggers().items()}
+    subject = MODELS[model]
+    steps = max(int(steps * subject.share_of_steps), 1)
+    data = made_up(subject, steps, seed)
+    others = {name: fit(subject.build, data, logger) for name, logger in loggers().items()}
+    reference = fit(subject.build, data)
     return [
         Price.of(pairs, model=model, variant=name, reference="bare", steps=steps)
-        for name, pairs in race(fit(build, data), others, rounds=epochs, seed=seed).items()
+        for name, pairs in race(reference, others, rounds=epochs, seed=seed).items()
     ]
 
 
 def prices_of_loops(epochs: int, steps: int, seed: int) -> list[Price]:
     """What `Loop` makes of the time that `fit` and the guide's loop take."""
-    data = made_up(mlp, steps, seed)
+    data = made_up(MODELS["mlp"], steps, seed)
     trainings = {
         "fit": fit(mlp, data),
         "fit_8": fit(mlp, data, steps_per_execution=8),

@@ -1,6 +1,7 @@
 """One real sqlite store, one real `mlflow server`, shared by the whole session."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,9 @@ os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs deaf to Ctrl-C, and our child processes would be so too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for inherited in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(inherited, None)
 

@@ -36,7 +36,8 @@ def test_each_logger_is_compared_with_bare_fit(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(benchmark, "MODELS", {"mlp": benchmark.mlp})
+    monkeypatch.delitem(benchmark.MODELS, "cnn")
+    monkeypatch.delitem(benchmark.MODELS, "large")
 
     benchmark.main(what="fit", **TINY)
     printed = capsys.readouterr().out
@@ -75,7 +76,8 @@ def test_wandb_is_measured_where_it_is_installed(
     experiment: str, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.setattr(benchmark, "MODELS", {"mlp": benchmark.mlp})
+    monkeypatch.delitem(benchmark.MODELS, "cnn")
+    monkeypatch.delitem(benchmark.MODELS, "large")
     monkeypatch.setattr(benchmark, "loggers", lambda: {"wandb_step": loggers.wandb_step})
 
     benchmark.main(what="fit", **TINY)
@@ -94,7 +96,8 @@ def test_a_server_is_started_measured_and_stopped(
         addresses.append(mlflow.get_tracking_uri())
         return {"ours": loggers.ours}
 
-    monkeypatch.setattr(benchmark, "MODELS", {"mlp": benchmark.mlp})
+    monkeypatch.delitem(benchmark.MODELS, "cnn")
+    monkeypatch.delitem(benchmark.MODELS, "large")
     monkeypatch.setattr(benchmark, "loggers", only_ours)
 
     benchmark.main(what="fit", store="http", **TINY)
