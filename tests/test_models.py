@@ -281,9 +281,10 @@ FRESH = """
 import json, sys
 from importlib.util import find_spec
 assert [find_spec(name) for name in ("mo_layers", "steps")] == [None] * 2
-sys.modules["mlflow_keras_adv"] = None  # as where it is not installed: importing it raises
 import mlflow, numpy
 model = mlflow.pyfunc.load_model(sys.argv[2])
+# Not the one that may be installed here: what the script imports has travelled with the model.
+assert "/artifacts/code/" in sys.modules["mlflow_keras_adv"].__file__
 print(json.dumps(model.predict(numpy.array(json.loads(sys.argv[1]), "float32")).tolist()))
 """
 
