@@ -18,26 +18,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlflow_keras_adv import compression, litert
     from mlflow_keras_adv.autologging import autolog
     from mlflow_keras_adv.callbacks.checkpoints import Checkpoints, load_best
     from mlflow_keras_adv.callbacks.layer_norms import LayerNorms
     from mlflow_keras_adv.callbacks.mlflow_logger import MlflowLogger
     from mlflow_keras_adv.callbacks.predictions import Predictions
     from mlflow_keras_adv.callbacks.stall_alert import StallAlert
+    from mlflow_keras_adv.claims import Claim, log_claims, logged_claims
     from mlflow_keras_adv.errors import UserError
     from mlflow_keras_adv.measure import log_finished_model
+    from mlflow_keras_adv.measure_file import log_finished_file
     from mlflow_keras_adv.models import load_model, log_model
-    from mlflow_keras_adv.report import log_comparison
+    from mlflow_keras_adv.report import curve, log_comparison
     from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
     from mlflow_keras_adv.tracking.writer import Dataset
     from mlflow_keras_adv.training.distillation import Distiller
     from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
     from mlflow_keras_adv.training.loop import Loop
+    from mlflow_keras_adv.training.schedules import ConstantThenExponential, CyclicalRate, WarmUp
+    from mlflow_keras_adv.tuner.search import track_search
 
 # Where each public name lives. It is imported on first use: TensorFlow takes seconds, and who only
 # tracks or reads runs needs none of it.
 _HOMES = {
     "Checkpoints": "callbacks.checkpoints",
+    "Claim": "claims",
+    "ConstantThenExponential": "training.schedules",
+    "CyclicalRate": "training.schedules",
     "Dataset": "tracking.writer",
     "Distiller": "training.distillation",
     "Hint": "training.distillation_losses",
@@ -49,19 +57,30 @@ _HOMES = {
     "SoftTargets": "training.distillation_losses",
     "StallAlert": "callbacks.stall_alert",
     "UserError": "errors",
+    "WarmUp": "training.schedules",
     "attach_run": "tracking.run",
     "autolog": "autologging",
+    "compression": "compression",
     "current_run": "tracking.run",
+    "curve": "report",
+    "litert": "litert",
     "load_best": "callbacks.checkpoints",
     "load_model": "models",
+    "log_claims": "claims",
     "log_comparison": "report",
+    "log_finished_file": "measure_file",
     "log_finished_model": "measure",
     "log_model": "models",
+    "logged_claims": "claims",
     "track": "tracking.run",
+    "track_search": "tuner.search",
 }
 
 __all__ = [
     "Checkpoints",
+    "Claim",
+    "ConstantThenExponential",
+    "CyclicalRate",
     "Dataset",
     "Distiller",
     "Hint",
@@ -73,22 +92,31 @@ __all__ = [
     "SoftTargets",
     "StallAlert",
     "UserError",
+    "WarmUp",
     "attach_run",
     "autolog",
+    "compression",
     "current_run",
+    "curve",
+    "litert",
     "load_best",
     "load_model",
+    "log_claims",
     "log_comparison",
+    "log_finished_file",
     "log_finished_model",
     "log_model",
+    "logged_claims",
     "track",
+    "track_search",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = import_module(f"{__name__}.{_HOMES[name]}")
+    return home if _HOMES[name] == name else getattr(home, name)  # a package, or what it holds
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""autolog(): one line, and every later `fit` is on record."""
+"""autolog(): one line, and every later `fit` and `tuner.search` is on record."""
 
 import functools
 import inspect
@@ -26,10 +26,11 @@ def autolog(*, disable: bool = False) -> None:
     A fit inside a run is recorded there; any other opens a run, which ends with it and with its
     true status. The user's list of callbacks is left alone. A fit that is given an `MlflowLogger`
     is recorded by that one only. Works beside `mlflow.keras.autolog()`, whose metrics have other
-    names. Models of tf_keras are included if that is imported before.
+    names. Models of tf_keras are included if that is imported before; so are the searches of Keras
+    Tuner, as `track_search` records them.
 
     Args:
-        disable: Puts `fit` back.
+        disable: Puts `fit` and `search` back.
     """
     global _enabled
     _enabled = not disable
@@ -45,6 +46,10 @@ def autolog(*, disable: bool = False) -> None:
             del model_class.fit
             if found is not None:
                 model_class.fit = found
+    if "keras_tuner" in sys.modules:
+        from mlflow_keras_adv.tuner.search import record_searches
+
+        record_searches(disable=disable)
 
 
 def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:

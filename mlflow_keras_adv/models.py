@@ -17,6 +17,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -24,13 +25,14 @@ from typing import Any
 
 import keras
 import mlflow
-import numpy as np
 from mlflow.entities import LoggedModel, LoggedModelStatus
-from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.types import Schema, TensorSpec
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.model_signature import inputs_of, signature_of
+from mlflow_keras_adv.tracking.run import Run, current_run, known_run
+from mlflow_keras_adv.tracking.store import answers
 from mlflow_keras_adv.training import loading
 from mlflow_keras_adv.training.custom_objects import custom_objects, sources
 from mlflow_keras_adv.training.saving import check_round_trip, save_without_optimizer
@@ -38,8 +40,6 @@ from mlflow_keras_adv.training.saving import check_round_trip, save_without_opti
 _FOLDER = "keras"
 _LOADER = "mlflow_keras_adv_loader"
 _NOT_IN_NAMES = "/:.%\"'"
-
-Arrays = np.ndarray | dict[str, np.ndarray]
 
 
 def log_model(
@@ -85,7 +85,9 @@ def log_model(
         registered_model_name: Registers a version of this model too.
 
     Returns:
-        MLflow's description of the model, with `model_id` and `model_uri`.
+        MLflow's description of the model, with `model_id` and `model_uri`. In a run of `track`
+        whose server does not answer, an id that becomes the true one in the metrics and tags of
+        that run, when the server is back and the model is delivered.
 
     Raises:
         ValueError: A bad name, a model without weights, no input example and no signature.
@@ -99,13 +101,13 @@ def log_model(
             "log_model needs an input_example (a few samples, such as x[:2]) or a signature"
         )
     places = [_existing(path) for path in code_paths]
-    inputs, example, list_inputs = _inputs(model, input_example)
+    inputs, example, list_inputs = inputs_of(model, input_example)
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary, _FOLDER)
         data.mkdir()
         file = data / loading.MODEL_FILE
         save_without_optimizer(model, file)
-        signature = signature or _signature(model, inputs, example)
+        signature = signature or signature_of(model, inputs, example)
         objects = custom_objects(model, file, places)
         known = {each.name: each.value for each in objects if each.value is not None}
         check_round_trip(model, file, inputs, custom_objects=known)
@@ -118,6 +120,28 @@ def log_model(
         modules = {each.module for each in objects}
         given = {place.name for place in places}
         found = [source for source in sources(modules) if source.name not in given]
+        folder = {
+            "loader_module": _LOADER,
+            "data_path": str(data),
+            "code_paths": [str(path) for path in (loader, *places, *found)],
+            "signature": signature,
+            "input_example": example,
+            "pip_requirements": list(pip_requirements or _requirements(modules, found)),
+        }
+        run = current_run() if run_id is None else known_run(run_id)
+        if run is not None and not answers(run.tracking_uri):
+            return _hand_in(
+                run,
+                folder,
+                Path(temporary, "model"),
+                metadata=metadata,
+                name=name,
+                params=params,
+                tags=tags,
+                model_type=model_type,
+                step=step,
+                registered_model_name=registered_model_name,
+            )
         logged = _create(name, run_id, params=params, tags=tags, model_type=model_type)
         try:
             return Model.log(
@@ -128,14 +152,9 @@ def log_model(
                 step=step,
                 metadata=metadata,
                 registered_model_name=registered_model_name,
-                loader_module=_LOADER,
-                data_path=str(data),
-                code_paths=[str(path) for path in (loader, *places, *found)],
-                signature=signature,
-                input_example=example,
-                pip_requirements=list(pip_requirements or _requirements(modules, found)),
                 # It would import the copies of modules that this process has already.
                 validate_serving_input=False,
+                **folder,
             )
         except BaseException as error:
             # Model.log has marked the model FAILED after an Exception, but not after Ctrl-C.
@@ -176,7 +195,7 @@ class _KerasFlavor:
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, **arguments: Any) -> None:
-        arguments.pop("validate_serving_input")  # meant for Model.log, which hands it on
+        arguments.pop("validate_serving_input", None)  # meant for Model.log, which hands it on
         mlflow_model.add_flavor(
             "keras",
             data=f"data/{_FOLDER}",
@@ -185,6 +204,40 @@ class _KerasFlavor:
             save_exported_model=False,
         )
         mlflow.pyfunc.save_model(path, mlflow_model=mlflow_model, **arguments)
+
+
+def _hand_in(
+    run: Run,
+    folder: dict[str, Any],
+    path: Path,
+    *,
+    metadata: dict[str, Any] | None,
+    name: str,
+    params: Mapping[str, object] | None,
+    tags: Mapping[str, object] | None,
+    **logged: Any,
+) -> ModelInfo:
+    """Leaves the model to the journal of its run, whose store does not answer."""
+    described = Model(run_id=run.run_id, metadata=metadata)
+    _KerasFlavor.save_model(str(path), described, **folder)
+    described.model_id = run.log_model_folder(
+        path, name=name, params=_texts(params), tags=_texts(tags), **logged
+    )
+    now = time.time_ns() // 1_000_000
+    pending = LoggedModel(
+        run.experiment_id,
+        described.model_id,
+        name,
+        artifact_location=str(path),
+        creation_timestamp=now,
+        last_updated_timestamp=now,
+        status=LoggedModelStatus.PENDING,
+    )
+    return described.get_model_info(pending)
+
+
+def _texts(values: Mapping[str, object] | None) -> dict[str, str]:
+    return {key: str(value) for key, value in (values or {}).items()}
 
 
 def _create(
@@ -209,8 +262,8 @@ def _create(
         name=name,
         source_run_id=run_id,
         experiment_id=run.info.experiment_id if run else None,
-        params={key: str(value) for key, value in all_params.items()},
-        tags={key: str(value) for key, value in (tags or {}).items()},
+        params=_texts(all_params),
+        tags=_texts(tags),
         model_type=model_type,
     )
 
@@ -230,46 +283,6 @@ def _existing(path: str | Path) -> Path:
     if not Path(path).exists():
         raise UserError(f"code_paths: there is no file or folder {str(path)!r}")
     return Path(path).resolve()
-
-
-def _inputs(model: keras.Model, example: Any) -> tuple[Any, Arrays | None, list[str] | None]:
-    """The example as `model` takes it, as MLflow takes it, and the names of a list's members."""
-    tensors = getattr(model, "inputs", None)  # a subclassed model has none
-    if example is None:
-        return None, None, None
-    if isinstance(example, Mapping):
-        named = {name: np.asarray(value) for name, value in example.items()}
-        return named, named, None
-    several = isinstance(example, (list, tuple)) and all(hasattr(each, "shape") for each in example)
-    if not several or (tensors is not None and len(tensors) == 1):
-        return np.asarray(example), np.asarray(example), None
-    arrays = [np.asarray(each) for each in example]
-    names = [tensor.name for tensor in tensors or []]
-    names = names or [f"input_{position}" for position in range(len(arrays))]
-    return arrays, dict(zip(names, arrays, strict=True)), names
-
-
-def _signature(model: keras.Model, inputs: Any, example: Arrays | None) -> ModelSignature:
-    outputs = loading.named_outputs(model, model(inputs, training=False))
-    inferred = infer_signature(example, outputs)
-    return ModelSignature(
-        _with_free_axes(inferred.inputs, getattr(model, "inputs", None)),
-        _with_free_axes(inferred.outputs, getattr(model, "outputs", None)),
-    )
-
-
-def _with_free_axes(schema: Any, tensors: list[keras.KerasTensor] | None) -> Schema:
-    """An example's schema with -1 on every axis that the model leaves free, not only the first."""
-    free = {tensor.name: tensor.shape for tensor in tensors or []}
-    if len(schema.inputs) == len(free) == 1:
-        free = {schema.inputs[0].name: next(iter(free.values()))}
-    specs: list[Any] = []
-    for spec in schema.inputs:
-        axes = list(spec.shape)
-        for axis, size in enumerate(free.get(spec.name, axes)[: len(axes)]):
-            axes[axis] = -1 if size is None else axes[axis]
-        specs.append(TensorSpec(spec.type, axes, spec.name))
-    return Schema(specs)
 
 
 def _requirements(modules: Iterable[str], shipped: Iterable[Path]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.tracking.run import Run
@@ -28,6 +29,22 @@ def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def curve(run: Run | str, key: str) -> "pd.Series[float]":
+    """A metric as it stands in the store.
+
+    Args:
+        run: A run that has ended, or its id; what an open one has handed in may be on its way.
+        key: Name of the metric.
+
+    Returns:
+        Values by step, in the order of the steps; empty where the run has no such metric.
+    """
+    run_id = run if isinstance(run, str) else run.run_id
+    points = sorted(MlflowClient().get_metric_history(run_id, key), key=lambda point: point.step)
+    steps = [point.step for point in points]
+    return pd.Series([point.value for point in points], steps, dtype=float, name=key)
+
+
 def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
     """One panel per metric key, one line per run, over the training batches consumed.
 
@@ -35,19 +52,26 @@ def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
         runs: Ids of the runs by the name they are to have in the legend.
         keys: Metric keys; a run that lacks one has no line in that panel.
     """
-    client = MlflowClient()
     figure = Figure(figsize=(5.5 * len(keys), 4), layout="constrained")
     panels = figure.subplots(1, len(keys), squeeze=False)[0]
+    lines: dict[str, Line2D] = {}
     for panel, key in zip(panels, keys, strict=True):
-        for variant, run_id in runs.items():
-            history = sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)
-            if history:
-                panel.plot([p.step for p in history], [p.value for p in history], label=variant)
+        for index, (variant, run_id) in enumerate(runs.items()):
+            history = curve(run_id, key)
+            if len(history):
+                colour, style = f"C{index % 10}", ("-", "--", ":")[index // 10 % 3]
+                (lines[variant],) = panel.plot(history.index, history, style, color=colour)
         panel.set(title=key, xlabel="training batches")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(runs), frameon=False)
+    shown = [variant for variant in runs if variant in lines]
+    figure.legend(
+        [lines[variant] for variant in shown],
+        shown,
+        loc="outside lower center",
+        ncols=max(1, min(len(shown), 3 * len(keys))),
+        frameon=False,
+    )
     return figure
 
 

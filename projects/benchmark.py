@@ -7,10 +7,12 @@ quartiles: times of a busy machine mean little. Data and models are made up, sma
 that a logger has nothing to hide behind.
 
 Then two questions about long trainings: do time or memory grow over 100,000 steps, and does a
-training wait while a million values are delivered beside it?
+training wait while a million values are delivered beside it? And three about searches with Keras
+Tuner: what does the record add to a trial, does that grow over 1,000 trials, and how much faster
+are two workers than one?
 
-The claims are checked at the end, and those that do not hold are named. Five minutes on two cores
-that have nothing else to do.
+The claims are checked at the end, and those that do not hold are named. Fifteen minutes on two
+cores that have nothing else to do, ten of them for the searches.
 
     mlflow run . -e benchmark --env-manager local -P what=fit -P store=http
 """
@@ -31,6 +33,7 @@ from projects.measuring.endurance import Delivery, Growth, measure_delivery, mea
 from projects.measuring.loggers import loggers, ours
 from projects.measuring.loops import Build, fit, guide, loop
 from projects.measuring.prices import Price, data_frame, figure, metrics, tables
+from projects.measuring.searches import Searches, measure_searches, measure_workers
 from projects.measuring.stores import scratch_store, tracking_in
 from projects.measuring.turns import race
 
@@ -129,7 +132,10 @@ def prices_of_loops(epochs: int, steps: int, seed: int) -> list[Price]:
 
 
 def claims(
-    prices: list[Price], growth: Growth | None, delivery: Delivery | None
+    prices: list[Price],
+    growth: Growth | None,
+    delivery: Delivery | None,
+    searches: Searches | None = None,
 ) -> dict[str, bool]:
     """What is claimed of the parts that were measured, and whether it holds."""
     found = {
@@ -144,34 +150,42 @@ def claims(
         found["memory does not grow"] = growth.memory_bytes <= 16e6
     if delivery is not None:
         found["no wait for the store"] = delivery.longest_handover_ms <= 50
+    if searches is not None:
+        found["a recorded trial takes at most 1.05 times as long"] = searches.trial_ratio <= 1.05
+        found["trials grow no slower"] = searches.growth_ms <= 0.1 * searches.first_ms
     return found
 
 
 def main(
-    what: Literal["all", "fit", "loop", "growth", "delivery"] = "all",
+    what: Literal["all", "fit", "loop", "growth", "delivery", "search", "workers"] = "all",
     store: Literal["sqlite", "http"] = "sqlite",
     epochs: PositiveInt = 10,
     steps: PositiveInt = 200,
     growth_steps: Annotated[int, Field(ge=100)] = 100_000,
     points: PositiveInt = 1_000_000,
+    trials: Annotated[int, Field(ge=4)] = 50,
+    simulated_trials: Annotated[int, Field(ge=20)] = 1000,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Measures what the record costs, and checks the claims.
 
     Args:
-        what: fit (the loggers), loop, growth, delivery, or all of them.
+        what: fit (the loggers), loop, growth, delivery, search, workers, or all of them.
         store: Where the measured trainings log to: sqlite, a file, or http, a server on this
             machine. Both are temporary; the result goes where every run goes.
         epochs: Timed epochs of each variant, each between two of what it is compared with.
         steps: Steps of an epoch; fewer for the models whose steps take longer.
         growth_steps: Length of the training that must not grow; 100 or more.
         points: Metric values to deliver while a training goes on.
+        trials: Trials that train, of a search with the record and of one without (4 or more); the
+            first 16 of them for workers.
+        simulated_trials: Trials that do nothing, the same; 20 or more.
         seed: Of weights, data and the order of turns.
     """
     params = dict(locals())
     keras.utils.set_random_seed(seed)
     prices: list[Price] = []
-    growth = delivery = None
+    growth = delivery = searches = workers = None
     with (
         mka.track("benchmark", params=params, log_system_metrics=False) as run,
         scratch_store(store) as uri,
@@ -203,10 +217,18 @@ def main(
         if what in ("all", "delivery"):
             delivery = measure("delivery", measure_delivery, points)
             publish("delivery", asdict(delivery))
+        if what in ("all", "search"):
+            searches = measure("searches", measure_searches, trials, simulated_trials, seed)
+            publish("searches", asdict(searches))
+        if what in ("all", "workers"):
+            workers = measure("workers", measure_workers, min(trials, 16), seed)
+            publish("workers", asdict(workers))
 
-        missed = [claim for claim, holds in claims(prices, growth, delivery).items() if not holds]
+        checked = claims(prices, growth, delivery, searches)
+        missed = [claim for claim, holds in checked.items() if not holds]
         verdict = f"Missed: {'; '.join(missed)}." if missed else "All claims hold."
-        report = "\n\n".join([*tables(prices), *(str(each) for each in (growth, delivery) if each)])
+        others = (growth, delivery, searches, workers)
+        report = "\n\n".join([*tables(prices), *(str(each) for each in others if each)])
         run.describe(f"{verdict}\n\n{report}")
         run.log_text(f"{report}\n", "benchmark.md")
         run.log_dict({"missed": missed}, "claims.json")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from mlflow_keras_adv import Dataset
 from mlflow_keras_adv.errors import UserError
 
 KERAS_DATASETS = ("keras:mnist", "keras:fashion_mnist", "keras:cifar10", "keras:cifar100")
@@ -54,6 +55,26 @@ class Data:
         """Height, width and channels of an image."""
         _, height, width, channels = self.x_train.shape
         return height, width, channels
+
+    @property
+    def train(self) -> tuple[Images, Labels]:
+        """Images and labels to train on."""
+        return self.x_train, self.y_train
+
+    @property
+    def validation(self) -> tuple[Images, Labels]:
+        """Images and labels to choose by."""
+        return self.x_validation, self.y_validation
+
+    @property
+    def test(self) -> tuple[Images, Labels]:
+        """Images and labels to judge the finished model on."""
+        return self.x_test, self.y_test
+
+    @property
+    def dataset(self) -> Dataset:
+        """What the record calls it."""
+        return Dataset(self.name, self.digest)
 
 
 def load(data: str = "digits", *, seed: int = 0) -> Data:

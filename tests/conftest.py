@@ -2,11 +2,9 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -24,7 +22,9 @@ import mlflow
 import pytest
 import requests
 
+from tests.faults.table import rows_of, write
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
+from tests.mlflow_server import MlflowServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The session's sqlite store: a fresh one takes seconds, an experiment in it milliseconds."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     os.environ["MLFLOW_TRACKING_URI"] = uri  # read at every call, inherited by child processes
+    os.environ["MLFLOW_KERAS_ADV_HOME"] = str(tmp_path_factory.mktemp("home"))
     return uri
 
 
@@ -74,48 +75,49 @@ def experiment(
         mlflow.end_run()
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Blocks until `url` answers 200, or fails if the process ends first."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
-        try:
-            if requests.get(url, timeout=2).status_code == 200:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"{url} did not answer within {seconds} s")
-
-
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real `mlflow server` on loopback, with a store of its own."""
-    folder = tmp_path_factory.mktemp("server")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight processes of no use here
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_until_healthy(f"{address}/health", process)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+    with MlflowServer(tmp_path_factory.mktemp("server")) as running:
+        yield running.address
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server that asks for a login, and two of them: the second may only read."""
+
+    address: str
+    administrator: tuple[str, str]
+    reader: tuple[str, str]
+
+    def permit_writing(self, permitted: bool) -> None:
+        """Gives the reader the right to write to the default experiment, or takes it back."""
+        grant = {"username": self.reader[0], "resource_type": "experiment", "resource_id": "0"}
+        requests.post(
+            f"{self.address}/api/3.0/mlflow/users/permissions/{'grant' if permitted else 'revoke'}",
+            json={**grant, "permission": "EDIT"} if permitted else grant,
+            auth=self.administrator,
+            timeout=60,
+        ).raise_for_status()
+
+
+@pytest.fixture(scope="session")
+def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """A real `mlflow server --app-name basic-auth` with a store of its own."""
+    administrator, reader = ("admin", "may-do-all-of-it"), ("reader", "may-only-read-it")
+    environment = {
+        "MLFLOW_AUTH_ADMIN_PASSWORD": administrator[1],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
+    }
+    folder = tmp_path_factory.mktemp("guarded")
+    with MlflowServer(folder, "--app-name", "basic-auth", environment=environment) as running:
+        requests.post(
+            f"{running.address}/api/2.0/mlflow/users/create",
+            json=dict(zip(("username", "password"), reader, strict=True)),
+            auth=administrator,
+            timeout=60,
+        ).raise_for_status()
+        yield Guarded(running.address, administrator, reader)
 
 
 @pytest.fixture(scope="session")
@@ -125,3 +127,15 @@ def distill_store(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     parameters = ("epochs=2", "temperature=3", "lr=1e-3")
     sampling = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}  # seconds, not the default 10
     return Recorded(folder, mlflow_run(folder, *parameters, **sampling))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that writes the table of faults."""
+    parser.addoption("--faults-table", type=Path, help="page to write the table of faults to")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Writes the table of faults, if a page is named and the tests have measured something."""
+    page = session.config.getoption("--faults-table")
+    if page is not None and (rows := rows_of(session.config)):
+        write(page, rows)

@@ -24,9 +24,20 @@ ROOMS = {
     "training/": (TRAINING, {"errors", "training"}),
     "compression/": (TRAINING | LITERT, {"errors", "training", "compression"}),
     "callbacks/": (MEETING, {"errors", "tracking", "training", "callbacks"}),
-    "autologging.py": (MEETING, {"errors", "tracking", "training", "callbacks"}),
-    "models.py": (MEETING, {"errors", "tracking", "training"}),
+    "autologging.py": (MEETING, {"errors", "tracking", "training", "callbacks", "tuner"}),
+    "claims.py": (STORE, {"errors", "tracking"}),
+    "cli.py": ({"click"}, {"errors", "tracking", "doctor"}),
+    "doctor.py": (STORE, {"errors", "tracking"}),
+    "litert.py": (STORE | {"pandas"}, {"errors", "compression", "litert_signature"}),
+    "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
+    "model_signature.py": (MEETING, {"training"}),
+    "models.py": (MEETING, {"errors", "tracking", "training", "model_signature"}),
     "measure.py": (MEETING, {"errors", "tracking", "training", "compression", "models"}),
+    "measure_file.py": (
+        STORE | {"pandas"},
+        {"errors", "tracking", "compression", "litert", "measure"},
+    ),
+    "tuner/": (MEETING | {"keras_tuner", "sklearn"}, {"errors", "tracking", "callbacks", "tuner"}),
     "report.py": (STORE | {"pandas", "matplotlib"}, {"errors", "tracking"}),
 }
 

@@ -35,3 +35,22 @@ def test_the_numbers_belong_to_the_model_the_run_and_the_dataset(
     accuracy = linked["final/accuracy"]
     assert (accuracy.value, accuracy.step) == (0.8, 0)
     assert (accuracy.dataset_name, accuracy.dataset_digest) == ("toy", "0123abcd")
+
+
+def test_a_model_without_classes_is_scored_by_its_maker(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    first, second = keras.Input((2,), name="first"), keras.Input((3,), name="second")
+    heads = [keras.layers.Dense(1)(first), keras.layers.Dense(4)(second)]
+    model = keras.Model([first, second], heads)
+    x = [np.ones((5, 2), np.float32), np.ones((5, 3), np.float32)]
+    with mka.track("generator", log_system_metrics=False) as run:
+        finished = mka.log_finished_model(run, model, x, name="two", scores={"spread": 0.25})
+
+    assert finished.final["spread"] == 0.25
+    assert "accuracy" not in finished.final
+    found = client.get_run(run.run_id).data.metrics
+    assert found["final/spread"] == 0.25
+    assert found["final/parameters"] == 3 + 16
+    linked = {metric.key for metric in client.get_logged_model(finished.info.model_id).metrics}
+    assert "final/spread" in linked

@@ -19,9 +19,11 @@ import pytest
 import requests
 from mlflow.entities import LoggedModelStatus
 
+from mlflow_keras_adv import models
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.models import load_model, log_model
-from tests.conftest import free_port, wait_until_healthy
+from mlflow_keras_adv.tracking.run import track
+from tests.mlflow_server import free_port, wait_until_healthy
 
 ROOT = Path(__file__).parent.parent
 X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
@@ -450,3 +452,25 @@ def test_a_registered_model_version_points_to_the_model(
     )
     assert client.get_model_version(name, "1").source == info.model_uri
     assert load_model(f"models:/{name}/1").count_params() == 15
+
+
+def test_a_model_that_is_logged_in_an_outage_is_the_same_model_afterwards(
+    client: mlflow.MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier()
+    with track(log_system_metrics=False) as run:
+        monkeypatch.setattr(models, "answers", lambda uri: False)
+        info = log_model(
+            model, name="m", input_example=X[:2], tags={"variant": "a"}, params={"p": 1}
+        )
+        run.log_metrics({"final/accuracy": 0.5}, model_id=info.model_id)
+    assert info.model_id.startswith("pending-")
+    [logged] = client.search_logged_models([experiment])
+    assert (logged.name, logged.status) == ("m", LoggedModelStatus.READY)
+    assert (logged.tags["variant"], logged.params) == ("a", {"p": "1"})
+    assert [metric.value for metric in logged.metrics] == [0.5]
+    loaded = load_model(f"models:/{logged.model_id}")
+    np.testing.assert_array_equal(loaded(X), model(X))
+    served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+    np.testing.assert_array_equal(served.predict(X), model(X))
+    assert served.metadata.run_id == run.run_id

@@ -57,6 +57,28 @@ def test_table_and_figure_are_on_the_parent(
     assert not empty.lines
 
 
+def test_a_run_has_one_line_in_every_panel_and_the_legend_names_all(experiment: str) -> None:
+    runs = {}
+    with mka.track("parent", log_system_metrics=False) as parent:
+        for number in range(12):
+            with parent.child(f"variant-{number}") as child:
+                child.log_metrics({"train/loss": 1.0}, step=1)
+                if number == 11:
+                    child.log_metrics({"optimizer/loss_scale": 2.0}, step=1)
+            runs[child.name] = child.run_id
+
+    figure = learning_curves(runs, ["optimizer/loss_scale", "train/loss"])
+
+    scale, loss = figure.axes
+    looks = [(line.get_color(), line.get_linestyle()) for line in loss.lines]
+    assert len(set(looks)) == 12
+    assert [(line.get_color(), line.get_linestyle()) for line in scale.lines] == looks[11:]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(runs)
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().width < figure.bbox.width
+
+
 def test_a_run_without_finals_is_a_row_of_nothing(experiment: str) -> None:
     with mka.track("bare", log_system_metrics=False) as bare:
         bare.log_metrics({"final/accuracy": 0.5})
@@ -72,3 +94,15 @@ def test_without_the_deciding_metric_it_says_what_to_do(experiment: str) -> None
             pass
         with pytest.raises(ValueError, match=r"'val/accuracy', which chooses the winner"):
             mka.log_comparison(run, {"empty": child})
+
+
+def test_a_curve_is_read_by_run_or_id_in_the_order_of_its_steps(experiment: str) -> None:
+    with mka.track("curve", log_system_metrics=False) as run:
+        for step in (30, 10, 20):
+            run.log_metrics({"train/loss": 1 / step}, step=step)
+
+    found = mka.curve(run, "train/loss")
+    assert dict(found) == {10: 1 / 10, 20: 1 / 20, 30: 1 / 30}
+    assert list(found.index) == [10, 20, 30]
+    assert found.equals(mka.curve(run.run_id, "train/loss"))
+    assert len(mka.curve(run, "absent")) == 0

@@ -20,8 +20,8 @@ from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from tests.conftest import free_port, wait_until_healthy
 from tests.mlflow_run import Recorded, copy_project, mlflow_run, new_shell
+from tests.mlflow_server import free_port, wait_until_healthy
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [

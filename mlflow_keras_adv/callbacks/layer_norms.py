@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.training.session import Readings
+from mlflow_keras_adv.training.readings import Readings
 
 Row = tuple[int, dict[str, float]]
 
@@ -66,7 +66,7 @@ class LayerNorms(EitherKeras):
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Reads the tables when it is time to."""
         if self._onlooker is not None:
-            self._onlooker.batch_begin()
+            self._onlooker.batch_begin(batch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Takes the norms of the weights."""

@@ -11,7 +11,8 @@ import numpy as np
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
-from mlflow_keras_adv.training.session import Readings, join_session, steps_per_execution
+from mlflow_keras_adv.training.readings import Readings
+from mlflow_keras_adv.training.session import join_session, steps_per_execution
 from mlflow_keras_adv.training.settings import (
     environment_tags,
     model_settings,
@@ -32,7 +33,14 @@ class MlflowLogger(EitherKeras):
     library versions as tags, the model's summary and the whole configuration as artifacts.
 
     The values are written inside the compiled step and read in bulk; training never waits for the
-    store. The callback may be copied and pickled: before training it holds only its argument.
+    store. They are handed to the run at most `HAND_IN_SECONDS` (5) after they were produced, or at
+    the end of the call of the compiled step that produced them, and before the model is saved. The
+    callback may be copied and pickled: before training it holds only its argument.
+
+    A training that was killed goes on by the same command with the run's id, if it has Keras'
+    `BackupAndRestore`: from the step of the checkpoint, or anew from step 1 if there is none. The
+    run's tags `superseded…` say which points no longer count. Put `BackupAndRestore` behind this
+    callback, so that an epoch's values are on record before its checkpoint.
 
     Example:
         ```python
@@ -70,7 +78,7 @@ class MlflowLogger(EitherKeras):
         give up dispatching its own callbacks off the training thread.
         """
         if self._record is not None:
-            self._record.session.steps_begin(steps_per_execution(self.model))
+            self._record.session.steps_begin(steps_per_execution(self.model), batch)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Reads what the epoch's training left: validation is not part of its pace."""
@@ -123,7 +131,9 @@ class _Record:
     def epoch_begin(self, epoch: int) -> None:
         if not self._resumed:
             self._resumed = True
-            self.run.resume_after(epoch)
+            counted = self.session.batches_counted()
+            self.run.resume_after(epoch, counted)
+            self.run.set_tags(self.run.axis.offset_tags(counted, begins=True))
         self._began, self._seconds = time.monotonic(), 0.0
         self._batches = self._examples = 0
 
@@ -138,6 +148,7 @@ class _Record:
         if self._examples:
             values["train/examples_per_second"] = self._examples / self._seconds
         self.run.log_metrics(values, step=self.run.axis.batches)
+        self.run.set_tags(self.run.axis.offset_tags(self.session.batches_counted()))
         self._say_what_is_missing()
 
     def end(self, *, interrupted: bool) -> None:
@@ -151,7 +162,7 @@ class _Record:
     def _receive(self, readings: Readings) -> None:
         run = self.run
         steps = run.axis.steps_of(readings, readings.batches)
-        self._seconds = time.monotonic() - self._began
+        self._seconds = readings.until - self._began
         self._batches += readings.batches
         self._examples += int(readings.examples.sum())
         columns = dict(readings.columns)

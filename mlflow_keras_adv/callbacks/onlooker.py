@@ -9,7 +9,8 @@ import numpy as np
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
-from mlflow_keras_adv.training.session import Readings, join_session, steps_per_execution
+from mlflow_keras_adv.training.readings import Readings
+from mlflow_keras_adv.training.session import join_session, steps_per_execution
 
 _logger = logging.getLogger(__name__)
 
@@ -69,9 +70,9 @@ class Onlooker:
         """Has the readings hold the norm of each layer's gradient too."""
         self._session.observe_layers()
 
-    def batch_begin(self) -> None:
+    def batch_begin(self, batch: int) -> None:
         """To be called at the begin of each batch by who wants every row of the readings."""
-        self._session.steps_begin(steps_per_execution(self._model))
+        self._session.steps_begin(steps_per_execution(self._model), batch)
 
     def step(self) -> int:
         """Training batches consumed so far in the run, up to now."""

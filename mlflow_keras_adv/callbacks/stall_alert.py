@@ -13,7 +13,7 @@ from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.training.session import Readings
+from mlflow_keras_adv.training.readings import Readings
 
 _logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class StallAlert(EitherKeras):
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Lets the readings come before the table of the steps is full."""
         if self._onlooker is not None:
-            self._onlooker.batch_begin()
+            self._onlooker.batch_begin(batch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Judges the epoch's values."""

@@ -59,11 +59,11 @@ def footprint(
         raise ValueError("footprint needs at least one sample in x; got none")
     measured: dict[str, float] = {}
     if y is not None or reference is not None:
-        chosen = highest(_scores(model, x, batch_size))
+        chosen = highest(scores_of(model, x, batch_size))
         if y is not None:
             measured["accuracy"] = accuracy(chosen, y)
         if reference is not None:
-            other = highest(_scores(reference, x, batch_size))
+            other = highest(scores_of(reference, x, batch_size))
             measured["agreement"] = agreement(chosen, other)
     measured["parameters"] = float(model.count_params())
     measured["sparsity"] = sparsity(model.get_weights())
@@ -167,7 +167,8 @@ def latency_ms(call: Callable[[], Any], *, repeats: int, warm_up: int = 10) -> n
     return times[warm_up:]
 
 
-def _scores(model: keras.Model, x: Any, batch_size: int) -> np.ndarray:
+def scores_of(model: keras.Model, x: Any, batch_size: int) -> np.ndarray:
+    """What a model with one output answers to `x`, in inference mode, in batches."""
     # Not by predict(): with several models in a process TensorFlow takes the one function that each
     # of them needs for retracing, and warns.
     answers = []

@@ -1,13 +1,15 @@
 """StepAxis: the one axis of all curves of a run, also of one that is taken up again."""
 
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 _logger = logging.getLogger(__name__)
@@ -15,6 +17,10 @@ _logger = logging.getLogger(__name__)
 # Sections whose steps are training batches; `final/…` and `system/…` have steps of their own.
 _ON_THE_AXIS = ("batch/", "gradient/", "optimizer/", "train/", "val/")
 _COUNTS = ("nonfinite", "skipped_updates")
+# Tags: which points do not count any more, and where the axis stands off the optimizer's count.
+_SUPERSEDED = re.compile(r"superseded(\.\d+)?")
+_SPAN = re.compile(r"(\d+)-(\d+) before (\d+)")
+_OFFSET_TAG = "step_offset"
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,42 @@ class EarlierRecord:
 
     Attributes:
         last_step: Training batches consumed.
-        epoch_ends: Step at which each epoch ended, by the number of epochs that were done then.
+        epoch_ends: Step at which each epoch of the last training ended, by its number of epochs.
+        complete: Whether that training had done all of its epochs.
+        offset: The step less the batches that the weights had seen by then, as their optimizer
+            counts them. None where it does not count batches.
         counts: Running counts, by metric key.
     """
 
     last_step: int = 0
     epoch_ends: Mapping[int, int] = field(default_factory=dict)
+    complete: bool = False
+    offset: int | None = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+
+    def place_of(self, epochs: int, batches: int | None) -> int | None:
+        """The step of a checkpoint, from which a training goes on.
+
+        Args:
+            epochs: Epochs done, as the checkpoint says; `initial_epoch` of `fit`.
+            batches: Batches that its weights have seen, as their optimizer counts them, which is
+                what tells of a checkpoint inside of an epoch. None if it does not tell.
+
+        Returns:
+            None if the training is no continuation of the one on record.
+        """
+        step = None
+        if batches is not None and self.offset is not None:
+            step = max(0, batches + self.offset)
+        if epochs == 0:
+            step = 0 if batches == 0 else step
+            return None if self.complete or step is None or step > self.last_step else step
+        begin = self.epoch_ends.get(epochs)
+        if begin is None:  # it was killed before the end of that epoch was on record
+            return step if step and step > max(self.epoch_ends.values(), default=0) else None
+        end = self.epoch_ends.get(epochs + 1, self.last_step)
+        # Weights that were saved without their optimizer have seen nothing.
+        return step if step is not None and begin <= step <= end else begin
 
 
 class StepAxis:
@@ -44,7 +79,8 @@ class StepAxis:
 
     def __init__(self, earlier: EarlierRecord) -> None:
         self.batches = earlier.last_step
-        self._epoch_ends = dict(earlier.epoch_ends)
+        self._earlier: EarlierRecord | None = earlier if earlier.last_step else None
+        self._offset = earlier.offset
         self._reading: object = None
 
     def steps_of(self, reading: object, batches: int) -> "np.ndarray[Any, Any]":
@@ -64,26 +100,44 @@ class StepAxis:
             self.batches += batches
         return np.arange(self.batches - batches, self.batches) + 1
 
-    def back_to_epoch(self, epochs: int) -> str | None:
-        """Goes back to where an earlier training of this run had done `epochs` epochs.
+    def back_to_checkpoint(self, epochs: int, batches: int | None = None) -> str | None:
+        """Goes to where a training begins: the first one in a run that is taken up again.
 
-        For a training that goes on from a checkpoint, before its first step.
+        Before its first step. Weights that have seen nothing begin at step 1 again, unless the
+        training on record had come to its end; this one then comes after it.
 
         Args:
             epochs: Number of epochs done, `initial_epoch` of `fit`.
+            batches: Batches that its weights have seen; see `EarlierRecord.place_of`.
 
         Returns:
             What is superseded, as `121-140 before <ms>`: of two points at these steps the one that
             was stamped before that moment (milliseconds since the epoch) does not count. None where
-            no such epoch is on record, or nothing came after it.
+            nothing is on record after the checkpoint.
         """
-        end = self._epoch_ends.get(epochs)
-        self._epoch_ends = {}
-        if end is None or end >= self.batches:
+        earlier, self._earlier = self._earlier, None
+        place = None if earlier is None else earlier.place_of(epochs, batches)
+        if place is None or place == self.batches:
             return None
-        superseded = f"{end + 1}-{self.batches} before {time.time_ns() // 1_000_000}"
-        self.batches = end
-        return superseded
+        last, self.batches = self.batches, place
+        if place > last:
+            return None
+        return f"{place + 1}-{last} before {time.time_ns() // 1_000_000}"
+
+    def offset_tags(self, batches: int | None, *, begins: bool = False) -> dict[str, str]:
+        """The tag that keeps `EarlierRecord.offset`, if it has to be written: most runs have none.
+
+        Args:
+            batches: Batches that the model's weights have seen, as their optimizer counts them.
+            begins: Whether the training begins; later the offset may not change any more.
+        """
+        offset = None if batches is None else self.batches - batches
+        if not begins and offset != self._offset:
+            offset = None
+        if offset == self._offset:
+            return {}
+        self._offset = offset
+        return {_OFFSET_TAG: "unknown" if offset is None else str(offset)}
 
 
 def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
@@ -92,23 +146,46 @@ def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
     A store that fails is no reason to stop a training: the axis then starts anew, and that is said.
     """
     try:
+        data = client.get_run(run_id).data
         # Private, but the public dict has no steps.
-        metrics = client.get_run(run_id).data._metric_objs
-        ours = [metric for metric in metrics if metric.key.startswith(_ON_THE_AXIS)]
+        ours = [metric for metric in data._metric_objs if metric.key.startswith(_ON_THE_AXIS)]
         if not ours:
             return EarlierRecord()
-        epochs = client.get_metric_history(run_id, "train/epoch")
+        points = client.get_metric_history(run_id, "train/epoch")
     except MlflowException as error:
         _logger.warning(
             "Run %s: its earlier steps cannot be read, so they start at 1: %s", run_id, error
         )
         return EarlierRecord()
+    spans = superseded_spans(data.tags)
+    epoch_ends: dict[int, int] = {}
+    for point in sorted(points, key=lambda each: each.step):
+        if not is_superseded(point, spans):
+            epoch = int(point.value)
+            # A later training begins with its first epoch.
+            epoch_ends = {each: end for each, end in epoch_ends.items() if each < epoch}
+            epoch_ends[epoch] = point.step
+    planned = data.tags.get("param.fit.epochs.changed", data.params.get("fit.epochs", ""))
+    offset = data.tags.get(_OFFSET_TAG, "0")
+    counts = {metric.key: int(metric.value) for metric in ours if metric.key.endswith(_COUNTS)}
     return EarlierRecord(
         last_step=max(metric.step for metric in ours),
-        epoch_ends={int(point.value): point.step for point in sorted(epochs, key=_step)},
-        counts={metric.key: int(metric.value) for metric in ours if metric.key.endswith(_COUNTS)},
+        epoch_ends=epoch_ends,
+        complete=planned.isdecimal() and int(planned) in epoch_ends,
+        offset=None if offset == "unknown" else int(offset),
+        counts={**counts, "resumed": len(spans)},
     )
 
 
-def _step(point: object) -> int:
-    return int(getattr(point, "step", 0))
+def superseded_spans(tags: Mapping[str, str]) -> list[tuple[int, int, int]]:
+    """What the tags of a run say to be superseded: first step, last step, and before which time."""
+    named = [value for tag, value in tags.items() if _SUPERSEDED.fullmatch(tag)]
+    found = [match.groups() for value in named if (match := _SPAN.fullmatch(value))]
+    return [(int(first), int(last), int(before)) for first, last, before in found]
+
+
+def is_superseded(point: Metric, spans: Iterable[tuple[int, int, int]]) -> bool:
+    """Whether a point of a curve does not count any more, the training having gone back."""
+    return any(
+        first <= point.step <= last and point.timestamp < before for first, last, before in spans
+    )

@@ -1,8 +1,10 @@
 """Delivery: takes what was handed in for a run to its store. Used by the writer's thread alone."""
 
+import json
 import logging
-from collections import Counter
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import TypeVar
@@ -13,18 +15,25 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-from mlflow_keras_adv.tracking.names import metric_key, same_param
-from mlflow_keras_adv.tracking.pending import (
+from mlflow_keras_adv.tracking.courier import POINTS_BEFORE, courier_to, dismiss
+from mlflow_keras_adv.tracking.items import (
     Artifact,
     Deletion,
     End,
     Flush,
     Input,
+    Model,
     Params,
     Record,
+    Refusal,
     Table,
     Tags,
 )
+from mlflow_keras_adv.tracking.logged_models import ModelIds, deliver_model
+from mlflow_keras_adv.tracking.names import metric_key, same_param
+from mlflow_keras_adv.tracking.pending import Pending
+from mlflow_keras_adv.tracking.store import may_succeed_later, probe
+from mlflow_keras_adv.tracking.tables import write_table
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -42,24 +51,26 @@ class Delivery:
     """Calls the store until it has answered.
 
     An error of the connection or the server is retried until it passes, with one warning for each
-    kind. What the store rejects is refused by name, and the rest of its batch delivered.
+    kind. What the store rejects is refused by name, and the rest of its batch delivered. Everything
+    may be delivered twice without harm, so that an answer that was lost needs no care.
 
     Args:
         run_id: The run to write to.
         client: Its store.
-
-    Attributes:
-        refused: How often each name was refused.
+        pending: Where what is refused is counted.
     """
 
-    def __init__(self, run_id: str, client: MlflowClient) -> None:
-        self.refused: Counter[str] = Counter()
+    def __init__(self, run_id: str, client: MlflowClient, pending: Pending) -> None:
         self._run_id = run_id
         self._client = client
-        self._counting = Lock()
+        self._pending = pending
+        self._warning = Lock()
         self._warned: set[str] = set()
         self._nudges: SimpleQueue[None] = SimpleQueue()
         self._abandoned = False
+        self._sent = 0
+        self._failing_since: float | None = None
+        self._model_ids = ModelIds(client, run_id)
 
     def send(self, entities: Sequence[Metric | Param | RunTag]) -> None:
         """Logs metrics, params or tags in one call; if it is rejected, finds out which of them.
@@ -77,8 +88,10 @@ class Delivery:
         tags = [entity for entity in entities if isinstance(entity, RunTag)]
         try:
             self._attempt(
-                lambda: self._client.log_batch(
-                    self._run_id, metrics=metrics, params=params, tags=tags, synchronous=True
+                lambda: self._log_batch(
+                    [self._model_ids.metric(metric) for metric in metrics],
+                    params,
+                    [RunTag(tag.key, self._model_ids.true(tag.value)) for tag in tags],
                 )
             )
         except AbandonedError:
@@ -90,9 +103,9 @@ class Delivery:
                 self.send(entities[middle:])
             else:
                 for entity in entities:
-                    self.refuse(entity.key, str(error))
+                    self.refuse(entity.key, str(error), points=isinstance(entity, Metric))
 
-    def write(self, item: Record | End | Flush) -> None:
+    def write(self, item: Record | Refusal | End | Flush) -> None:
         """Delivers one item.
 
         Raises:
@@ -105,14 +118,12 @@ class Delivery:
                 self._write_tags(values)
             case Artifact(path, artifact_path):
                 call = self._client.log_artifact
-                try:
-                    self._deliver(path.name, lambda: call(self._run_id, str(path), artifact_path))
-                finally:
-                    item.discard()
-            case Table(data, artifact_file):
+                self._deliver(path.name, lambda: call(self._run_id, str(path), artifact_path))
+            case Model():
+                self._deliver(f"model {item.name}", lambda: self._deliver_model(item))
+            case Table():
                 self._deliver(
-                    artifact_file,
-                    lambda: self._client.log_table(self._run_id, data, artifact_file),
+                    item.artifact_file, lambda: write_table(self._client, self._run_id, item)
                 )
             case Input(dataset):
                 self._deliver(
@@ -121,10 +132,13 @@ class Delivery:
                 )
             case Deletion(artifact_file):
                 self._delete(artifact_file)
-            case End(status):
+            case Refusal(name, reason, points):
+                self.refuse(name, reason, points)
+            case End(status, end_time):
+                self._write_receipt()
                 self._deliver(
                     f"status {status}",
-                    lambda: self._client.set_terminated(self._run_id, status),
+                    lambda: self._client.set_terminated(self._run_id, status, end_time),
                 )
             case Flush(answer):
                 answer.put(True)
@@ -138,19 +152,51 @@ class Delivery:
         self._abandoned = True
         self.hurry()
 
-    def refuse(self, name: str, reason: str, count: int = 1) -> None:
-        """Counts what cannot be recorded, and says so once for each name."""
-        with self._counting:
-            self.refused[name] += count
+    def failing_for(self) -> float:
+        """Seconds since the store began to fail; 0 if it does not."""
+        since = self._failing_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def refuse(self, name: str, reason: str, points: int = 0) -> None:
+        """Counts what cannot be recorded, and says so once for each name.
+
+        Args:
+            name: Of a metric, param, tag or artifact.
+            reason: Why.
+            points: How many metric values; 0 for anything else.
+        """
+        self._pending.refuse(name, points)
+        self.warn_refused(name, reason)
+
+    def warn_refused(self, name: str, reason: str) -> None:
+        """Says once for each name that it cannot be recorded."""
         self.warn_once(
             f"refused {name}", "%s of run %s is not recorded: %s", name, self._run_id, reason
         )
 
     def warn_once(self, kind: str, message: str, *arguments: object) -> None:
         """Logs a warning, the first time for its kind."""
-        if kind not in self._warned:
+        with self._warning:
+            if kind in self._warned:
+                return
             self._warned.add(kind)
-            _logger.warning(message, *arguments)
+        _logger.warning(message, *arguments)
+
+    def _log_batch(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
+        self._sent += len(metrics)
+        courier = None
+        if self._sent > POINTS_BEFORE and not params and not tags:
+            courier = courier_to(self._client.tracking_uri)
+        if courier is None:
+            self._client.log_batch(
+                self._run_id, metrics=metrics, params=params, tags=tags, synchronous=True
+            )
+            return
+        try:
+            courier.log_metrics(self._run_id, metrics)
+        except OSError:
+            dismiss(courier)
+            raise ConnectionError("the process that sends values has ended") from None
 
     def _write_params(self, values: Mapping[str, object]) -> None:
         try:
@@ -185,6 +231,18 @@ class Delivery:
             self._deliver(file, lambda: self._client.log_text(self._run_id, text, file))
         return text[:length]
 
+    def _write_receipt(self) -> None:
+        receipt = self._pending.receipt()
+        counts = ("produced", "delivered", "pending", "refused")
+        tags = {f"points.{name}": str(getattr(receipt, name)) for name in counts}
+        if receipt.refused_names:
+            tags["points.refused_names"] = json.dumps(receipt.refused_names)
+        self._write_tags(tags)
+
+    def _deliver_model(self, model: Model) -> None:
+        tags = {name: self._model_ids.true(text) for name, text in model.tags.items()}
+        deliver_model(self._client, self._run_id, replace(model, tags=tags))
+
     def _delete(self, artifact_file: str) -> None:
         """Tries once: not every artifact store can delete, or lets everyone do so."""
         folder, _, name = artifact_file.rpartition("/")
@@ -217,10 +275,16 @@ class Delivery:
         pause = FIRST_PAUSE_SECONDS
         while not self._abandoned:
             try:
-                return call()
+                # MLflow would go on for minutes with a server that is gone.
+                probe(self._client.tracking_uri)
+                result = call()
+                self._failing_since = None
+                return result
             except Exception as error:
-                if not _may_pass(error):
+                if not may_succeed_later(error):
+                    self._failing_since = None
                     raise
+                self._failing_since = self._failing_since or time.monotonic()
                 self.warn_once(
                     f"retry {getattr(error, 'error_code', type(error).__name__)}",
                     "The tracking store does not take the values of run %s for now; "
@@ -241,17 +305,3 @@ class Delivery:
         except MlflowException:
             return False
         return bool(info.lifecycle_stage == LifecycleStage.ACTIVE)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same call may succeed later: a connection, a server, a lock, a login."""
-    if isinstance(error, MlflowException):
-        # All connections of the database are in use: to MLflow that is a bad request.
-        if "QueuePool limit" in error.message:
-            return True
-        status = error.get_http_status_code()
-    elif type(error).__module__.startswith("requests"):
-        status = getattr(getattr(error, "response", None), "status_code", 503)
-    else:
-        return isinstance(error, ConnectionError | TimeoutError)
-    return status >= 500 or status in (401, 403, 408, 429)

@@ -4,25 +4,33 @@
 then waits for the system metrics. Here both happen on other threads, within a grace.
 """
 
+import logging
 import traceback
 from threading import Thread
 
+from mlflow.entities import Run
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from mlflow_keras_adv.tracking.writer import RunWriter
 
+_logger = logging.getLogger(__name__)
+
 # Of the tag `error`; the artifact holds the whole.
 MAX_ERROR_LENGTH = 500
 
 
-def end(writer: RunWriter, error: BaseException | None, seconds: float) -> None:
+def end(writer: RunWriter, error: BaseException | None, seconds: float) -> bool:
     """Delivers what is left of a run, and then its status.
 
     Args:
         writer: Of the run.
         error: What its block raised.
         seconds: How long to wait for a store that takes nothing.
+
+    Returns:
+        Whether everything is in the store.
     """
     finishing = _finish_system_metrics(writer.run_id)
     status = status_of(error)
@@ -34,6 +42,11 @@ def end(writer: RunWriter, error: BaseException | None, seconds: float) -> None:
         delivered = writer.close(seconds, status=status)
         if finishing is not None:
             finishing.join(seconds if delivered else 0)
+    if delivered:
+        receipt = writer.receipt
+        say = _logger.warning if receipt.refused_names else _logger.info
+        say("Run %s: %s", writer.run_id, receipt)
+    return delivered
 
 
 def status_of(error: BaseException | None) -> str:
@@ -58,6 +71,19 @@ def is_active(run_id: str | None) -> bool:
     """Whether the run is active in some thread, by `mlflow.start_run()` or by `track`."""
     stacks = fluent._active_run_stack.get_all_thread_values().values()
     return any(run.info.run_id == run_id for stack in stacks for run in stack)
+
+
+def activate(run: Run, *, log_system_metrics: bool) -> None:
+    """Makes a run of the store that MLflow uses now the active one of this thread.
+
+    What `mlflow.start_run` does after it has opened a run.
+    """
+    run_id = run.info.run_id
+    if log_system_metrics:
+        monitor = SystemMetricsMonitor(run_id)
+        fluent.run_id_to_system_metrics_monitor[run_id] = monitor
+        monitor.start()
+    fluent._active_run_stack.get().append(fluent.ActiveRun(run))
 
 
 def deactivate(run_id: str) -> None:

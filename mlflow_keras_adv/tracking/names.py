@@ -12,6 +12,9 @@ from functools import lru_cache
 
 MAX_KEY_LENGTH = 250
 
+# Tag of what we create in a store: what came to be although its answer was lost is found by it.
+UID_TAG = "mlflow_keras_adv.uid"
+
 # A colon is fine in a key, but a file store on Windows could not make a file of that name.
 _REFUSED_CHARACTERS = re.compile(r"[^/\w.\- ]" if os.name == "nt" else r"[^/\w.\- :]")
 

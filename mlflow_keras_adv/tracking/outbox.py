@@ -9,12 +9,24 @@ from mlflow.entities import Metric
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.tracking.delivery import AbandonedError, Delivery
-from mlflow_keras_adv.tracking.pending import Artifact, Flush, Item, Pending, Points, Series
+from mlflow_keras_adv.tracking.items import (
+    Artifact,
+    Flush,
+    Item,
+    Model,
+    Points,
+    Series,
+    names_of,
+)
+from mlflow_keras_adv.tracking.journal import Place
+from mlflow_keras_adv.tracking.pending import Pending
 
 _logger = logging.getLogger(__name__)
 
 # How long the end of a run, and the end of the process, wait for a store that takes nothing.
 GRACE_SECONDS = 10.0
+# The same, of a store that has been known to fail for as long as that.
+SHORT_GRACE_SECONDS = 1.0
 # A thread that has had nothing to do for so long ends; the next item starts another.
 IDLE_SECONDS = 1.0
 
@@ -24,16 +36,25 @@ class Outbox:
 
     Args:
         run_id: The run, for messages.
+        pending: What holds the items until then; something may be in it already.
         delivery: What the thread hands the items to, in order.
     """
 
-    def __init__(self, run_id: str, delivery: Delivery) -> None:
+    def __init__(self, run_id: str, pending: Pending, delivery: Delivery) -> None:
         self._run_id = run_id
+        self._pending = pending
         self._delivery = delivery
-        self._pending = Pending()
+        self._keeps_journal = not pending.is_empty()
         self._starting = Lock()  # held for moments, never during a call to the store
         self._thread: Thread | None = None
         self._closed = False
+        if self._keeps_journal:
+            self._start()
+
+    def keep_journal(self) -> None:
+        """Has a journal from now until `close`, empty or not: it says that the run is alive."""
+        self._keeps_journal = True
+        self._pending.open()
 
     def put(self, item: Item) -> None:
         """Appends an item, and starts the thread if it is not at work."""
@@ -43,11 +64,12 @@ class Outbox:
             )
             return
         with self._starting:
-            self._pending.put(item)
+            error = self._pending.put(item)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = Thread(target=self._work, name=f"outbox-{self._run_id}", daemon=True)
-                _at_work.add(self)
-                self._thread.start()
+                self._start()
+        if error is not None:
+            for name in names_of(item):
+                self._delivery.warn_refused(name, f"the journal cannot be written: {error}")
 
     def flush(self, timeout: float | None) -> bool:
         """Waits until all items are settled: `timeout` seconds at most, or as long as it takes."""
@@ -65,62 +87,92 @@ class Outbox:
     def close(self, timeout: float) -> bool:
         """Waits as long as the store goes on taking values, and takes no more.
 
+        What is left then stays in the journal, which is released.
+
         Args:
-            timeout: Seconds. If the store takes nothing for so long, what is left is given up, with
-                one warning.
+            timeout: Seconds to wait for a store that takes nothing; less if it has been failing.
 
         Returns:
             Whether all items are settled.
         """
         while True:
-            before = self._pending.settled
-            settled = self.flush(timeout)
-            if settled or self._pending.settled == before:
+            before = self._pending.steps
+            patience = timeout - self._delivery.failing_for()
+            settled = self.flush(max(patience, min(timeout, SHORT_GRACE_SECONDS)))
+            if settled or self._pending.steps == before:
                 break
         self._closed = True
-        if not settled:
+        if settled:
+            self._pending.release()
+        else:
             self._delivery.abandon()
-            _logger.warning(
-                "The tracking store took nothing for %.0f s: of run %s, %d metric values and %d "
-                "other records were not delivered%s.",
-                timeout,
-                self._run_id,
-                self._pending.points,
-                self._pending.records,
-                ", and its status could not be written" if self._pending.ends else "",
-            )
+            _at_work.discard(self)
+            self._pending.release()
+            self._say_what_is_left()
         return settled
+
+    def _say_what_is_left(self) -> None:
+        receipt = self._pending.receipt()
+        _logger.warning(
+            "The tracking store does not answer. Run %s: %s, and %d other records pending%s. They "
+            "are kept on this machine: `mlflow-keras-adv sync` delivers them once it is back.",
+            self._run_id,
+            receipt,
+            self._pending.records,
+            ", its status among them" if self._pending.ended else "",
+        )
+
+    def _start(self) -> None:
+        self._thread = Thread(target=self._work, name=f"outbox-{self._run_id}", daemon=True)
+        _at_work.add(self)
+        self._thread.start()
 
     def _work(self) -> None:
         """The thread: gathers what waits into batches, and takes it to the store in order."""
         batch: list[Metric] = []
+        gathered: list[tuple[Place | None, Points | Series]] = []
         try:
             while True:
-                item = self._pending.take(timeout=0 if batch else IDLE_SECONDS)
-                if isinstance(item, Points | Series):
-                    for metric in item:
-                        batch.append(metric)
-                        if len(batch) == MAX_METRICS_PER_BATCH:
-                            self._send(batch)
+                taken = self._pending.take(timeout=0 if gathered else IDLE_SECONDS)
+                if taken is None:
+                    self._send(batch, gathered)
+                    if self._closed or self._leave():
+                        return
                     continue
-                if item is None and not batch and self._leave():
-                    return
-                self._send(batch)
-                if item is not None:
+                place, item = taken
+                if not isinstance(item, Points | Series):
+                    self._send(batch, gathered)
                     self._delivery.write(item)
-                    self._pending.settle(item)
+                    if not isinstance(item, Flush):
+                        self._pending.settle(place, item)
+                    if isinstance(item, Artifact | Model):
+                        item.discard()
+                    continue
+                # What is counted as settled at the end of a segment is all of that segment.
+                if gathered and _segment(gathered[-1][0]) != _segment(place):
+                    self._send(batch, gathered)
+                for metric in item:
+                    batch.append(metric)
+                    if len(batch) == MAX_METRICS_PER_BATCH:
+                        self._send(batch, gathered)
+                gathered.append((place, item))
         except AbandonedError:
-            _at_work.discard(self)
-            while (item := self._pending.take(timeout=0)) is not None:
-                if isinstance(item, Artifact):
-                    item.discard()
-                elif isinstance(item, Flush):
-                    item.answer.put(False)
+            self._answer_all(False)
 
-    def _send(self, batch: list[Metric]) -> None:
+    def _send(
+        self, batch: list[Metric], gathered: list[tuple[Place | None, Points | Series]]
+    ) -> None:
         self._delivery.send(batch)
-        self._pending.settle(batch)
         batch.clear()
+        for place, item in gathered:
+            self._pending.settle(place, item)
+        gathered.clear()
+
+    def _answer_all(self, answer: bool) -> None:
+        while not self._pending.is_empty():
+            taken = self._pending.take(timeout=0)
+            if taken is not None and isinstance(taken[1], Flush):
+                taken[1].answer.put(answer)
 
     def _leave(self) -> bool:
         with self._starting:
@@ -128,7 +180,13 @@ class Outbox:
                 return False
             self._thread = None
             _at_work.discard(self)
+            if not self._keeps_journal:
+                self._pending.release()
             return True
+
+
+def _segment(place: Place | None) -> int | None:
+    return None if place is None else place.segment
 
 
 _at_work: set[Outbox] = set()
@@ -137,7 +195,5 @@ _at_work: set[Outbox] = set()
 @atexit.register
 def _drain() -> None:
     """Delivers what runs that nobody ends here have left: those of `mlflow.start_run()`."""
-    patience = GRACE_SECONDS
     for outbox in list(_at_work):
-        if not outbox.close(patience):
-            patience = 1.0  # the others' store is most likely the same
+        outbox.close(GRACE_SECONDS)

@@ -1,208 +1,257 @@
-"""What has been handed in for a run and is not in the store yet, oldest first.
+"""What has been handed in for a run and is not in the store yet, oldest first."""
 
-Kept in memory. A journal on disk takes the place of `Pending` without a change to its neighbours.
-"""
-
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
-from typing import Self
+from weakref import WeakSet
 
-import numpy as np
-from mlflow.entities import DatasetInput, Metric
+from mlflow_keras_adv.tracking.items import (
+    End,
+    Flush,
+    Item,
+    Journaled,
+    Points,
+    Refusal,
+    Series,
+    names_of,
+    points_of,
+)
+from mlflow_keras_adv.tracking.journal import Journal, Place, Settled
+from mlflow_keras_adv.tracking.records import decode, encode
 
-from mlflow_keras_adv.tracking.names import metric_key
+_logger = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 1000
+# Metric values that are kept in memory when the journal cannot be written, as on a full disk.
+POINTS_IN_MEMORY = 1_000_000
 
 
 @dataclass(frozen=True)
-class Points:
-    """Metric values of one moment."""
-
-    metrics: Sequence[Metric]
-
-    def __len__(self) -> int:
-        return len(self.metrics)
-
-    def __iter__(self) -> Iterator[Metric]:
-        return iter(self.metrics)
-
-
-@dataclass(frozen=True)
-class Series:
-    """Metric values of many moments. They become Python objects only as they are sent.
+class Receipt:
+    """What became of the metric values that a run was handed: the first is the sum of the others.
 
     Attributes:
-        columns: Per metric an array of shape `[rows]`; masked where it has no value.
-        steps: Integers of shape `[rows]`.
-        timestamps_ms: Milliseconds since the epoch, integers of shape `[rows]`.
+        produced: Values handed in.
+        delivered: Those that the store has accepted.
+        pending: Those that are in the journal, for `mlflow-keras-adv sync`.
+        refused: Those that cannot be recorded, or were rejected by the store.
+        refused_names: How often each name was refused; of params, tags and artifacts too.
     """
 
-    columns: Mapping[str, "np.ma.MaskedArray[tuple[int], np.dtype[np.generic]]"]
-    steps: "np.ndarray[tuple[int], np.dtype[np.integer]]"
-    timestamps_ms: "np.ndarray[tuple[int], np.dtype[np.integer]]"
+    produced: int
+    delivered: int
+    pending: int
+    refused: int
+    refused_names: Counter[str] = field(default_factory=Counter)
 
-    def __len__(self) -> int:
-        return sum(int(column.count()) for column in self.columns.values())
-
-    def __iter__(self) -> Iterator[Metric]:
-        keys = [metric_key(name) for name in self.columns]
-        for start in range(0, len(self.steps), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            columns = (column[rows].tolist() for column in self.columns.values())
-            moments = zip(self.timestamps_ms[rows].tolist(), self.steps[rows].tolist(), strict=True)
-            for moment, *values in zip(moments, *columns, strict=True):
-                for key, value in zip(keys, values, strict=True):
-                    if value is not None:  # `tolist` makes None of what is masked
-                        yield Metric(key, float(value), *moment)
-
-
-@dataclass(frozen=True)
-class Params:
-    """Parameters, flat and plain."""
-
-    values: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Tags:
-    """Tags of the run."""
-
-    values: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A copy of a file or folder, alone in a temporary folder."""
-
-    path: Path
-    artifact_path: str | None
-
-    @classmethod
-    def copy_of(cls, source: Path, artifact_path: str | None) -> Self:
-        """Copies a file or folder, which its owner may then change or delete.
-
-        Raises:
-            FileNotFoundError: If there is nothing at `source`.
-            OSError: If it cannot be copied.
-        """
-        if not source.exists():
-            raise FileNotFoundError(f"Received the artifact {source}, which does not exist.")
-        name = source.name or source.resolve().name  # of `.`
-        path = Path(tempfile.mkdtemp(prefix="mlflow-artifact-")) / name
-        artifact = cls(path, artifact_path)
-        try:
-            if source.is_dir():
-                shutil.copytree(source, path)
-            else:
-                shutil.copyfile(source, path)
-        except OSError:
-            artifact.discard()
-            raise
-        return artifact
-
-    def discard(self) -> None:
-        """Deletes the copy."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows for MLflow's table artifact: a pandas DataFrame or a dict of columns."""
-
-    data: object
-    artifact_file: str
-
-
-@dataclass(frozen=True)
-class Input:
-    """A dataset that the run uses."""
-
-    dataset: DatasetInput
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """An artifact that the run is to keep no longer."""
-
-    artifact_file: str
-
-
-@dataclass(frozen=True)
-class End:
-    """The status with which the run ended."""
-
-    status: str
-
-
-@dataclass(frozen=True)
-class Flush:
-    """Asks for an answer as soon as everything before it is settled: True if it is."""
-
-    answer: "SimpleQueue[bool]"
-
-
-Record = Params | Tags | Artifact | Table | Input | Deletion
-Item = Points | Series | Record | End | Flush
+    def __str__(self) -> str:
+        names = ", ".join(f"{name} ({count})" for name, count in self.refused_names.items())
+        return (
+            f"{self.produced} points produced, {self.delivered} delivered, {self.pending} pending, "
+            f"{self.refused} refused" + (f"; refused: {names}" if names else "")
+        )
 
 
 class Pending:
-    """A queue that counts: any thread puts, one takes and settles.
+    """A queue on disk that counts: any thread puts, one takes and settles in the same order.
 
     Made of parts that are written in C, here and in the writer: a Ctrl-C in the middle of
     `queue.Queue.put` or `threading.Condition` can leave a lock that is held for ever.
 
+    Args:
+        open_journal: Makes the journal, when there is something to write.
+        left: A journal that an earlier process has left; what is in it comes first.
+
     Attributes:
         points: Metric values that were put and are not settled.
-        records: Params, tags, artifacts and tables, counted by the call, that are not settled.
-        ends: Statuses that are not settled.
-        settled: How often something was settled: it grows as long as the store takes values.
+        records: Everything else that is not settled, counted by the call.
+        steps: How often something was settled: it grows as long as the store takes values.
+        settled: What became of the metric values that are settled.
+        ended: Whether the status with which the run ended was put.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, open_journal: Callable[[], Journal], left: Journal | None = None) -> None:
         self.points = 0
         self.records = 0
-        self.ends = 0
-        self.settled = 0
-        self._items: SimpleQueue[Item] = SimpleQueue()
-        self._counting = Lock()
+        self.steps = 0
+        self.ended = False
+        self.settled = Settled() if left is None else left.settled.of(left.settled.segment)
+        self._open_journal = open_journal
+        self._journal = left
+        self._queue: SimpleQueue[Place | Item] = SimpleQueue()
+        self._in_memory: Counter[str] = Counter()  # by name, what is not in the journal
+        self._points_in_memory = 0
+        self._lock = Lock()
+        self._warned = False
+        if left is not None:
+            for place in left.records():
+                if (item := self._read(left, place)) is not None:
+                    self._count(item, 1)
+                    self._queue.put(place)
+        _pendings.add(self)
 
-    def put(self, item: Item) -> None:
-        """Appends an item."""
-        with self._counting:
+    def put(self, item: Item) -> OSError | None:
+        """Appends an item, and counts it.
+
+        Returns:
+            Why it was not taken, and is counted as refused: the journal cannot be written, and
+            there is too much in memory already.
+        """
+        with self._lock:
+            if isinstance(item, Flush):
+                self._queue.put(item)
+                return None
+            points = points_of(item)
+            try:
+                journal = self._opened()
+                self._queue.put(journal.append(encode(item, journal.folder)))
+            except OSError as error:
+                self._warn_of(error)
+                if self._in_memory.total() + points > POINTS_IN_MEMORY:
+                    self._refuse(names_of(item), points)
+                    return error
+                self._in_memory += names_of(item)
+                self._points_in_memory += points
+                self._queue.put(item)
             self._count(item, 1)
-            self._items.put(item)
+        return None
 
-    def take(self, timeout: float) -> Item | None:
-        """The oldest item, or None if there is none within `timeout` seconds."""
-        try:
-            return self._items.get(timeout=timeout)
-        except Empty:
-            return None
+    def open(self) -> Path | None:
+        """Makes the journal, if that has not been done yet.
 
-    def settle(self, item: Item | Sequence[Metric]) -> None:
-        """Notes what is in the store, or was refused by it: an item, or some of the metrics."""
-        with self._counting:
+        Returns:
+            Its folder, where copies of files that are handed in belong; None if it cannot be
+            written.
+        """
+        with self._lock:
+            try:
+                return self._opened().folder
+            except OSError as error:
+                self._warn_of(error)
+                return None
+
+    def take(self, timeout: float) -> tuple[Place | None, Item] | None:
+        """The oldest item and its place, or None if there is none within `timeout` seconds."""
+        while True:
+            try:
+                kept = self._queue.get(timeout=timeout)
+            except Empty:
+                return None
+            if not isinstance(kept, Place):
+                return None, kept
+            journal = self._journal
+            if journal is None:  # released: another process may have it by now
+                continue
+            if (item := self._read(journal, kept)) is not None:
+                return kept, item
+
+    def settle(self, place: Place | None, item: Journaled) -> None:
+        """Notes that the store has taken or refused an item, the oldest.
+
+        Args:
+            place: Where it was.
+            item: The item.
+        """
+        points = points_of(item)
+        with self._lock:
             self._count(item, -1)
-            self.settled += 1
+            self.steps += 1
+            self.settled.points += points
+            if place is None:
+                self._in_memory -= names_of(item)
+                self._points_in_memory -= points
+            elif self._journal is not None:
+                self._journal.settle(place, self.settled)
+
+    def refuse(self, name: str, points: int) -> None:
+        """Counts what cannot be recorded.
+
+        Args:
+            name: Of a metric, param, tag or artifact.
+            points: How many metric values; 0 for anything else.
+        """
+        with self._lock:
+            self.settled.refused[name] += max(points, 1)
+            self.settled.refused_points += points
+
+    def release(self) -> None:
+        """Lets another process have the journal; deletes it if nothing is left in it.
+
+        What could not be written to it, and has not been delivered, is lost and counted as refused.
+        """
+        with self._lock:
+            self._refuse(self._in_memory, self._points_in_memory)
+            self.points -= self._points_in_memory
+            self._in_memory, self._points_in_memory = Counter(), 0
+            if self._journal is not None:
+                self._journal.close(delete=self.count() == 0)
+                self._journal = None
 
     def count(self) -> int:
         """All that is not settled."""
-        return self.points + self.records + self.ends
+        return self.points + self.records
 
     def is_empty(self) -> bool:
         """Whether there is nothing to take."""
-        return self._items.empty()
+        return self._queue.empty()
 
-    def _count(self, item: Item | Sequence[Metric], change: int) -> None:
-        if isinstance(item, Points | Series | Sequence):
-            self.points += change * len(item)
-        elif isinstance(item, Record):
+    def receipt(self) -> Receipt:
+        """What became of the metric values so far."""
+        settled, pending = self.settled, self.points
+        return Receipt(
+            produced=settled.points + pending,
+            delivered=settled.points - settled.refused_points,
+            pending=pending,
+            refused=settled.refused_points,
+            refused_names=Counter(settled.refused),
+        )
+
+    def _refuse(self, names: Counter[str], points: int) -> None:
+        self.settled.points += points
+        self.settled.refused_points += points
+        self.settled.refused += names
+
+    def _opened(self) -> Journal:
+        if self._journal is None:
+            self._journal = self._open_journal()
+        return self._journal
+
+    def _read(self, journal: Journal, place: Place) -> Journaled | None:
+        try:
+            return decode(journal.read(place), journal.folder)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            _logger.warning("A record of %s is damaged and is dropped: %r", journal.folder, error)
+            return None
+
+    def _count(self, item: Journaled, change: int) -> None:
+        points = points_of(item)
+        self.points += change * points
+        if not isinstance(item, Points | Series | Refusal):
             self.records += change
-        elif isinstance(item, End):
-            self.ends += change
+        self.ended = self.ended or isinstance(item, End)
+
+    def _warn_of(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                "The journal cannot be written, so that what the store does not take at once is "
+                "kept in memory only: %s. Free the disk, or let MLFLOW_KERAS_ADV_HOME name a "
+                "folder that can be written.",
+                error,
+            )
+
+
+# What stands in a queue is for the process that put it there to deliver.
+_pendings: "WeakSet[Pending]" = WeakSet()
+
+
+def _forget() -> None:
+    for pending in list(_pendings):
+        pending.__init__(pending._open_journal)  # type: ignore[misc]
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -4,21 +4,20 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, RunInfo
+from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
-from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
 from mlflow_keras_adv.tracking.ending import deactivate, end, is_active
+from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
 from mlflow_keras_adv.tracking.store import opening_runs
+from mlflow_keras_adv.tracking.sync import catching_up
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class Run(RunWriter):
     """
 
     def __init__(self, info: RunInfo, earlier: EarlierRecord) -> None:
-        super().__init__(info.run_id, MlflowClient())
+        super().__init__(info.run_id, MlflowClient(mlflow.get_tracking_uri()))
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
         self.axis = StepAxis(earlier)
@@ -70,13 +69,13 @@ class Run(RunWriter):
             name, parent_run_id=self.run_id, params=params, tags=tags, description=description
         )
 
-    def resume_after(self, epochs: int) -> None:
+    def resume_after(self, epochs: int, batches: int | None = None) -> None:
         """Goes back on the axis to a checkpoint, and tags what is superseded.
 
         MLflow keeps every point; the tag `superseded` says which do not count any more, in the
-        words of `StepAxis.back_to_epoch`.
+        words of `StepAxis.back_to_checkpoint`, which also says what the arguments are.
         """
-        superseded = self.axis.back_to_epoch(epochs)
+        superseded = self.axis.back_to_checkpoint(epochs, batches)
         if superseded is not None:
             self.counts["resumed"] += 1
             number = self.counts["resumed"]
@@ -126,8 +125,12 @@ def track(
 
     A run that was active before, or is held by a `track` already, is adopted: it goes on
     afterwards. Every other run is ended: FINISHED; FAILED after an exception, with the tag `error`
-    and the artifact `traceback.txt`; KILLED after Ctrl-C or SIGTERM. A store that takes nothing is
-    waited for no longer than `outbox.GRACE_SECONDS`.
+    and the artifact `traceback.txt`; KILLED after Ctrl-C or SIGTERM.
+
+    Where the tracking server does not serve, or MLFLOW_KERAS_ADV_OFFLINE is set, a new run is
+    recorded on this machine, and MLflow's tracking URI is that of the offline store until the block
+    ends. What a store has not taken `outbox.GRACE_SECONDS` after its last sign of life stays in a
+    journal, for `mlflow-keras-adv sync`.
 
     Args:
         name: Name of a new run; a run that exists keeps its own.
@@ -145,7 +148,7 @@ def track(
         The run.
 
     Raises:
-        UserError: If the store cannot be reached or written, or does not know the run.
+        UserError: If the store cannot be written, or does not know the run.
         ValueError: If both a run to continue and a run to nest in are given.
     """
     if run_id is not None and (nested or parent_run_id is not None):
@@ -154,14 +157,14 @@ def track(
             f"parent_run_id={parent_run_id!r}. A run that exists cannot be nested: give run_id "
             "alone to continue it, or leave it out for a new child."
         )
-    with raises_terminated():
+    with raises_terminated(), catching_up(_tracks) as note, ExitStack() as stores:
         if nested and parent_run_id is None:
             enclosing = current_run()
             parent_run_id = enclosing.run_id if enclosing else MLFLOW_RUN_ID.get()
         if parent_run_id is not None:
-            block = _enter_child(name, parent_run_id)
+            block = _enter_child(name, parent_run_id, stores)
         else:
-            block = _enter(name, run_id, log_system_metrics)
+            block = _enter(name, run_id, log_system_metrics, stores)
         run = block.run
         error: BaseException | None = None
         try:
@@ -175,7 +178,7 @@ def track(
             raise
         finally:
             with holds_back_terminated():
-                block.leave(error)
+                note(block.leave(error))
 
 
 def current_run() -> Run | None:
@@ -188,6 +191,11 @@ def current_run() -> Run | None:
     if active is not None:
         return _run_of(active.info)
     return _tracks()[-1].run if _tracks() else None  # its user called `mlflow.end_run()`
+
+
+def known_run(run_id: str) -> Run | None:
+    """A run by its id, if this process writes to it already."""
+    return _runs.get(run_id)
 
 
 def attach_run(run_id: str) -> Run:
@@ -236,10 +244,14 @@ class _Track:
         self._activated = activated
         self._holds = _holders.setdefault(run.run_id, self) is self
         self._opened = opened and self._holds
+        if self._opened:
+            run.announce_end()
         self._enclosing = _tracks()
         self._enclosing.append(self)
 
-    def leave(self, error: BaseException | None) -> None:
+    def leave(self, error: BaseException | None) -> bool:
+        """Ends the block, and says whether everything is in the store."""
+        delivered = True
         try:
             if self._holds:
                 self.run.call_at_exit()
@@ -251,12 +263,15 @@ class _Track:
                 del _holders[self.run.run_id]
             if self._opened:
                 del _runs[self.run.run_id]
-                end(self.run, error, GRACE_SECONDS)
+                delivered = end(self.run, error, GRACE_SECONDS)
             elif self._holds:
-                self.run.flush(GRACE_SECONDS)
+                delivered = self.run.flush(GRACE_SECONDS)
+        return delivered
 
 
-def _enter(name: str | None, run_id: str | None, log_system_metrics: bool) -> _Track:
+def _enter(
+    name: str | None, run_id: str | None, log_system_metrics: bool, stores: ExitStack
+) -> _Track:
     innermost = current_run()
     if innermost is not None and (
         run_id == innermost.run_id
@@ -265,29 +280,16 @@ def _enter(name: str | None, run_id: str | None, log_system_metrics: bool) -> _T
         return _Track(innermost, activated=False, opened=False)
     resumed = run_id or MLFLOW_RUN_ID.get()
     is_ours = resumed not in _holders and not is_active(resumed)
-    with opening_runs():
-        active = mlflow.start_run(
-            run_id=run_id,  # without it, MLflow takes MLFLOW_RUN_ID out of the environment
-            run_name=None if resumed else name,
-            nested=True,
-            log_system_metrics=log_system_metrics and is_ours and innermost is None,
-        )
-    return _Track(_run_of(active.info, new=resumed is None), activated=True, opened=is_ours)
+    info = open_run(
+        name,
+        run_id=run_id,
+        begins=is_ours,
+        log_system_metrics=log_system_metrics and is_ours and innermost is None,
+        stores=stores,
+    )
+    return _Track(_run_of(info, new=resumed is None), activated=True, opened=is_ours)
 
 
-def _enter_child(name: str | None, parent_run_id: str) -> _Track:
-    # Not by start_run(): in another thread it would not know the parent, and where MLFLOW_RUN_ID is
-    # set it takes that run for the child.
-    with opening_runs():
-        client = MlflowClient()
-        parent = client.get_run(parent_run_id).info
-        if parent.lifecycle_stage == LifecycleStage.DELETED:
-            raise UserError(f"The run {parent_run_id} is deleted: it cannot have a new child.")
-        tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id})
-        child = client.create_run(parent.experiment_id, tags=tags, run_name=name).info
-        try:
-            mlflow.start_run(child.run_id, nested=True, log_system_metrics=False)
-        except BaseException:
-            client.set_terminated(child.run_id, "FAILED")
-            raise
+def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Track:
+    child = open_child(name, parent_run_id, stores)
     return _Track(_run_of(child, new=True), activated=True, opened=True)

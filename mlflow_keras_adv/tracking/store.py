@@ -1,4 +1,4 @@
-"""Whether the tracking store can take a run: said at once, where MLflow would retry for minutes."""
+"""Whether the tracking store answers: said at once, where MLflow would retry for minutes."""
 
 import re
 import tempfile
@@ -10,7 +10,7 @@ import mlflow
 from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
+from mlflow.utils.rest_utils import http_request, verify_rest_response
 from mlflow.utils.uri import get_uri_scheme, is_http_uri
 
 from mlflow_keras_adv.errors import UserError
@@ -27,8 +27,8 @@ _ADVICE = (
 def require_store(uri: str) -> None:
     """Checks that a store can be reached or written, within seconds.
 
-    A server is asked once; any answer counts. Of an SQLite file, the file and its folder are tried.
-    Other databases and plugins are left to MLflow.
+    A server is asked by `probe`. Of an SQLite file, the file and its folder are tried. Other
+    databases and plugins are left to MLflow.
 
     Args:
         uri: A tracking URI, as `mlflow.get_tracking_uri()` gives it.
@@ -37,7 +37,14 @@ def require_store(uri: str) -> None:
         UserError: If it cannot.
     """
     if is_http_uri(uri):
-        _require_server(uri)
+        try:
+            probe(uri)
+        except MlflowException as error:
+            raise UserError(
+                f"The tracking server {without_password(uri)} does not serve: "
+                f"{without_password(error.message)} Start it (`mlflow server`), correct "
+                "MLFLOW_TRACKING_URI or the login, or unset it to record in ./mlflow.db."
+            ) from error
     elif path := re.fullmatch(r"sqlite(?:\+\w+)?:///(?!:memory:|file:)([^?]+).*", uri):
         _require_writable(Path(path[1]))
     elif get_uri_scheme(uri) in ("", "file") and not MLFLOW_ALLOW_FILE_STORE.get():
@@ -46,6 +53,44 @@ def require_store(uri: str) -> None:
             "(a folder mlruns/ of older runs makes it the default). "
             f"{_ADVICE} `mlflow migrate-filestore` moves the old runs."
         )
+
+
+def probe(uri: str) -> None:
+    """Asks a tracking server once, within seconds; does nothing for other stores.
+
+    Args:
+        uri: A tracking URI.
+
+    Raises:
+        MlflowException: If it does not answer, or that it cannot serve for now, or not us.
+    """
+    if not is_http_uri(uri):
+        return
+    response = http_request(
+        get_default_host_creds(uri),
+        "/api/2.0/mlflow/experiments/search",
+        "GET",
+        params={"max_results": 1},
+        max_retries=0,
+        timeout=PROBE_SECONDS,
+        raise_on_status=False,
+    )
+    if may_pass(response.status_code):
+        verify_rest_response(response, "/api/2.0/mlflow/experiments/search")
+
+
+def answers(uri: str) -> bool:
+    """Whether a tracking server serves us now; True for other stores."""
+    try:
+        probe(uri)
+    except MlflowException:
+        return False
+    return True
+
+
+def may_pass(status: int) -> bool:
+    """Whether a request that was answered so may succeed later: overload, a restart, a login."""
+    return status >= 500 or status in (401, 403, 408, 429)
 
 
 @contextmanager
@@ -71,21 +116,26 @@ def without_password(text: str) -> str:
     return re.sub(r"//[^/\s@]+@", "//***@", text)
 
 
-def _require_server(uri: str) -> None:
-    try:
-        http_request(
-            get_default_host_creds(uri),
-            "/health",
-            "GET",
-            max_retries=0,
-            timeout=PROBE_SECONDS,
-            raise_on_status=False,
-        )
-    except MlflowException as error:
-        raise UserError(
-            f"The tracking server {without_password(uri)} does not answer. Start it "
-            "(`mlflow server`), correct MLFLOW_TRACKING_URI, or unset it to record in ./mlflow.db."
-        ) from error
+def may_succeed_later(error: Exception) -> bool:
+    """Whether the same call may succeed later: a connection, a server, a lock, a login."""
+    if isinstance(error, MlflowException):
+        # All connections of the database are in use: to MLflow that is a bad request.
+        if "QueuePool limit" in error.message:
+            return True
+        status = error.get_http_status_code()
+    elif type(error).__module__.startswith("requests"):
+        status = getattr(getattr(error, "response", None), "status_code", 503)
+    else:
+        return isinstance(error, ConnectionError | TimeoutError)
+    return may_pass(status)
+
+
+def lasting_uri(uri: str) -> str:
+    """A tracking URI that holds in another folder too, without user and password."""
+    uri = re.sub(r"//[^/\s@]+@", "//", uri)
+    if path := re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(.+)", uri):
+        return f"{path[1]}{Path(path[2]).absolute()}"
+    return uri
 
 
 def _require_writable(path: Path) -> None:

@@ -5,38 +5,43 @@ it drops a batch that fails. Here each run has its queue and its thread, and wha
 take for now is kept and sent again.
 """
 
-import copy
 import json
-import math
 import os
+import socket
 import time
+import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient, entities
-from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 
 from mlflow_keras_adv.tracking.delivery import Delivery
-from mlflow_keras_adv.tracking.names import flatten, metric_key
-from mlflow_keras_adv.tracking.outbox import Outbox
-from mlflow_keras_adv.tracking.pending import (
+from mlflow_keras_adv.tracking.home import journals_folder
+from mlflow_keras_adv.tracking.items import (
     Artifact,
     Deletion,
     End,
     Input,
+    Model,
     Params,
-    Points,
-    Series,
+    Refusal,
     Table,
     Tags,
 )
-
-_INFINITE = "an infinity, which a chart cannot show"
+from mlflow_keras_adv.tracking.journal import About, Journal
+from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
+from mlflow_keras_adv.tracking.names import flatten
+from mlflow_keras_adv.tracking.outbox import Outbox
+from mlflow_keras_adv.tracking.pending import Pending, Receipt
+from mlflow_keras_adv.tracking.staging import StagingClient
+from mlflow_keras_adv.tracking.store import lasting_uri
+from mlflow_keras_adv.tracking.tables import table_text
+from mlflow_keras_adv.tracking.values import values_of_moment, values_of_moments
 
 
 @dataclass(frozen=True)
@@ -55,25 +60,51 @@ class Dataset:
 class RunWriter:
     """Delivers what is handed in, in order; the caller never waits for the store.
 
-    What cannot be recorded (an infinity, what is not a number, what the store rejects) is refused
-    by name: counted in `refused`, with one warning for each name. What the store cannot take for
-    now is retried, see `Delivery`.
+    What is handed in is written to a journal on disk first, and stands there until the store has
+    accepted it. What cannot be recorded (an infinity, what is not a number, what the store rejects)
+    is refused by name, with one warning for each. What the store cannot take for now is retried.
 
     Args:
         run_id: The run to write to.
         client: Its store.
+        left: A journal of this run that an earlier process has left; it is delivered first.
     """
 
-    def __init__(self, run_id: str, client: MlflowClient) -> None:
+    def __init__(self, run_id: str, client: MlflowClient, left: Journal | None = None) -> None:
         self.run_id = run_id
         self._client = client
-        self._delivery = Delivery(run_id, client)
-        self._outbox = Outbox(run_id, self._delivery)
+        self._ends_run = False
+        self._pending = Pending(self._new_journal, left)
+        self._delivery = Delivery(run_id, client, self._pending)
+        self._outbox = Outbox(run_id, self._pending, self._delivery)
+
+    @property
+    def tracking_uri(self) -> str:
+        """The store that the run is in."""
+        return self._client.tracking_uri
+
+    @property
+    def receipt(self) -> Receipt:
+        """What became of the metric values that were handed in so far."""
+        return self._pending.receipt()
 
     @property
     def refused(self) -> Counter[str]:
-        """How many values of each name were refused."""
-        return self._delivery.refused
+        """How often each name was refused so far."""
+        return self.receipt.refused_names
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run's final status was handed in."""
+        return self._pending.ended
+
+    def announce_end(self) -> None:
+        """Says in the journal that this process will end the run.
+
+        If it dies without a word, whoever finds the journal ends the run as KILLED.
+        """
+        self._ends_run = True
+        self._outbox.keep_journal()
 
     def log_metrics(
         self,
@@ -91,21 +122,15 @@ class RunWriter:
             model_id: LoggedModel that the values belong to.
             dataset: Data that the values were measured on.
         """
-        now = time.time_ns() // 1_000_000
-        measured_on = (dataset.name, dataset.digest) if dataset else (None, None)
-        metrics = []
-        for name, value in values.items():
-            try:
-                number = float(value)
-            except (TypeError, ValueError, OverflowError) as error:
-                self._delivery.refuse(name, f"{type(value).__name__} is not a number: {error}")
-                continue
-            if math.isinf(number):
-                self._delivery.refuse(name, _INFINITE)
-                continue
-            metrics.append(Metric(metric_key(name), number, now, int(step), model_id, *measured_on))
-        if metrics:
-            self._outbox.put(Points(metrics))
+        points, refusals = values_of_moment(
+            values,
+            step=step,
+            model_id=model_id,
+            dataset=(dataset.name, dataset.digest) if dataset else (None, None),
+        )
+        self._refuse(refusals)
+        if points:
+            self._outbox.put(points)
 
     def log_series(
         self, columns: Mapping[str, "np.ndarray[Any, Any]"], *, steps: Any, timestamps_ms: Any
@@ -121,24 +146,9 @@ class RunWriter:
         Raises:
             ValueError: If an array is not one-dimensional, or they differ in length.
         """
-        steps, timestamps_ms = np.array(steps, np.int64), np.array(timestamps_ms, np.int64)
-        for name, array in {**columns, "timestamps_ms": timestamps_ms}.items():
-            if steps.ndim != 1 or np.shape(array) != steps.shape:
-                raise ValueError(
-                    f"Received steps of shape {steps.shape} and {name!r} of shape "
-                    f"{np.shape(array)}. Expected one dimension and equal lengths."
-                )
-        finite = {}
-        for name, array in columns.items():
-            column = np.ma.array(array, copy=True)
-            if column.dtype.kind not in "biuf":
-                self._delivery.refuse(name, f"{column.dtype} is not a real number", len(column))
-                continue
-            infinite = np.ma.filled(np.isinf(column), False)
-            if infinite.any():
-                self._delivery.refuse(name, _INFINITE, int(infinite.sum()))
-            finite[name] = np.ma.masked_where(infinite, column, copy=False)
-        self._outbox.put(Series(finite, steps, timestamps_ms))
+        series, refusals = values_of_moments(columns, steps, timestamps_ms)
+        self._refuse(refusals)
+        self._outbox.put(series)
 
     def log_params(self, values: Mapping[str, object]) -> None:
         """Hands in a configuration, nested or flat, as dotted params (see `names.flatten`).
@@ -169,15 +179,16 @@ class RunWriter:
             FileNotFoundError: If there is nothing at `path`.
         """
         try:
-            self._outbox.put(Artifact.copy_of(Path(path), artifact_path))
+            folder = self._pending.open() if Path(path).exists() else None
+            self._outbox.put(Artifact.copy_of(Path(path), artifact_path, folder))
         except FileNotFoundError:
             raise
         except OSError as error:  # a full disk is no reason to end a training
-            self._delivery.refuse(f"artifact {path}", str(error))
+            self._refuse([Refusal(f"artifact {path}", str(error), 0)])
 
     def log_figure(self, figure: Any, artifact_file: str) -> None:
         """Draws a Matplotlib or Plotly figure now and hands in the file."""
-        _StagingClient(self, self._client).log_figure(self.run_id, figure, artifact_file)
+        self._staging().log_figure(self.run_id, figure, artifact_file)
 
     def log_image(self, image: Any, *, key: str, step: int = 0) -> None:
         """Hands in an image of one step, for which the MLflow UI has a slider.
@@ -187,20 +198,57 @@ class RunWriter:
             key: Name of the series: letters, digits, spaces and `_ - . /`.
             step: Training batches consumed so far.
         """
-        client = _StagingClient(self, self._client)
-        client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+        self._staging().log_image(self.run_id, image, key=key, step=step, synchronous=True)
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Hands in a text file."""
-        _StagingClient(self, self._client).log_text(self.run_id, text, artifact_file)
+        self._staging().log_text(self.run_id, text, artifact_file)
 
     def log_dict(self, dictionary: Mapping[str, Any], artifact_file: str) -> None:
         """Hands in a JSON file, or a YAML file if `artifact_file` ends so."""
-        _StagingClient(self, self._client).log_dict(self.run_id, dict(dictionary), artifact_file)
+        self._staging().log_dict(self.run_id, dict(dictionary), artifact_file)
 
     def log_table(self, data: Any, artifact_file: str) -> None:
-        """Hands in rows for MLflow's table artifact: a pandas DataFrame or a dict of columns."""
-        self._outbox.put(Table(copy.deepcopy(data), artifact_file))
+        """Hands in a table, which the MLflow UI shows as such.
+
+        It takes the place of the one that was there, where `mlflow.log_table` would append to it:
+        a table that grows is handed in whole.
+
+        Args:
+            data: A pandas DataFrame, or a dict of columns.
+            artifact_file: Where it goes; ends in `.json`.
+
+        Raises:
+            ValueError: If the name does not end in `.json`, or the columns differ in length.
+        """
+        if not artifact_file.endswith(".json"):
+            raise ValueError(f"Received {artifact_file!r} for a table; expected a name in .json.")
+        self._outbox.put(Table(table_text(data), artifact_file))
+
+    def log_model_folder(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        model_type: str | None = None,
+        step: int = 0,
+        registered_model_name: str | None = None,
+    ) -> str:
+        """Hands in a copy of a folder in MLflow's model format, to become a LoggedModel.
+
+        Returns:
+            An id to use for the model until the store has given one: metrics and tags that are
+            handed in with it get the true one.
+        """
+        model_id = f"{UID_PREFIX}{uuid.uuid4().hex}"
+        copied = Artifact.copy_of(Path(folder), None, self._pending.open())
+        arguments = (model_type, step, registered_model_name)
+        self._outbox.put(
+            Model(model_id, copied.path, name, dict(params or {}), dict(tags or {}), *arguments)
+        )
+        return model_id
 
     def delete_artifact(self, artifact_file: str) -> None:
         """Hands in the deletion of an artifact, in order: after an upload handed in before.
@@ -236,31 +284,33 @@ class RunWriter:
         """
         return self._outbox.flush(timeout)
 
-    def close(self, timeout: float, *, status: str | None = None) -> bool:
+    def close(
+        self, timeout: float, *, status: str | None = None, end_time: int | None = None
+    ) -> bool:
         """Delivers what is left, then the status with which the run ended, and takes no more.
 
         Args:
             timeout: Seconds. As long as the store goes on taking values it is waited for; if it
-                takes none for so long, what is left is given up, with one warning.
+                takes none for so long, what is left stays in the journal, with one warning.
             status: FINISHED, FAILED or KILLED; None leaves the run's status alone.
+            end_time: When the run ended, in milliseconds since the epoch; default: now.
 
         Returns:
             Whether everything is in the store.
         """
         if status is not None:
-            self._outbox.put(End(status))
+            self._outbox.put(End(status, end_time or time.time_ns() // 1_000_000))
         return self._outbox.close(timeout)
 
+    def _staging(self) -> StagingClient:
+        return StagingClient(self.tracking_uri, self.log_artifact, self.set_tags)
 
-class _StagingClient(MlflowClient):
-    """Lets MlflowClient write figures, images, texts and dicts to files, and hands these in."""
+    def _refuse(self, refusals: Iterable[Refusal]) -> None:
+        for refusal in refusals:
+            self._delivery.warn_refused(refusal.name, refusal.reason)
+            self._outbox.put(refusal)
 
-    def __init__(self, writer: RunWriter, client: MlflowClient) -> None:
-        super().__init__(client.tracking_uri)
-        self._writer = writer
-
-    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
-        self._writer.log_artifact(local_path, artifact_path)
-
-    def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
-        self._writer.set_tags({key: value})
+    def _new_journal(self) -> Journal:
+        store = lasting_uri(self._client.tracking_uri)
+        about = About(self.run_id, store, self._ends_run, socket.gethostname(), os.getpid())
+        return Journal.create(journals_folder(), about)

@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -10,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.training.observe import is_optimizer
+from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.recorder import recorder_of
-from mlflow_keras_adv.training.session import Readings, TrainingSession
+from mlflow_keras_adv.training.session import TrainingSession
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Loop:
 
         Args:
             epochs: Number of the last epoch plus one, as in `fit`.
-            initial_epoch: Number of the first.
+            initial_epoch: Number of the first, unless `BackupAndRestore` restores a later one.
         """
         if self._session is not None:
             raise RuntimeError("This Loop is running already. End it, or make a second Loop.")
@@ -95,6 +97,9 @@ class Loop:
             epochs=epochs,
             steps=None,
         )
+        # Where BackupAndRestore says, as it does to `fit`, at which epoch to go on.
+        found_epoch = getattr(self.model, "_initial_epoch", None)
+        self.model._initial_epoch = None
         lends_optimizer = getattr(self.model, "optimizer", None) is None
         if lends_optimizer:
             self.model.optimizer = next(iter(self._optimizers.values()))
@@ -104,10 +109,11 @@ class Loop:
         self._session.subscribe(self._add_up)
         self.model.stop_training = False
         logs: dict[str, float] = {}
+        ended = False
         try:
             self._callback_list.on_train_begin()
             try:
-                for epoch in range(initial_epoch, epochs):
+                for epoch in range(self.model._initial_epoch or initial_epoch, epochs):
                     self._totals, self._logged = {}, {}
                     self._callback_list.on_epoch_begin(epoch)
                     yield epoch
@@ -117,11 +123,14 @@ class Loop:
                         self.history.setdefault(name, []).append(value)
                     if self.model.stop_training:
                         break
+                ended = True
             finally:
-                self._callback_list.on_train_end(logs)
+                with nullcontext() if ended else _backups_kept(self._callback_list.callbacks):
+                    self._callback_list.on_train_end(logs)
         finally:
             self._session.unsubscribe(self._add_up)
             self._session = None
+            self.model._initial_epoch = found_epoch
             if lends_optimizer:
                 self.model.optimizer = None
 
@@ -133,15 +142,18 @@ class Loop:
         """
         session = self._running()
         self._expect(data)
-        for index, batch in enumerate(data):
-            session.steps_begin(1)
-            self._callback_list.on_train_batch_begin(index)
-            session.advance(batch)
-            yield batch
-            self._callback_list.on_train_batch_end(index, {})
-            if self.model.stop_training:
-                break
-        session.read()
+        try:
+            for index, batch in enumerate(data):
+                session.steps_begin(1, index)
+                self._callback_list.on_train_batch_begin(index)
+                session.advance(batch)
+                yield batch
+                self._callback_list.on_train_batch_end(index, {})
+                if self.model.stop_training:
+                    break
+        finally:
+            if self._session is session:  # what is left of an earlier loop may be cleared up late
+                session.steps_end()
 
     def run(
         self, step: Callable[..., Any], data: tf.data.Dataset, *, steps_per_call: int = 8
@@ -166,7 +178,7 @@ class Loop:
             many_steps = self._multi_steps[key] = self._many_steps(step)
         iterator, done, limit = iter(data), 0, tf.constant(steps_per_call)
         while done != known and not self.model.stop_training:
-            session.steps_begin(steps_per_call)
+            session.steps_begin(steps_per_call, done)
             self._callback_list.on_train_batch_begin(done)
             made = int(many_steps(iterator, limit))
             done += made
@@ -174,7 +186,7 @@ class Loop:
                 self._callback_list.on_train_batch_end(done - 1, {})
             if made < steps_per_call:
                 break
-        session.read()
+        session.steps_end()
 
     def record(self, **values: Any) -> None:
         """Records scalars of the current step, from inside a `tf.function` too.
@@ -245,6 +257,22 @@ class Loop:
         self._running().read()
         means = {name: total / weight for name, (total, weight) in self._totals.items() if weight}
         return means | self._logged
+
+
+@contextmanager
+def _backups_kept(callbacks: Iterable[Any]) -> Iterator[None]:
+    """Keeps the files of BackupAndRestore: a loop that was left early may be taken up again.
+
+    `fit` calls no `on_train_end` after an exception, which a generator cannot tell from a `break`.
+    """
+    deleting = [each for each in callbacks if getattr(each, "delete_checkpoint", False)]
+    for callback in deleting:
+        callback.delete_checkpoint = False
+    try:
+        yield
+    finally:
+        for callback in deleting:
+            callback.delete_checkpoint = True
 
 
 def _length(data: Any) -> int:

@@ -144,6 +144,25 @@ def find_optimizers(model: Any) -> dict[str, Any]:
     return named
 
 
+def count_batches(optimizers: Iterable[Any]) -> int | None:
+    """Training batches that a model has seen, as its optimizers count them, checkpoints included.
+
+    Right where each batch makes one update or, with `gradient_accumulation_steps`, a part of one.
+    Of several optimizers the largest count is taken.
+
+    Returns:
+        None where that cannot be told: a `LossScaleOptimizer` does not count what it skipped.
+    """
+    count, scaled = 0, False
+    for optimizer in optimizers:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        scaled = scaled or inner is not optimizer
+        # Not `iterations`, which counts updates; tf_keras makes the variable late.
+        iterations = getattr(inner, "_iterations", None)
+        count = max(count, 0 if iterations is None else int(tf.convert_to_tensor(iterations)))
+    return None if scaled and count else count
+
+
 def is_optimizer(value: Any) -> bool:
     """Whether this is an optimizer of Keras 3, or of tf_keras where that is in use."""
     libraries = [keras, *filter(None, [sys.modules.get("tf_keras")])]

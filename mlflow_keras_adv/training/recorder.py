@@ -38,6 +38,11 @@ class Rows:
     count: int
     columns: Mapping[str, "np.ma.MaskedArray[Any, Any]"]
 
+    def without_last(self) -> "Rows":
+        """All but the last row."""
+        columns = {name: column[:-1] for name, column in self.columns.items()}
+        return Rows(self.count - 1, columns)
+
 
 class StepRecorder:
     """A table of float32 cells, one row a training batch and one column a number.
@@ -54,6 +59,7 @@ class StepRecorder:
         self.capacity = capacity
         self._names: dict[str, int] = {}
         self._empty_row = np.full([width], ABSENT, np.float32)
+        self._taken = 0
         # Eager even when the first step is being traced: a variable of a graph would die with it.
         with tf.init_scope():
             self._table = tf.Variable(
@@ -101,13 +107,17 @@ class StepRecorder:
     def read(self) -> Rows:
         """Takes all rows out of the table; rows that were overwritten are counted, but masked."""
         begun = int(self._begun.numpy())
-        self._begun.assign(0)
-        kept = min(begun, self.capacity)
+        count, self._taken = begun - self._taken, begun
+        kept = min(count, self.capacity)
         order = np.arange(begun - kept, begun) % self.capacity
         table = self._table.numpy()[order]
-        lost = np.full([begun - kept, table.shape[1]], ABSENT, np.float32)
+        lost = np.full([count - kept, table.shape[1]], ABSENT, np.float32)
         cells = np.ma.masked_equal(np.concatenate([lost, table]), ABSENT)
-        return Rows(begun, {name: cells[:, column] for name, column in self._names.items()})
+        return Rows(count, {name: cells[:, column] for name, column in self._names.items()})
+
+    def give_back(self) -> None:
+        """Has the last row that was read be read once more: its step may not have ended."""
+        self._taken -= 1
 
     def _column(self, name: str) -> int:
         if name not in self._names and len(self._names) == len(self._empty_row):

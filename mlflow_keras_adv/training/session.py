@@ -7,48 +7,32 @@ any of them asks for are handed to all, and the last one to leave puts everythin
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.training.fit_probe import FitProbe
 from mlflow_keras_adv.training.observe import (
     OptimizerProbe,
+    count_batches,
     find_optimizers,
     reduced,
     wrap_method,
 )
-from mlflow_keras_adv.training.recorder import StepRecorder, recorder_of
+from mlflow_keras_adv.training.readings import (
+    Column,
+    Readings,
+    counted_events,
+    metric_columns,
+)
+from mlflow_keras_adv.training.recorder import Rows, StepRecorder, recorder_of
 
-READ_EVERY_SECONDS = 5.0
-
-Column = np.ma.MaskedArray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What happened since the last reading. All arrays have one entry per training batch.
-
-    Attributes:
-        batches: Number of training batches consumed.
-        examples: Number of training examples in each; 0 where the data does not tell.
-        columns: Per metric key a masked float array; masked where a batch has no such number.
-        events: Per metric key of a counter a bool array, true where it counts one more.
-        layers: Per path of a layer the norm of its gradient; empty unless layers are observed.
-        times: Unix time in seconds, interpolated between the moments at which the host looked.
-        updated: Names of the optimizers that made an update, or skipped one.
-    """
-
-    batches: int
-    examples: np.ndarray
-    columns: Mapping[str, Column]
-    events: Mapping[str, np.ndarray]
-    layers: Mapping[str, Column]
-    times: np.ndarray
-    updated: frozenset[str]
+# What a step produced is handed to the readers at most so long after it was produced. Nothing can
+# be read while a call of the compiled step runs, so of a call that takes unexpectedly long, or
+# longer than this, they have the steps when it ends.
+HAND_IN_SECONDS = 5.0
 
 
 Reader = Callable[[Readings], None]
@@ -63,18 +47,22 @@ class TrainingSession:
             there are several.
         token: Tells this training from another one of the same model (see `join_session`).
         capacity: Rows needed at least between two calls of `steps_begin`.
-
-    Attributes:
-        in_fit: Whether the model's own step is observed, which also tells the batch's loss.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
-        self, model: Any, optimizers: Mapping[str, Any], *, token: object, capacity: int = 1
+        self,
+        model: Any,
+        optimizers: Mapping[str, Any],
+        *,
+        token: object,
+        capacity: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.token = token
         self.optimizers = dict(optimizers)
-        self.in_fit = False
+        self._fit_probe: FitProbe | None = None
         self._probes = {
             name: OptimizerProbe(each, capacity=capacity) for name, each in optimizers.items()
         }
@@ -83,14 +71,19 @@ class TrainingSession:
         self.primary = first.recorder if first else recorder_of(model, capacity=capacity)
         self._readers: list[Reader] = []
         self._undo: list[Callable[[], None]] = []
+        self._clock = clock
+        self._batch: int | None = None
         self._unread = 0
         self._unread_since = time.time()
-        self._read_at = time.monotonic() + READ_EVERY_SECONDS
+        self._hand_in_at = self._looked_at = clock()
+        self._ended: tuple[float, float] | None = None
+        self._room = self._least_capacity()
         for recorder in self.recorders:
             recorder.read()  # what a step outside of any session left behind
         for probe in self._probes.values():
             probe.attach()
             self._undo.append(probe.detach)
+        self._read_before_saving()
         _sessions[model] = self
 
     @property
@@ -104,6 +97,18 @@ class TrainingSession:
         """Has steps that are traced from now on write the gradient norm of each layer too."""
         for probe in self._probes.values():
             probe.observe_layers()
+        self._room = self._least_capacity()
+        if self._fit_probe is not None:
+            self._fit_probe.choose_train_function(self.recorders)
+
+    @property
+    def in_fit(self) -> bool:
+        """Whether the model's own step is observed, which also tells the batch's loss."""
+        return self._fit_probe is not None
+
+    def batches_counted(self) -> int | None:
+        """Training batches that the model's weights have seen; see `count_batches`."""
+        return count_batches(self.optimizers.values())
 
     def subscribe(self, reader: Reader) -> None:
         """Hands every later reading to `reader`."""
@@ -133,20 +138,55 @@ class TrainingSession:
                 recorder.advance()
             self.primary.advance(examples=reduced(batch_size(data)))
 
-    def steps_begin(self, steps: int) -> None:
-        """Called on the host before `steps` more batches are consumed: reads if it is time to."""
-        full = self._unread + steps > min(recorder.capacity for recorder in self.recorders)
-        if self._unread and (full or time.monotonic() >= self._read_at):
+    def steps_begin(self, steps: int, batch: int) -> None:
+        """Called on the host before `steps` more batches are consumed: reads if it is time to.
+
+        It is time when the tables might not hold them (nor as many again, in case someone else has
+        had them read since the last batch began), and when the oldest row might be older than
+        `HAND_IN_SECONDS` by the next call, if that comes as late as this one did.
+
+        Args:
+            steps: Number of batches, at most.
+            batch: Index of the first of them in its epoch. However many callbacks look on, only
+                the first call for a batch counts.
+        """
+        if batch == self._batch:
+            return
+        now = self._clock()
+        late = 2 * now - self._looked_at > self._hand_in_at
+        if self._unread and (late or self._unread + 2 * steps > self._room):
             self.read()
         if not self._unread:
             self._unread_since = time.time()
+            self._hand_in_at = now + HAND_IN_SECONDS
+        self._batch = batch
+        self._looked_at = now
+        self._ended = None
         self._unread += steps
 
-    def read(self) -> None:
-        """Takes the rows out of the tables and hands them to every reader."""
-        self._unread = 0
-        self._read_at = time.monotonic() + READ_EVERY_SECONDS
+    def steps_end(self) -> None:
+        """Called on the host when the batches of an epoch are consumed: reads.
+
+        But for the row of the last batch if an optimizer made no update in it: a group of
+        micro-batches that is incomplete may still be applied, and belongs to that batch.
+        """
+        self.read(hold=True)
+
+    def read(self, *, hold: bool = False) -> None:
+        """Takes the rows out of the tables and hands them to every reader.
+
+        Args:
+            hold: Leave the last one where `steps_end` says so.
+        """
+        self._unread, self._batch = 0, None
+        ended_at, until = self._ended or (time.time(), self._clock())
         tables = {id(recorder): recorder.read() for recorder in self.recorders}
+        if hold and any(_without_update(tables[id(p.recorder)]) for p in self._probes.values()):
+            for recorder in self.recorders:
+                if tables[id(recorder)].count:
+                    recorder.give_back()
+                    tables[id(recorder)] = tables[id(recorder)].without_last()
+            self._unread, self._ended = 1, (ended_at, until)
         rows = tables[id(self.primary)]
         if rows.count == 0:
             return
@@ -157,8 +197,8 @@ class TrainingSession:
         for name, probe in self._probes.items():
             own = tables[id(probe.recorder)].columns
             path = f"{name}/" if name and len(self._probes) > 1 else ""
-            columns |= _columns(own, path)
-            events |= _events(own, path)
+            columns |= metric_columns(own, path)
+            events |= counted_events(own, path)
             # Under loss scaling a step may be skipped; its optimizer is at work all the same.
             if any(own[column].count() for column in ("norm", "loss_scale") if column in own):
                 updated.add(name)
@@ -170,7 +210,8 @@ class TrainingSession:
             columns=columns,
             events=events,
             layers=layers,
-            times=np.linspace(self._unread_since, time.time(), rows.count + 1)[1:],
+            times=np.linspace(self._unread_since, ended_at, rows.count + 1)[1:],
+            until=until,
             updated=frozenset(updated),
         )
         for reader in list(self._readers):
@@ -187,35 +228,25 @@ class TrainingSession:
 
     def observe_fit(self) -> None:
         """Wraps the model's own step, so that `fit` writes a row a batch, with the batch's loss."""
-        model, primary = self.model, self.primary
-        inside = threading.local()  # evaluation, too, computes a loss
+        self._fit_probe = FitProbe(self.model, self.advance, self.primary)
+        self._fit_probe.attach()
+        self._undo.append(self._fit_probe.detach)
+        self._fit_probe.choose_train_function(self.recorders)
 
-        @contextmanager
-        def train_step_entered() -> Iterator[None]:
-            inside.train_step = True
-            try:
-                yield
-            finally:
-                inside.train_step = False
+    def _least_capacity(self) -> int:
+        return min(recorder.capacity for recorder in self.recorders)
 
-        def train_step(original: Callable[..., Any], data: Any) -> Any:
-            self.advance(data)
-            with train_step_entered():
-                return original(data)
+    def _read_before_saving(self) -> None:
+        """What led to a checkpoint is on record before it: a run may have to go on from there."""
+        training_thread = threading.get_ident()
 
-        def compute_loss(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            loss = original(*args, **kwargs)
-            if getattr(inside, "train_step", False) and loss is not None:
-                primary.write("batch/loss", reduced(tf.reduce_sum(loss)))
-            return loss
+        def save(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == training_thread:
+                self.read()
+            return original(*args, **kwargs)
 
-        self.in_fit = True
-        found = model.train_function
-        self._undo.append(lambda: setattr(model, "train_function", found))
-        self._undo.append(wrap_method(model, "compute_loss", compute_loss))
-        self._undo.append(wrap_method(model, "train_step", train_step))
-        # What an earlier fit has compiled goes past the wrappers.
-        model.make_train_function(force=True)
+        for name in ("save", "save_weights"):
+            self._undo.append(wrap_method(self.model, name, save))
 
 
 _sessions: "weakref.WeakKeyDictionary[Any, TrainingSession]" = weakref.WeakKeyDictionary()
@@ -241,37 +272,10 @@ def join_session(model: Any, *, token: object) -> TrainingSession:
     return session
 
 
-def _columns(own: Mapping[str, Column], path: str) -> dict[str, Column]:
-    named = {
-        f"gradient/{path}norm": own.get("norm"),
-        f"gradient/{path}norm_clipped": own.get("norm_clipped"),
-        f"optimizer/{path}learning_rate": own.get("learning_rate"),
-        f"optimizer/{path}loss_scale": own.get("loss_scale"),
-    }
-    # An infinite norm is counted as a nonfinite gradient; in a chart it would hide all others.
-    return {
-        key: np.ma.masked_where(np.isinf(column.data), column)
-        for key, column in named.items()
-        if column is not None
-    }
-
-
-def _events(own: Mapping[str, Column], path: str) -> dict[str, np.ndarray]:
-    events = {}
-    nonfinite = np.zeros(0, bool)
-    if "norm" in own:
-        norm = own["norm"]
-        nonfinite = ~np.ma.getmaskarray(norm) & ~np.isfinite(norm.data)
-    if "loss_scale" in own:
-        applied = own.get("applied")
-        skipped = ~np.ma.getmaskarray(own["loss_scale"])
-        if applied is not None:
-            skipped &= np.ma.getmaskarray(applied)
-        events[f"optimizer/{path}skipped_updates"] = skipped
-        nonfinite = skipped | nonfinite if nonfinite.size else skipped
-    if nonfinite.size:
-        events[f"gradient/{path}nonfinite"] = nonfinite
-    return events
+def _without_update(rows: Rows) -> bool:
+    """Whether the last batch was consumed without an update of this optimizer."""
+    norms = rows.columns.get("norm")
+    return rows.count > 0 and (norms is None or bool(np.ma.getmaskarray(norms)[-1]))
 
 
 def steps_per_execution(model: Any) -> int:

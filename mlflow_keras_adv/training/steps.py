@@ -187,7 +187,8 @@ class GradientAccumulator:
         """Updates with the mean of an incomplete group, if there is one.
 
         Without it the micro-batches left over at the end of an epoch count for the first group of
-        the next, as in Keras.
+        the next, as in Keras. In a `Loop`, called between the end of `loop.batches` and that of the
+        epoch, it is on record as an update of the last batch.
 
         Args:
             optimizer: The optimizer given to `apply`.

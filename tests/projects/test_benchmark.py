@@ -3,12 +3,13 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 
 from projects import benchmark
-from projects.measuring import loggers
+from projects.measuring import loggers, searches
 from projects.measuring.endurance import Delivery, Growth
 from projects.measuring.prices import Price
 
@@ -137,6 +138,37 @@ def test_all_points_are_delivered(
     assert 0 < final["final/step_ratio"] < math.inf
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:currentThread:DeprecationWarning", "ignore:getName:DeprecationWarning"
+)
+def test_trials_are_compared_with_their_twins(
+    experiment: str, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "SAMPLES", 64)
+    benchmark.main(what="search", trials=4, simulated_trials=20, **TINY)
+
+    final = runs_of(client, experiment)["searches"].data.metrics
+    assert final["final/trials"] == 4 - 2  # the first two trace what the others need
+    assert final["final/simulated"] == 20 - 2
+    assert 0 < final["final/trial_ratio"] < math.inf
+    assert final["final/growth_ms"] == pytest.approx(
+        final["final/last_ms"] - final["final/first_ms"]
+    )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:currentThread:DeprecationWarning", "ignore:getName:DeprecationWarning"
+)
+def test_a_search_that_fails_does_not_leave_its_twin_waiting(experiment: str) -> None:
+    class Fails(searches.Simulated):
+        def on_trial_begin(self, trial: Any) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        searches._twins(Fails, 3, 0)
+
+
 def price(ratio: float) -> Price:
     return Price("cnn", "ours", "bare", ratio, ratio, ratio, 1, 1.0, 1.0, 0.0)
 
@@ -158,3 +190,9 @@ def test_claims_about_long_trainings_are_checked() -> None:
     )
 
     assert list(benchmark.claims([], growing, waiting).values()) == [False, False, False]
+
+
+@pytest.mark.parametrize(("ratio", "growth_ms", "holds"), [(1.05, 5.0, True), (1.06, 5.1, False)])
+def test_claims_about_searches_are_checked(ratio: float, growth_ms: float, holds: bool) -> None:
+    measured = searches.Searches(48, 1e3, ratio, 50.0, 998, 50.0, 50.0 + growth_ms, growth_ms)
+    assert list(benchmark.claims([], None, None, measured).values()) == [holds, holds]

@@ -50,6 +50,16 @@ def test_digits_are_scaled_labelled_images() -> None:
         assert (x.min(), x.max()) == (0, 1)
 
 
+def test_a_split_is_a_pair_of_images_and_labels() -> None:
+    digits = data.load()
+
+    for split in SPLITS:
+        x, y = getattr(digits, split)
+        assert x is getattr(digits, f"x_{split}")
+        assert y is getattr(digits, f"y_{split}")
+    assert (digits.dataset.name, digits.dataset.digest) == ("digits", digits.digest)
+
+
 def keyed(x: np.ndarray, y: np.ndarray) -> list[tuple[bytes, int]]:
     return sorted((image.tobytes(), int(label)) for image, label in zip(x, y, strict=True))
 

@@ -18,7 +18,6 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.models import Model, get_model_info
 
 from projects.data import Data, load
-from tests.conftest import free_port
 from tests.mlflow_run import (
     Recorded,
     copy_project,
@@ -27,6 +26,7 @@ from tests.mlflow_run import (
     new_shell,
     store_in,
 )
+from tests.mlflow_server import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -82,7 +82,8 @@ def test_the_environment_is_that_of_pyproject(project: dict[str, Any]) -> None:
     conda = yaml.safe_load((ROOT / project["conda_env"]).read_text())["dependencies"]
     requirements = next(entry["pip"] for entry in conda if isinstance(entry, dict))
 
-    assert requirements == pyproject["dependencies"]
+    extras = pyproject["optional-dependencies"]
+    assert requirements == [*pyproject["dependencies"], *extras["compression"], *extras["rl"]]
     assert f"python{pyproject['requires-python']}" in conda
     # The code is the working folder's; an installed copy would be stale after an edit.
     assert [

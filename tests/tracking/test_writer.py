@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import tempfile
@@ -269,14 +270,23 @@ def test_figure_text_dict_and_table_land_as_mlflow_writes_them(
     writer.log_dict({"b": 1}, "c.json")
     writer.log_table(rows, "comparison.json")
     rows["value"][0] = 9.0  # what was handed in is a copy
-    writer.log_table(pd.DataFrame({"name": ["z"], "value": [2.5]}), "comparison.json")
+    writer.log_table(pd.DataFrame({"name": ["z"], "value": [2.5]}), "more.json")
+    writer.log_table({"name": "a whole", "value": 1}, "replaced.json")
+    writer.log_table({"name": "another", "value": np.float32(2)}, "replaced.json")
     assert writer.flush(30)
 
     assert not writer.refused
     assert artifact(client, writer.run_id, "figures/curve.png").read_bytes()[:4] == b"\x89PNG"
     assert artifact(client, writer.run_id, "texts/a.txt").read_text("utf-8") == "größe"
     table = mlflow.load_table("comparison.json", run_ids=[writer.run_id])
-    assert table.values.tolist() == [["a", 1.5], ["z", 2.5]]
+    assert table.values.tolist() == [["a", 1.5]]
+    table = mlflow.load_table("more.json", run_ids=[writer.run_id])
+    assert table.values.tolist() == [["z", 2.5]]
+    table = mlflow.load_table("replaced.json", run_ids=[writer.run_id])
+    assert table.values.tolist() == [["another", 2.0]]
+    tags = client.get_run(writer.run_id).data.tags
+    listed = [each["path"] for each in json.loads(tags["mlflow.loggedArtifacts"])]
+    assert listed == ["comparison.json", "more.json", "replaced.json"]
 
 
 def test_closing_delivers_what_is_left_and_then_the_status(

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv.training.steps import GradientAccumulator
 
 EPS = float(np.finfo(np.float32).eps)
 ROUNDING = 100 * EPS  # some 10 to 100 float32 roundings on either way, adding up at worst
@@ -232,6 +233,59 @@ def test_a_step_traced_before_the_loop_is_said_and_can_be_had_anew(
         assert "gradient/norm" not in curves(run.run_id)
         train(loop, loop.function(step), "batches", epochs=1)
     assert list(curves(run.run_id)["gradient/norm"]) == list(range(15, 22))
+
+
+@pytest.mark.parametrize("how", ["batches", 4])
+def test_an_incomplete_group_that_is_flushed_is_an_update_of_the_last_batch(
+    how: int | str, experiment: str, curves: Curves
+) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    accumulator = GradientAccumulator(3)
+    with mka.track("flushed", log_system_metrics=False) as run:
+        callbacks = [mka.MlflowLogger()]
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+
+        @tf.function(reduce_retracing=True)
+        def step(x: Any, y: Any) -> None:
+            with tf.GradientTape() as tape:
+                loss = LOSS(y, model(x, training=True))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            accumulator.apply(optimizer, gradients, model.trainable_variables)
+            loop.record(loss=loss)
+
+        last: list[float] = []
+        for _ in loop.epochs(2):
+            if how == "batches":
+                for x, y in loop.batches(DATA):
+                    step(x, y)
+            else:
+                loop.run(step, DATA, steps_per_call=how)
+            with tf.GradientTape() as tape:
+                loss = LOSS(Y[96:], model(X[96:], training=True))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            last.append(float(tf.linalg.global_norm(gradients)))
+            assert accumulator.flush(optimizer)
+    found = curves(run.run_id)
+    assert list(found["batch/loss"]) == list(range(1, 15))
+    assert list(found["gradient/norm"]) == [3, 6, 7, 10, 13, 14]
+    assert [found["gradient/norm"][step] for step in (7, 14)] == pytest.approx(last, rel=ROUNDING)
+    assert list(found["train/loss"]) == [7, 14]
+
+
+def test_a_loop_that_leaves_its_batches_early_has_them_on_record(
+    experiment: str, curves: Curves
+) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    with mka.track("early", log_system_metrics=False) as run:
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
+        step = step_of(model, optimizer, loop)
+        for _ in loop.epochs(1):
+            for index, (x, y) in enumerate(loop.batches(DATA)):
+                step(x, y)
+                if index == 2:
+                    break
+            run.flush(60)
+            assert list(curves(run.run_id)["batch/loss"]) == [1, 2, 3]
 
 
 def test_several_optimizers_by_name(experiment: str, curves: Curves) -> None:

@@ -1,0 +1,100 @@
+"""Claims: what a technique promises, the number that was measured, and whether it holds."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlflow
+
+from mlflow_keras_adv.tracking.run import Run
+
+_FILE = "claims.json"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A measured number and the limit that it is checked against.
+
+    Attributes:
+        name: What the metric is called, `final/claim/<name>`: letters, digits and `_`.
+        text: What the number is, as a noun with what belongs to it: "largest difference of a weight
+            after 4 micro-batches and after one batch".
+        value: The measured number. NaN holds nothing.
+        at_least: What it may not be below.
+        at_most: What it may not be above.
+    """
+
+    name: str
+    text: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float(self.value))  # JSON knows none of NumPy's
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(
+                f"The claim {self.name!r} has no limit. Pass at_least=, at_most= or both."
+            )
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number is within its limits."""
+        lowest = -math.inf if self.at_least is None else self.at_least
+        highest = math.inf if self.at_most is None else self.at_most
+        return lowest <= self.value <= highest
+
+    @property
+    def tolerance(self) -> str:
+        """The limits in words, for example "at least 0.9"."""
+        limits = {"at least": self.at_least, "at most": self.at_most}
+        return " and ".join(f"{word} {n:.4g}" for word, n in limits.items() if n is not None)
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.holds else "MISSED"
+        return f"{self.text}: {self.value:.4g}, claimed {self.tolerance}: {verdict}"
+
+
+def log_claims(run: Run, *claims: Claim) -> str:
+    """Puts claims on the run of a technique: on the parent, where it is a comparison.
+
+    Logs each number as the metric `final/claim/<name>` at step 0, all of them with their limits as
+    `claims.json`, and the tag `claims`: "hold", or "missed: " and the names of those that do not. A
+    missed claim is a result, not an error: the run ends FINISHED.
+
+    Args:
+        run: The run to write to.
+        *claims: One or more, of different names.
+
+    Returns:
+        One line of a Markdown list for each claim, to be printed and to stand in the run's
+        description.
+
+    Raises:
+        ValueError: If there is no claim, or two have one name.
+    """
+    names = [claim.name for claim in claims]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Received claims named {names}. Expected one or more different names.")
+    missed = [claim.name for claim in claims if not claim.holds]
+    run.log_metrics({f"final/claim/{claim.name}": claim.value for claim in claims}, step=0)
+    run.log_dict({"claims": [_row(claim) for claim in claims]}, _FILE)
+    run.set_tags({"claims": f"missed: {', '.join(missed)}" if missed else "hold"})
+    return "\n".join(f"- {claim}" for claim in claims)
+
+
+def logged_claims(run_id: str) -> list[Claim]:
+    """The claims that `log_claims` has put on a run.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The run has none.
+    """
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/{_FILE}")
+    rows = json.loads(text)["claims"]
+    return [Claim(**(row | {"value": float(row["value"])})) for row in rows]
+
+
+def _row(claim: Claim) -> dict[str, Any]:
+    # JSON has no NaN.
+    return asdict(claim) | ({} if math.isfinite(claim.value) else {"value": str(claim.value)})

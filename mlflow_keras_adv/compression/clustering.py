@@ -1,0 +1,172 @@
+"""Clustering: a model is trained on while the weights of a kernel share a few values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tf_keras
+
+from mlflow_keras_adv.compression.bridge import to_keras, to_tf_keras
+from mlflow_keras_adv.compression.copying import check_weights
+from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
+from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
+from mlflow_keras_adv.compression.masks import zero_share
+from mlflow_keras_adv.compression.tfmot_names import ClusteringRegistry, cluster_weights, tfmot
+from mlflow_keras_adv.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClusteredLayer:
+    """One layer's row of the table.
+
+    Attributes:
+        name: Of an inner model's layer, `inner.dense`.
+        weights: Numbers in its kernels.
+        clusters: How many different values were allowed in each kernel; None: left as it was.
+        distinct: The most different values in one of its kernels now.
+        sparsity: The share of zeros in its kernels now.
+    """
+
+    name: str
+    weights: int
+    clusters: int | None
+    distinct: int
+    sparsity: float
+
+
+@dataclass(frozen=True, eq=False)
+class Clustered:
+    """A clustered model and its table.
+
+    Attributes:
+        model: A Keras 3 model like the one given, not compiled.
+        layers: Every layer with kernels, those that were left as they are too.
+    """
+
+    model: keras.Model
+    layers: tuple[ClusteredLayer, ...]
+
+
+def cluster(
+    model: keras.Model,
+    train: Any,
+    *,
+    clusters: int | Mapping[str, int] = 16,
+    initialization: tfmot.clustering.keras.CentroidInitialization | None = None,
+    loss: Any = None,
+    optimizer: keras.optimizers.Optimizer | None = None,
+    metrics: Sequence[str] = (),
+    **fit: Any,
+) -> Clustered:
+    """Trains a copy of a model on while the weights of each kernel share a few values.
+
+    The values, centroids of the kernel's weights, are trained; at the end the different ones are
+    counted. Of a kernel that has zeros for a cluster of their own, as after pruning, the zeros
+    stay. The file compresses better; it does not get smaller, nor the model faster, by itself.
+
+    Han, Mao, Dally: Deep Compression, 2016, arXiv:1510.00149, section 3.
+
+    Args:
+        model: A trained model, Sequential or functional, of layers that tf_keras has too; it stays
+            as it is.
+        train: `(x, y)` or `(x, y, sample_weight)` of arrays, or a finite `tf.data.Dataset` of
+            batches.
+        clusters: Different values in a kernel, 3 or more, of every layer that tfmot can cluster; or
+            for each of some layers by name, when the others are left as they are.
+        initialization: Where the centroids start. Default: KMEANS_PLUS_PLUS.
+        loss: As of `compile`. Default: that of the compiled `model`.
+        optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
+        metrics: Names, as of `compile`.
+        **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
+            class_weight, verbose. The model in training is one of tf_keras.
+
+    Returns:
+        The clustered model and its table of layers.
+
+    Raises:
+        TypeError: `train` is something else.
+        ValueError: Too few clusters, a layer that cannot be clustered, or an argument of `fit` that
+            cannot be chosen.
+        UserError: No data, no loss, NaN weights, a model that is quantized already or cannot be
+            carried to tf_keras, or more values than asked for.
+    """
+    check_weights(model)
+    check_not_quantized(model)
+    if not is_plain(model):
+        raise UserError(
+            f"model {model.name!r} ({type(model).__name__}) trains by a step or loss of its own, "
+            "which tf_keras cannot be shown; cluster a plain keras.Model of the same layers"
+        )
+    tuning = FineTuning(
+        model, train, loss=loss, optimizer=optimizer, learning_rate=1e-4, metrics=metrics, fit=fit
+    )
+    compiled = tuning.for_tf_keras()
+    carried = to_tf_keras(model, tuning.sample)
+    chosen = _chosen(model, carried, clusters)
+    before = _zeros(model)
+    preserved = {name for name in chosen if before[name] >= 1 / chosen[name]}
+    first = initialization or tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
+
+    def wrap(layer: Any) -> Any:
+        if layer.name not in chosen:
+            return layer
+        return cluster_weights(
+            layer, chosen[layer.name], first, preserve_sparsity=layer.name in preserved
+        )
+
+    wrapped = tf_keras.models.clone_model(carried, clone_function=wrap)
+    wrapped.compile(**compiled)
+    tuning.fit(wrapped, [])
+    stripped = tfmot.clustering.keras.strip_clustering(wrapped)
+    result = to_keras(stripped, tuning.sample, like=model)
+    rows = _table(result, chosen)
+    for row in rows:
+        if row.name in preserved and row.sparsity < before[row.name]:
+            raise UserError(
+                f"layer {row.name!r} lost zeros in clustering: {before[row.name]:.1%} before, "
+                f"{row.sparsity:.1%} after. Give it more clusters, or a smaller learning rate."
+            )
+    return Clustered(result, rows)
+
+
+def _chosen(
+    model: keras.Model, carried: tf_keras.Model, clusters: int | Mapping[str, int]
+) -> dict[str, int]:
+    """The clusters of each layer that is clustered."""
+    able = [name for name in kernels(model) if ClusteringRegistry.supports(carried.get_layer(name))]
+    asked = dict(clusters) if isinstance(clusters, Mapping) else dict.fromkeys(able, clusters)
+    for name, count in asked.items():
+        if name not in able:
+            raise ValueError(
+                f"clusters names the layer {name!r}, which cannot be clustered; those that can are "
+                f"{', '.join(able) or 'none'}"
+            )
+        if type(count) is not int or count < 3:
+            raise ValueError(f"clusters is {count!r}; expected a whole number of 3 or more")
+    if not asked:
+        raise UserError(f"model {model.name!r} has no trainable kernel that tfmot can cluster")
+    return asked
+
+
+def _zeros(model: keras.Model) -> dict[str, float]:
+    found = kernels(model).items()
+    return {name: zero_share([np.asarray(each) for each in own]) for name, own in found}
+
+
+def _table(model: keras.Model, chosen: Mapping[str, int]) -> tuple[ClusteredLayer, ...]:
+    """One row for each layer with kernels; the values allowed are held against those there are."""
+    rows = []
+    for name, variables in kernels(model).items():
+        values = [np.asarray(variable) for variable in variables]
+        distinct = max(len(np.unique(value)) for value in values)
+        allowed = chosen.get(name)
+        if allowed is not None and distinct > allowed:
+            raise UserError(
+                f"layer {name!r} was to have {allowed} different values in a kernel and has "
+                f"{distinct}. Did a callback change the weights?"
+            )
+        count = sum(value.size for value in values)
+        rows.append(ClusteredLayer(name, count, allowed, distinct, zero_share(values)))
+    return tuple(rows)

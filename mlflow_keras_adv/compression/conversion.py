@@ -1,0 +1,214 @@
+"""A Keras model as a float `.tflite` file, and any such file held against its source."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mlflow_keras_adv.compression.copying import check_weights
+from mlflow_keras_adv.compression.footprint import agreement, highest
+from mlflow_keras_adv.compression.kernels import check_not_quantized
+from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.errors import UserError
+
+TOLERANCE = 1e-4  # of the largest absolute output: float32 in another order, by other kernels
+_BATCH = 32
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A `.tflite` file that LiteRT has run, and how it compares with its source on the same data.
+
+    Attributes:
+        content: The file.
+        scheme: How its numbers are stored: "float32", or the name of the scheme.
+        difference: The largest |answer - source's answer|, divided by the source's largest
+            |answer|; the worst of the outputs.
+        agreement: Share of samples on which it chooses the same class as its source; None for what
+            is not a classifier with one output.
+        float_layers: Layers that the scheme could not quantize, by name; empty where it is not
+            known layer by layer.
+        expected: What the source answers on the data, by the outputs' names.
+        feeds: The data, by the inputs' names.
+    """
+
+    content: bytes
+    scheme: str
+    difference: float
+    agreement: float | None
+    float_layers: tuple[str, ...]
+    expected: Arrays
+    feeds: Arrays
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the file.
+
+        Args:
+            path: Where to; its folder exists.
+        """
+        file = Path(path)
+        file.write_bytes(self.content)
+        return file
+
+
+def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Artifact:
+    """Converts a model to a float32 `.tflite` file.
+
+    Args:
+        model: A built Keras 3 model; it stays as it is.
+        x: Samples of real data, on which model and file are compared: an array of shape
+            (samples, …), or a list or dict of such arrays. Where the number of samples a call has
+            to be fixed, every other axis that the model leaves free gets the size it has here.
+        batch_size: Samples a call of the file, if it is to be fixed. By default it is free; 1 for a
+            model that LiteRT cannot run otherwise, such as one with an LSTM.
+
+    Raises:
+        ValueError: `x` is empty or does not fit the model.
+        UserError: The model has no weights yet, NaN in its weights or answers, is quantized
+            already, cannot be converted, or LiteRT cannot run the file or answers otherwise.
+    """
+    check_weights(model)
+    check_not_quantized(model)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
+    if not keras.tree.flatten(x) or any(len(each) == 0 for each in keras.tree.flatten(x)):
+        raise ValueError("x holds no samples; give some real ones, such as x_train[:200]")
+    runner = _runner(model, x, batch_size)
+    feeds = arrays_by_name(model, runner, x)
+    for tensor in runner.inputs:
+        tensor.encode(feeds[tensor.name])  # refuses what does not fit, by name
+    expected = answers_of(model, x)
+    return compare(runner.content, "float32", feeds, expected, tolerance=TOLERANCE)
+
+
+def compare(
+    content: bytes,
+    scheme: str,
+    feeds: Arrays,
+    expected: Arrays,
+    *,
+    tolerance: float | None = None,
+    float_layers: tuple[str, ...] = (),
+) -> Artifact:
+    """Runs a file and holds it against what its source answers.
+
+    Args:
+        content: The file.
+        scheme: Its name.
+        feeds: Samples by the names of the file's inputs.
+        expected: What the source answers on them, by the names of the file's outputs.
+        tolerance: The largest `difference` allowed; None: any.
+        float_layers: Kept in the result.
+
+    Raises:
+        UserError: LiteRT cannot run the file, it answers NaN or infinity, or differs by more.
+    """
+    try:
+        runner = LiteRTModel(content)
+        answer = runner.predict(feeds)
+    except ValueError as error:
+        raise UserError(f"scheme {scheme}: the converted model does not run: {error}") from error
+    answers = answer if isinstance(answer, dict) else {runner.outputs[0].name: answer}
+    difference = 0.0
+    for name, values in answers.items():
+        source = expected[name]
+        if values.shape != source.shape or not np.isfinite(values).all():
+            raise UserError(
+                f"scheme {scheme}: output {name!r} has the shape {values.shape} where its source "
+                f"has {source.shape}, or holds NaN or infinity; the file is of no use"
+            )
+        largest = float(np.abs(source).max()) or 1.0
+        apart = np.abs(values.astype(np.float64) - source.astype(np.float64)).max()
+        difference = max(difference, float(apart) / largest)
+    if tolerance is not None and difference > tolerance:
+        raise UserError(
+            f"scheme {scheme}: LiteRT answers differently from Keras, by {difference:.2g} of the "
+            f"largest answer, expected at most {tolerance:g}. Does the model behave randomly, or "
+            "keep a state?"
+        )
+    (one, *others) = answers
+    classes = not others and answers[one].ndim > 1 and answers[one].shape[-1] > 1
+    agreed = agreement(highest(answers[one]), highest(expected[one])) if classes else None
+    return Artifact(content, scheme, difference, agreed, float_layers, expected, dict(feeds))
+
+
+def _runner(model: keras.Model, x: Any, batch_size: int | None) -> LiteRTModel:
+    """The float file, running: with a free number of samples a call if LiteRT can."""
+    refused = None
+    for size in (batch_size,) if batch_size is not None else (None, 1):
+        try:
+            return LiteRTModel(_exported(model, x, size))
+        except ValueError as error:
+            refused = refused or error
+    raise UserError(
+        f"model {model.name!r} cannot be run by LiteRT: {refused}. Which of its layers is the "
+        "reason? Convert it without its last ones, or give it layers that LiteRT has."
+    ) from refused
+
+
+def _exported(model: keras.Model, x: Any, batch_size: int | None) -> bytes:
+    options: dict[str, Any] = {}
+    if batch_size is not None:
+        arrays = keras.tree.flatten(x)
+        inputs = getattr(model, "inputs", None) or [None] * len(arrays)
+        specs = [
+            tf.TensorSpec(
+                (batch_size, *array.shape[1:]),
+                array.dtype if each is None else each.dtype,
+                None if each is None else each.name,
+            )
+            for array, each in zip(arrays, inputs, strict=True)
+        ]
+        options["input_signature"] = [keras.tree.pack_sequence_as(x, specs)]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow's own, about what it does itself
+        file = Path(folder, "model.tflite")
+        try:
+            model.export(file, format="litert", verbose=False, **options)
+        except Exception as error:  # what the converter raises has no end
+            message = str(error).strip().splitlines() or [repr(error)]
+            raise ValueError(f"it cannot be converted: {message[0]}") from error
+        return file.read_bytes()
+
+
+def arrays_by_name(model: keras.Model, runner: LiteRTModel, x: Any) -> Arrays:
+    """`x` by the names of the file's inputs."""
+    names = [tensor.name for tensor in runner.inputs]
+    given = [np.asarray(each) for each in keras.tree.flatten(x)]
+    keras_names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if isinstance(x, Mapping) and set(x) == set(names):
+        return {name: np.asarray(value) for name, value in x.items()}
+    if len(given) != len(names):
+        raise ValueError(f"x holds {len(given)} arrays; the model has the inputs {names}")
+    return dict(zip(keras_names if set(keras_names) == set(names) else names, given, strict=True))
+
+
+def answers_of(model: keras.Model, x: Any) -> Arrays:
+    """What the model answers, by the names that TensorFlow gives outputs in a signature."""
+    count = len(keras.tree.flatten(x)[0])
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, count, _BATCH):
+        rows = slice(start, start + _BATCH)
+        batch = keras.tree.map_structure(lambda array, rows=rows: np.asarray(array[rows]), x)
+        outputs = model(batch, training=False)
+        if not isinstance(outputs, Mapping):
+            listed = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            outputs = {f"output_{position}": each for position, each in enumerate(listed)}
+        for name, output in outputs.items():
+            parts.setdefault(name, []).append(keras.ops.convert_to_numpy(output))
+    answers = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    for name, values in answers.items():
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"model {model.name!r} answers NaN or infinity in {name!r} on the given samples; "
+                "there is nothing to compare a smaller model with"
+            )
+    return answers

@@ -1,0 +1,164 @@
+"""What a `.tflite` file scores, weighs and takes, as LiteRT runs it."""
+
+import gzip
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mlflow_keras_adv.compression import runtime
+from mlflow_keras_adv.compression.file_weights import file_weights
+from mlflow_keras_adv.compression.footprint import (
+    accuracy,
+    agreement,
+    highest,
+    latency_ms,
+    scores_of,
+)
+from mlflow_keras_adv.compression.runtime import LiteRTModel
+
+
+def file_footprint(
+    content: bytes,
+    x: Any,
+    y: np.ndarray | None = None,
+    *,
+    reference: keras.Model | bytes | None = None,
+    batch_size: int = 32,
+    repeats: int = 200,
+) -> dict[str, float]:
+    """Measures a `.tflite` file, as LiteRT runs it, on given data.
+
+    Args:
+        content: The file. With `y` or `reference` it must be a classifier with one output.
+        x: What `LiteRTModel.predict` takes, at least one sample.
+        y: Integer labels, as in `footprint`.
+        reference: A Keras model or `.tflite` file of the same classes that takes `x` too.
+        batch_size: Samples a call of the second latency.
+        repeats: Calls whose latency is measured, for each of the four.
+
+    Returns:
+        The names of `footprint`, where size_bytes and gzip_bytes are those of the file, parameters
+        and sparsity those of the weights stored in it (normalization is mostly folded into them),
+        and latency_ms_p50 and p95 are of one sample on one thread. Further:
+
+        - latency_all_threads_ms_p50, …_p95: of one sample, on as many threads as there are
+          processors for this process.
+        - latency_batch_ms_p50, …_p95: of `batch_size` samples on one thread.
+        - latency_batch_all_threads_ms_p50, …_p95: both.
+        - peak_memory_bytes: by how much the memory of a fresh process grows, at its peak, in which
+          the file is loaded and predicts `batch_size` samples. On Linux only.
+
+    Raises:
+        ValueError: Not a `.tflite` file that LiteRT can run; else as in `footprint`.
+    """
+    model = LiteRTModel(content)
+    named = {name: np.asarray(array) for name, array in model.named(x).items()}
+    if any(len(array) == 0 for array in named.values()):
+        raise ValueError("file_footprint needs at least one sample in x; got none")
+    measured: dict[str, float] = {}
+    if y is not None or reference is not None:
+        chosen = highest(model.predict(named))
+        if y is not None:
+            measured["accuracy"] = accuracy(chosen, y)
+        if isinstance(reference, bytes):
+            measured["agreement"] = agreement(chosen, highest(LiteRTModel(reference).predict(x)))
+        elif reference is not None:
+            measured["agreement"] = agreement(chosen, highest(scores_of(reference, x, 256)))
+    weights = file_weights(content)
+    kernels = [weight for weight in weights if weight.values.ndim >= 2]
+    measured["parameters"] = float(sum(weight.values.size for weight in weights))
+    zeros = sum(weight.zeros for weight in kernels)
+    measured["sparsity"] = zeros / max(1, sum(weight.values.size for weight in kernels))
+    measured["size_bytes"] = float(len(content))
+    measured["gzip_bytes"] = float(len(gzip.compress(content, compresslevel=9, mtime=0)))
+    batch = {
+        name: np.resize(array, (batch_size, *array.shape[1:])) for name, array in named.items()
+    }
+    for key, samples, threads in (
+        ("latency", 1, 1),
+        ("latency_all_threads", 1, _processors()),
+        ("latency_batch", batch_size, 1),
+        ("latency_batch_all_threads", batch_size, _processors()),
+    ):
+        fed = {name: array[:samples] for name, array in batch.items()}
+        times = _latencies(content, fed, threads, repeats)
+        for percent in (50, 95):
+            measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
+    if sys.platform == "linux":
+        measured["peak_memory_bytes"] = _peak_memory(content, batch)
+    return measured
+
+
+def weight_table(content: bytes) -> list[dict[str, Any]]:
+    """The weights of a `.tflite` file as rows, for a table: what each layer stores.
+
+    Args:
+        content: A file that LiteRT can run.
+
+    Returns:
+        By weight: its name, dtype, shape, numbers, distinct numbers, sparsity (share that stands
+        for 0) and size_bytes.
+    """
+    return [
+        {
+            "weight": each.name,
+            "dtype": each.dtype,
+            "shape": "x".join(map(str, each.values.shape)),
+            "numbers": each.values.size,
+            "distinct": len(np.unique(each.values)),
+            "sparsity": each.zeros / max(1, each.values.size),
+            "size_bytes": each.size_bytes,
+        }
+        for each in file_weights(content)
+    ]
+
+
+def _latencies(
+    content: bytes, fed: dict[str, np.ndarray], threads: int, repeats: int
+) -> np.ndarray:
+    model = LiteRTModel(content, num_threads=threads)
+    samples = len(next(iter(fed.values())))
+    if model.rows not in (-1, samples):  # the file takes another number a call
+        params = {"num_threads": threads}
+        return latency_ms(lambda: model.predict(fed, params), repeats=repeats)
+    encoded = {tensor.name: tensor.encode(fed[tensor.name]) for tensor in model.inputs}
+    return latency_ms(lambda: model.invoke(encoded), repeats=repeats)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+# The high-water mark of a process' own memory; getrusage would give its parent's, from before exec.
+_CHILD = """
+import runpy, sys
+import numpy as np
+LiteRTModel = runpy.run_path(sys.argv[1])["LiteRTModel"]
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+before = peak()
+with np.load(sys.argv[3]) as feeds:
+    batch = dict(feeds)
+size = len(next(iter(batch.values())))
+LiteRTModel(open(sys.argv[2], "rb").read()).predict(batch, {"batch_size": size})
+print(peak() - before)
+"""
+
+
+def _peak_memory(content: bytes, batch: dict[str, np.ndarray]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        file, feeds = Path(folder, "model.tflite"), Path(folder, "batch.npz")
+        file.write_bytes(content)
+        np.savez(feeds, **batch)
+        command = [sys.executable, "-c", _CHILD, runtime.__file__, str(file), str(feeds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)

@@ -1,0 +1,79 @@
+"""The weights in a `.tflite` file, tensor by tensor: read from the file, not from what made it."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+
+@dataclass(frozen=True, eq=False)
+class FileWeight:
+    """One constant of a file.
+
+    Attributes:
+        name: That of the tensor, which tells the layer: "functional/dense/MatMul".
+        dtype: "float32", "float16", "int8", "int4", "int32" for quantized biases, ….
+        values: The numbers as stored; int4 as int8.
+        zeros: How many of them stand for 0.
+        size_bytes: What they take in the file.
+    """
+
+    name: str
+    dtype: str
+    values: np.ndarray
+    zeros: int
+    size_bytes: int
+
+
+def file_weights(content: bytes) -> list[FileWeight]:
+    """Every weight in the file; each once, though several operations share it.
+
+    Args:
+        content: A `.tflite` file that LiteRT has run; another may be read as nonsense.
+
+    Returns:
+        Constants that are floats, or integers that encode them; not the shapes and axes, which are
+        integers too. Of dtypes that NumPy has, and int4.
+    """
+    model = schema.Model.GetRootAs(content, 0)
+    found: dict[int, FileWeight] = {}
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            raw = model.Buffers(tensor.Buffer()).DataAsNumpy()
+            dtype = _dtypes()[tensor.Type()]
+            encoded = tensor.Quantization() is not None and tensor.Quantization().ScaleLength() > 0
+            if not isinstance(raw, np.ndarray) or not (dtype.startswith("float") or encoded):
+                continue
+            shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
+            values = _unpacked(raw, dtype, tuple(int(size) for size in shape))
+            name = tensor.Name().decode(errors="replace").partition(";")[0]
+            found[tensor.Buffer()] = FileWeight(
+                name, dtype, values, _zeros(values, tensor), len(raw)
+            )
+    return list(found.values())
+
+
+def _zeros(values: np.ndarray, tensor: schema.Tensor) -> int:
+    points = [0]
+    quantization = tensor.Quantization()
+    if quantization is not None and quantization.ZeroPointLength():
+        points = quantization.ZeroPointAsNumpy().tolist()
+    if len(points) > 1:  # one a channel
+        axes = [1] * values.ndim
+        axes[quantization.QuantizedDimension()] = len(points)
+        return int(np.count_nonzero(values == np.reshape(points, axes)))
+    return int(np.count_nonzero(values == points[0]))
+
+
+def _unpacked(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    if dtype != "int4":
+        return raw.view(dtype).reshape(shape)
+    pairs = np.stack([raw & 0x0F, raw >> 4], axis=-1).astype(np.int8).reshape(-1)  # low one first
+    return np.where(pairs > 7, pairs - 16, pairs)[: int(np.prod(shape))].reshape(shape)
+
+
+@cache
+def _dtypes() -> dict[int, str]:
+    known = vars(schema.TensorType).items()
+    return {number: name.lower() for name, number in known if isinstance(number, int)}

@@ -1,0 +1,88 @@
+"""What a model's graph is made of, asked of Keras 3 and of tf_keras in one way.
+
+Neither library has public names for the calls in a functional model.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tf_keras
+
+
+def named_layers(model: Any) -> dict[str, Any]:
+    """The layers of a model and of those nested in it, by the names they have across the bridge.
+
+    Args:
+        model: A built Sequential or functional model of Keras 3 or tf_keras.
+
+    Returns:
+        Layers that are not models, in the order in which they are first called. A layer `dense` of
+        an inner model `head` is called `head.dense`.
+    """
+    return {name: each for name, each in named_operations(model) if is_layer(each)}
+
+
+def is_layer(operation: Any) -> bool:
+    """Whether this is a layer, and not an operation of `keras.ops`."""
+    return isinstance(operation, (keras.layers.Layer, tf_keras.layers.Layer))
+
+
+def is_sequential(model: Any) -> bool:
+    """Whether this is a Sequential model."""
+    return isinstance(model, (keras.Sequential, tf_keras.Sequential))
+
+
+def is_graph(operation: Any) -> bool:
+    """Whether this is a Sequential or functional model."""
+    if isinstance(operation, keras.Model):
+        return is_sequential(operation) or hasattr(operation, "_nodes_by_depth")
+    return isinstance(operation, tf_keras.Model) and operation._is_graph_network
+
+
+def named_operations(model: Any) -> list[tuple[str, Any]]:
+    """Layers and operations of a model and of those nested in it, with their names across."""
+    found: dict[int, tuple[str, Any]] = {}
+
+    def visit(inner: Any, prefix: str) -> None:
+        for operation in operations(inner):
+            if is_graph(operation):
+                visit(operation, f"{prefix}{operation.name}.")
+            else:
+                found.setdefault(id(operation), (prefix + operation.name, operation))
+
+    visit(model, "")
+    return list(found.values())
+
+
+def operations(model: Any) -> Iterator[Any]:
+    """Layers, inner models and operations in the order of their first call; inputs left out."""
+    if is_sequential(model):
+        yield from (layer for layer in model.layers if type(layer).__name__ != "InputLayer")
+    else:
+        yield from (operation for operation, _, _ in calls(model))
+
+
+def calls(model: Any) -> Iterator[tuple[Any, tuple[Any, Any], list[Any]]]:
+    """Of each call in a functional model: what is called, its arguments, its flat results."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            if isinstance(model, keras.Model):
+                yield node.operation, (node.arguments.args, node.arguments.kwargs), node.outputs
+            else:
+                arguments = (tuple(node.call_args), node.call_kwargs)
+                yield node.layer, arguments, keras.tree.flatten(node.outputs)
+
+
+def inputs(model: Any) -> Any:
+    """Symbolic inputs in the model's structure."""
+    if isinstance(model, tf_keras.Model):
+        return model._nested_inputs
+    return (model._functional if is_sequential(model) else model)._inputs_struct
+
+
+def outputs(model: Any) -> Any:
+    """Symbolic outputs of a functional model in its structure."""
+    return model._nested_outputs if isinstance(model, tf_keras.Model) else model._outputs_struct

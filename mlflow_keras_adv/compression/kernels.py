@@ -1,0 +1,59 @@
+"""The weights that compression is about: kernels and embeddings, by layer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from mlflow_keras_adv.compression.graphs import is_graph, named_layers
+from mlflow_keras_adv.errors import UserError
+
+# Of rank 2 and more, and still few: a depthwise kernel has one filter a channel, and the others
+# shift or scale.
+_NOT_KERNELS = {"bias", "depthwise_kernel", "gamma", "beta", "alpha"}
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)  # name theirs `kernel`
+
+
+def kernels(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    """The kernels of each layer that has some.
+
+    Args:
+        model: A built model; of a Sequential or functional one, layers are called as
+            `graphs.named_layers` calls them; so are those of a subclassed one, `inner.dense`.
+
+    Returns:
+        Trainable weights of rank 2 and more, but no biases, depthwise kernels or scales.
+    """
+    found: dict[str, list[keras.Variable]] = {}
+    for name, layer in _layers(model, ""):
+        own = [w for w in layer.trainable_weights if len(w.shape) > 1]
+        own = [weight for weight in own if weight.name not in _NOT_KERNELS]
+        if own and not isinstance(layer, _DEPTHWISE):
+            found.setdefault(name, []).extend(own)
+    return found
+
+
+def check_not_quantized(model: keras.Model) -> None:
+    """Refuses a model with integer weights.
+
+    Raises:
+        UserError: Naming the layer.
+    """
+    for layer in model._flatten_layers():
+        if getattr(layer.dtype_policy, "quantization_mode", None):
+            raise UserError(
+                f"layer {layer.name!r} of model {model.name!r} is quantized already "
+                f"({layer.dtype_policy.name}); compress the model from before quantize()"
+            )
+
+
+def _layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if is_graph(model):
+        yield from ((prefix + name, layer) for name, layer in named_layers(model).items())
+        return
+    for layer in model._flatten_layers(include_self=False, recursive=False):
+        name = prefix + layer.name
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer, f"{name}.")
+        else:
+            yield name, layer

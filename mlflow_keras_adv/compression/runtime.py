@@ -1,0 +1,319 @@
+"""Runs a `.tflite` file with LiteRT: arrays in, arrays out.
+
+This file travels with every model of the LiteRT flavor, as the top-level module
+`mlflow_keras_adv_litert`. So a model loads where neither this package nor TensorFlow is installed.
+Therefore this file imports nothing of the package, and NumPy and LiteRT only.
+
+The folder that it loads holds `model.tflite` and `model.json`:
+
+    {"sha256": "…", "size_bytes": 57544}
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+MODEL_FILE = "model.tflite"
+DESCRIPTION_FILE = "model.json"
+# What `predict` takes beside the data, and the defaults.
+PARAMS = {"batch_size": 32, "num_threads": 1, "dequantize": True}
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a file.
+
+    Attributes:
+        name: Its name in the file's signature, or the tensor's own where there is no signature.
+        index: Of the tensor in the file.
+        dtype: What the file computes with.
+        shape: -1 on each axis that is free.
+        scale: A real number is `scale * (integer - zero_point)`; 0: numbers are what they are.
+        zero_point: The integer that stands for 0.
+    """
+
+    name: str
+    index: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+
+    def encode(self, values: Any) -> np.ndarray:
+        """`values` as the file takes them.
+
+        Args:
+            values: Of the tensor's shape. Integers of the tensor's own dtype are taken as they are,
+                all other numbers as real ones.
+
+        Raises:
+            ValueError: Another shape, NaN where integers are meant, or numbers that do not fit.
+        """
+        array = np.asarray(values)
+        fits = len(array.shape) == len(self.shape) and all(
+            expected in (-1, size) for expected, size in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"input {self.name!r} takes the shape {self.shape} (-1: any size); "
+                f"got {array.shape}"
+            )
+        if array.dtype == self.dtype:
+            return np.ascontiguousarray(array)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"input {self.name!r} takes numbers; got the dtype {array.dtype}")
+        if self.scale:
+            if np.isnan(array).any():
+                raise ValueError(
+                    f"input {self.name!r} holds NaN, which {self.dtype} cannot encode; replace it"
+                )
+            range_ = np.iinfo(self.dtype)
+            steps = np.round(array / self.scale) + self.zero_point
+            return np.clip(steps, range_.min, range_.max).astype(self.dtype)
+        converted = array.astype(self.dtype)
+        if self.dtype.kind != "f" and not np.array_equal(converted, array):
+            raise ValueError(
+                f"input {self.name!r} takes {self.dtype}, which cannot hold these {array.dtype}"
+            )
+        return converted
+
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """The real numbers, float32, that the file's integers stand for; others as they are."""
+        if not self.scale:
+            return values
+        return ((values.astype(np.float64) - self.zero_point) * self.scale).astype(np.float32)
+
+
+class LiteRTModel:
+    """A `.tflite` file, ready to run. Threads may share it; they take turns.
+
+    Args:
+        content: The file.
+        num_threads: Threads that a call may use unless it says otherwise.
+
+    Attributes:
+        content: The file itself.
+        inputs: In the order of the file's signature: alphabetical, as TensorFlow writes it.
+        outputs: In that order too.
+        rows: Samples a call: -1 any number; None if the first axis is not that of samples.
+        signature: Its name; None if the file has none.
+
+    Raises:
+        ValueError: `content` is not a `.tflite` file, is damaged, or LiteRT cannot run it.
+    """
+
+    def __init__(self, content: bytes, *, num_threads: int = PARAMS["num_threads"]) -> None:
+        self.content = bytes(content)
+        self._defaults = PARAMS | {"num_threads": num_threads}
+        self._num_threads = num_threads
+        self._lock = threading.Lock()
+        self._interpreter = _interpreter(self.content, num_threads)
+        self.signature, (self.inputs, self.outputs) = _tensors(self._interpreter)
+        leading = {tensor.shape[:1] for tensor in (*self.inputs, *self.outputs)}
+        self.rows = leading.pop()[0] if len(leading) == 1 and () not in leading else None
+        if self.rows is not None:  # predict() takes any number, in calls of that many
+            self.inputs = tuple(replace(t, shape=(-1, *t.shape[1:])) for t in self.inputs)
+
+    def predict(
+        self, data: Any, params: Mapping[str, Any] | None = None
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """Predicts, in batches.
+
+        Args:
+            data: For one input an array of shape (samples, …), a nested list, or a DataFrame whose
+                columns are the features or whose column of the input's name holds a sample a cell.
+                For several a dict of arrays by name, a DataFrame with a column each, or a list of
+                arrays in the order of `inputs`.
+            params: `batch_size`, samples per call, where the file leaves their number free;
+                `num_threads`; `dequantize`: False to get the integers of an integer output.
+
+        Returns:
+            Shape (samples, …); from several outputs a dict of such arrays by name.
+
+        Raises:
+            ValueError: Unknown params, or data that do not fit the inputs.
+        """
+        settings = self._settings(params)
+        given = self.named(data)
+        feeds = {tensor.name: tensor.encode(given[tensor.name]) for tensor in self.inputs}
+        with self._lock:
+            self._use_threads(settings["num_threads"])
+            found = self._in_batches(feeds, settings["batch_size"])
+        if settings["dequantize"]:
+            found = {tensor.name: tensor.decode(found[tensor.name]) for tensor in self.outputs}
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def invoke(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """One call of the interpreter, as it is: no batches, no scales, one thread at a time.
+
+        Args:
+            feeds: By name, of the dtype and shape of the inputs.
+
+        Returns:
+            The outputs by name, as the file computes them.
+        """
+        try:
+            for tensor in self.inputs:  # costs nothing where the sizes are those of the last call
+                shape = feeds[tensor.name].shape
+                self._interpreter.resize_tensor_input(tensor.index, shape, strict=True)
+            self._interpreter.allocate_tensors()
+            for tensor in self.inputs:
+                self._interpreter.set_tensor(tensor.index, feeds[tensor.name])
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise ValueError(f"LiteRT cannot run this model: {error}") from error
+        return {tensor.name: self._interpreter.get_tensor(tensor.index) for tensor in self.outputs}
+
+    def get_raw_model(self) -> "LiteRTModel":
+        """For `PyFuncModel.get_raw_model`."""
+        return self
+
+    def _settings(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        settings = {**self._defaults, **(params or {})}
+        unknown = sorted(set(settings) - set(PARAMS))
+        if unknown:
+            raise ValueError(f"params may hold {', '.join(PARAMS)}; got {', '.join(unknown)}")
+        for name in ("batch_size", "num_threads"):
+            if int(settings[name]) != settings[name] or settings[name] < 1:
+                raise ValueError(f"{name} must be a whole number from 1; got {settings[name]!r}")
+        return settings
+
+    def _use_threads(self, number: int) -> None:
+        if number != self._num_threads:
+            self._interpreter = _interpreter(self.content, int(number))
+            self._num_threads = number
+
+    def _in_batches(self, feeds: Arrays, batch_size: int) -> Arrays:
+        if self.rows is None:
+            return self.invoke(feeds)
+        counts = {name: len(array) for name, array in feeds.items()}
+        count = min(counts.values())
+        if count == 0 or len(set(counts.values())) > 1:
+            raise ValueError(f"every input needs the same count of samples, above 0; got {counts}")
+        size, padding = batch_size, 0
+        if self.rows != -1:  # the file takes that many, no fewer
+            size, padding = self.rows, -count % self.rows
+        padded = {k: np.concatenate([v, np.repeat(v[-1:], padding, 0)]) for k, v in feeds.items()}
+        parts = [
+            self.invoke({name: array[start : start + size] for name, array in padded.items()})
+            for start in range(0, count, size)
+        ]
+        joined = {each.name: np.concatenate([p[each.name] for p in parts]) for each in self.outputs}
+        return {name: array[:count] for name, array in joined.items()}
+
+    def named(self, data: Any) -> dict[str, Any]:
+        """What `predict` takes, by the names of the inputs; see there."""
+        names = [tensor.name for tensor in self.inputs]
+        if hasattr(data, "to_numpy"):  # pandas, which need not be here
+            return self._columns(data)
+        if isinstance(data, Mapping):
+            if set(data) != set(names):
+                raise ValueError(f"the inputs are {names}; got {sorted(data)}")
+            return dict(data)
+        if len(names) == 1:
+            return {names[0]: np.asarray(data)}
+        if not isinstance(data, (list, tuple)) or len(data) != len(names):
+            raise ValueError(
+                f"send the inputs {names} as a dict of arrays, a DataFrame with these columns, or "
+                f"a list of {len(names)} arrays; got a {type(data).__name__}"
+            )
+        return dict(zip(names, data, strict=True))
+
+    def _columns(self, table: Any) -> dict[str, Any]:
+        columns = list(getattr(table, "columns", []))
+        names = [tensor.name for tensor in self.inputs]
+        if len(names) == 1 and names[0] not in columns:
+            values = table.to_numpy()
+            cells = {names[0]: values.reshape(-1) if values.dtype == object else values}
+        elif set(names) <= set(columns):
+            cells = {name: table[name].to_numpy() for name in names}
+        else:
+            raise ValueError(f"the DataFrame needs the columns {names}; got {columns}")
+        return {each.name: _reshaped(cells[each.name], each.shape) for each in self.inputs}
+
+
+def load(folder: str | Path) -> LiteRTModel:
+    """The model in `folder`.
+
+    Args:
+        folder: Holds `model.tflite` and `model.json`.
+
+    Raises:
+        ValueError: A file is missing or damaged, or LiteRT cannot run the model.
+    """
+    path, description = Path(folder) / MODEL_FILE, Path(folder) / DESCRIPTION_FILE
+    try:
+        content = path.read_bytes()
+        expected = json.loads(description.read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds no complete LiteRT model ({error!r}); download or log it again"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path} is not the file that was logged: its sha256 is {found}, expected {expected}; "
+            "download or log it again"
+        )
+    return LiteRTModel(content)
+
+
+def _load_pyfunc(path: str) -> LiteRTModel:
+    """The hook of MLflow's python_function flavor; `path` is the folder that `load` reads."""
+    return load(path)
+
+
+def _interpreter(content: bytes, num_threads: int) -> Interpreter:
+    if content[4:8] != b"TFL3":
+        raise ValueError(
+            f"this is not a .tflite file: bytes 4 to 8 are {content[4:8]!r}, expected b'TFL3'"
+        )
+    try:
+        interpreter = Interpreter(model_content=content, num_threads=num_threads)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"LiteRT cannot run this .tflite file of {len(content)} bytes, which may be damaged "
+            f"or need operations that LiteRT does not have: {error}"
+        ) from error
+    return interpreter
+
+
+def _tensors(interpreter: Interpreter) -> tuple[str | None, list[tuple[Tensor, ...]]]:
+    keys = list(interpreter.get_signature_list())
+    if len(keys) > 1:
+        raise ValueError(f"this .tflite file has the signatures {keys}; give a file with one")
+    if keys:
+        runner = interpreter.get_signature_runner(keys[0])
+        sides = [runner.get_input_details(), runner.get_output_details()]
+    else:
+        details = [interpreter.get_input_details(), interpreter.get_output_details()]
+        sides = [{each["name"]: each for each in side} for side in details]
+    tensors = [tuple(_tensor(name, each) for name, each in side.items()) for side in sides]
+    return next(iter(keys), None), tensors
+
+
+def _tensor(name: str, details: Mapping[str, Any]) -> Tensor:
+    dtype = np.dtype(details["dtype"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{name!r} is of {dtype}; only tensors of numbers can be sent or had")
+    scale, zero_point = details["quantization"] if dtype.kind in "iu" else (0, 0)
+    shape = tuple(int(size) for size in details["shape_signature"])
+    return Tensor(name, int(details["index"]), dtype, shape, float(scale), int(zero_point))
+
+
+def _reshaped(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Columns of numbers or of flat samples in the shape of the input, where that is known."""
+    values = np.stack([np.asarray(cell) for cell in cells])
+    rest = shape[1:]
+    fits = -1 not in rest and values.size == len(values) * int(np.prod(rest))
+    return values.reshape(len(values), *rest) if fits else values

@@ -1,0 +1,19 @@
+"""What is used of tfmot, of which some names are not public; imported without its old warning."""
+
+import warnings
+
+with warnings.catch_warnings():
+    # It compares versions by distutils, which setuptools keeps alive.
+    warnings.filterwarnings("ignore", "distutils Version classes", DeprecationWarning)
+    import tensorflow_model_optimization as tfmot
+    from tensorflow_model_optimization.python.core.clustering.keras.clustering_registry import (
+        ClusteringRegistry,
+    )
+    from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import (
+        cluster_weights,
+    )
+    from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import (
+        PruneRegistry,
+    )
+
+__all__ = ["ClusteringRegistry", "PruneRegistry", "cluster_weights", "tfmot"]

@@ -1,0 +1,297 @@
+"""Journal: what a run has produced and its store has not accepted yet, on disk.
+
+An append-only log, in segments: each record is its length, its CRC-32 and its bytes, and reaches
+the file in one write. A process that is killed loses none of them, since the operating system holds
+the file; only a power cut can take what it had not written out. A last record that is torn, or a
+file that was damaged, is detected by the checksums, and what stands before is kept. A database
+would bring transactions that nothing here needs, and could be damaged as a whole.
+
+A journal belongs to one process, which holds a lock on it as long as it lives. Folders are private
+to the user, and hold no credentials.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+from typing import IO, NamedTuple, Self
+
+_logger = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 4_000_000
+_HEAD = struct.Struct(">II")  # length and CRC-32 of what follows
+_ABOUT, _LOCK, _SETTLED = "about.json", "lock", "settled.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """Whose journal it is.
+
+    Attributes:
+        run_id: The run.
+        tracking_uri: Its store, without a password.
+        ends_run: Whether the process was to end the run: if it died without a word, the run is
+            KILLED.
+        host: Name of the machine.
+        pid: Id of the process.
+    """
+
+    run_id: str
+    tracking_uri: str
+    ends_run: bool
+    host: str
+    pid: int
+
+
+@dataclass
+class Settled:
+    """What came of the metric values that are not in the journal any more.
+
+    Attributes:
+        segment: The last segment that is gone.
+        points: Metric values that were delivered or refused.
+        refused_points: Those of them that were refused.
+        refused: How often each name was refused: metrics, params, tags, artifacts.
+    """
+
+    segment: int = 0
+    points: int = 0
+    refused_points: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def of(self, segment: int) -> "Settled":
+        """A copy, as of the end of a segment."""
+        return Settled(segment, self.points, self.refused_points, Counter(self.refused))
+
+
+class Place(NamedTuple):
+    """Where a record is."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+class Journal:
+    """One folder of records. Made by `create` and `take_over`.
+
+    Not safe for several threads: its owner holds a lock.
+
+    Attributes:
+        folder: Where it is.
+        about: Whose it is.
+        settled: What is gone from it.
+    """
+
+    def __init__(self, folder: Path, about: About, lock: IO[bytes]) -> None:
+        self.folder = folder
+        self.about = about
+        self.settled = _read_settled(folder / _SETTLED)
+        self._lock = lock
+        self._segment = max([self.settled.segment, *_segments(folder)])
+        self._log: FileIO | None = None
+        self._left: Counter[int] = Counter()  # records of each segment that are not settled
+        self._finished: dict[int, Settled] = {}  # of segments that have none left
+
+    @classmethod
+    def create(cls, home: Path, about: About) -> Self:
+        """Makes an empty one.
+
+        Args:
+            home: Folder of all journals.
+            about: Whose it is.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _opening:
+            folder = Path(tempfile.mkdtemp(prefix=f"{about.run_id}-", dir=home))  # mode 0700
+            try:
+                lock = _locked(folder)
+                (folder / _ABOUT).write_text(json.dumps(asdict(about)))
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            _held.add(folder)
+        return cls(folder, about, lock)
+
+    @classmethod
+    def take_over(cls, folder: Path) -> Self | None:
+        """One that a process has left behind; None if a process holds it, or there is none."""
+        with _opening:
+            if folder in _held or not (folder / _ABOUT).exists():
+                return None
+            try:
+                lock = _locked(folder)
+            except OSError:
+                return None
+            try:
+                about = About(**json.loads((folder / _ABOUT).read_text()))
+                journal = cls(folder, about, lock)
+            except (OSError, ValueError, TypeError) as error:
+                lock.close()
+                _logger.warning("The journal %s cannot be read: %r", folder, error)
+                return None
+            _held.add(folder)
+        return journal
+
+    def append(self, record: bytes) -> Place:
+        """Writes a record.
+
+        Raises:
+            OSError: If it cannot be written; the journal is as before.
+        """
+        if self._log is None or self._log.tell() >= SEGMENT_BYTES:
+            self._next_segment()
+        assert self._log is not None
+        offset = self._log.tell()
+        entry = _HEAD.pack(len(record), zlib.crc32(record)) + record
+        try:
+            if self._log.write(entry) != len(entry):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._log.seek(offset)
+            self._log.truncate()
+            raise
+        self._left[self._segment] += 1
+        return Place(self._segment, offset, len(record))
+
+    def read(self, place: Place) -> bytes:
+        """A record.
+
+        Raises:
+            OSError: If it is damaged, or gone.
+        """
+        with self._path(place.segment).open("rb") as file:
+            file.seek(place.offset)
+            record = _read_record(file)
+        if record is None:
+            raise OSError(f"the record at {place} of {self.folder} is damaged")
+        return record
+
+    def records(self) -> Iterator[Place]:
+        """All records that an earlier process has left, the oldest first.
+
+        In a damaged segment, those before the damage, with a warning.
+        """
+        for segment in _segments(self.folder):
+            path = self._path(segment)
+            if segment <= self.settled.segment:
+                path.unlink()  # its owner died between the two steps of `_delete`
+                continue
+            offset = 0
+            with path.open("rb") as file:
+                while (record := _read_record(file)) is not None:
+                    self._left[segment] += 1
+                    yield Place(segment, offset, len(record))
+                    offset = file.tell()
+            if damaged := path.stat().st_size - offset:
+                _logger.warning("The last %d bytes of %s are damaged: dropped.", damaged, path)
+
+    def settle(self, place: Place, settled: Settled) -> None:
+        """Notes that the store has accepted or refused a record, the oldest that was left.
+
+        Args:
+            place: The record.
+            settled: What came of all values up to and including it.
+        """
+        self._left[place.segment] -= 1
+        if self._left[place.segment] == 0:
+            self._finished[place.segment] = settled.of(place.segment)
+            if place.segment != self._segment or self._log is None:
+                self._delete(place.segment)
+
+    def close(self, *, delete: bool) -> None:
+        """Releases it, so that another process may take it over.
+
+        Args:
+            delete: Whether nothing in it is needed any more.
+        """
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if delete:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        with _opening:
+            _held.discard(self.folder)
+            (left_here.discard if delete else left_here.add)(self.folder)
+            self._lock.close()
+
+    def _next_segment(self) -> None:
+        before = self._segment
+        log = FileIO(self._path(before + 1), "x+")
+        if self._log is not None:
+            self._log.close()
+        self._log, self._segment = log, before + 1
+        if self._left[before] == 0 and before in self._finished:
+            self._delete(before)
+
+    def _delete(self, segment: int) -> None:
+        settled = self._finished.pop(segment)
+        new = self.folder / f"{_SETTLED}.new"
+        try:
+            new.write_text(json.dumps(asdict(settled)))
+            new.replace(self.folder / _SETTLED)  # first: from now on the segment is not read again
+            self._path(segment).unlink(missing_ok=True)
+        except OSError:  # a full disk; to send the segment again does no harm
+            return
+        self.settled = settled
+        del self._left[segment]
+
+    def _path(self, segment: int) -> Path:
+        return self.folder / f"{segment:06}.log"
+
+
+# The journals of this process: a lock of POSIX holds back other processes only.
+_held: set[Path] = set()
+# Those that it has released and not emptied.
+left_here: set[Path] = set()
+_opening = Lock()
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """A file that is locked until it is closed, or the process ends.
+
+    Raises:
+        OSError: If another process holds it.
+    """
+    file = (folder / _LOCK).open("ab")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _segments(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in folder.glob("*.log"))
+
+
+def _read_settled(path: Path) -> Settled:
+    if not path.exists():
+        return Settled()
+    fields = json.loads(path.read_text())
+    return Settled(**{**fields, "refused": Counter(fields["refused"])})
+
+
+def _read_record(file: IO[bytes]) -> bytes | None:
+    """The next record; None at the end, or where the file is damaged."""
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return None
+    length, checksum = _HEAD.unpack(head)
+    record = file.read(length)
+    return record if len(record) == length and zlib.crc32(record) == checksum else None

@@ -1,0 +1,94 @@
+"""Journals that processes have left behind, and their delivery."""
+
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_keras_adv.tracking.home import journals_folder
+from mlflow_keras_adv.tracking.journal import Journal
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.pending import Receipt
+from mlflow_keras_adv.tracking.store import lasting_uri, probe
+from mlflow_keras_adv.tracking.writer import RunWriter
+
+_logger = logging.getLogger(__name__)
+
+
+def journals_left(run_id: str | None = None) -> Iterator[Journal]:
+    """Takes over each journal of this machine whose process has ended or released it.
+
+    Whoever receives one has to deliver or to close it.
+
+    Args:
+        run_id: Only those of this run.
+    """
+    pattern = "*" if run_id is None else f"{run_id}-*"
+    for folder in sorted(journals_folder().glob(pattern), key=_age):
+        journal = Journal.take_over(folder)
+        if journal is None:
+            continue
+        if journal.about.host == socket.gethostname():  # another's lock may not be seen from here
+            yield journal
+        else:
+            journal.close(delete=False)
+
+
+def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Receipt:
+    """Delivers what is in a journal, in order, and releases it.
+
+    Args:
+        journal: Taken over.
+        end_run: Whether to end the run as KILLED if its process has died without a word.
+        seconds: How long to wait for a store that takes nothing.
+
+    Returns:
+        What became of the metric values of the run.
+    """
+    client = MlflowClient(uri_with_login(journal.about.tracking_uri))
+    last_word = _age(journal.folder)
+    writer = RunWriter(journal.about.run_id, client, journal)
+    if not end_run or not journal.about.ends_run or writer.has_ended:
+        writer.close(seconds)
+    else:
+        status = "KILLED" if _is_running(client, journal.about.run_id) else None
+        writer.close(seconds, status=status, end_time=int(last_word * 1000))
+    return writer.receipt
+
+
+def deliver_left(run_id: str) -> None:
+    """Delivers what an earlier process has left of a run, before the run goes on."""
+    for journal in journals_left(run_id):
+        receipt = deliver_journal(journal, end_run=False, seconds=GRACE_SECONDS)
+        if receipt.pending:
+            _logger.warning("Run %s goes on before all of it is in the store: %s", run_id, receipt)
+
+
+def uri_with_login(uri: str) -> str:
+    """The address of a store that was noted without a password.
+
+    With user and password if MLflow is configured with the same address and them.
+    """
+    configured = mlflow.get_tracking_uri()
+    return configured if lasting_uri(configured) == uri else uri
+
+
+def _is_running(client: MlflowClient, run_id: str) -> bool:
+    try:
+        probe(client.tracking_uri)
+        return bool(client.get_run(run_id).info.status == "RUNNING")
+    except MlflowException:
+        return True  # as far as is known here
+
+
+def _age(folder: Path) -> float:
+    """When something was last written to a journal, in seconds since the epoch."""
+    try:
+        return max(path.stat().st_mtime for path in [folder, *folder.glob("*.log")])
+    except OSError:
+        return time.time()

@@ -1,0 +1,161 @@
+"""Runs without their server: recorded in an MLflow store of this machine, to be carried over later.
+
+The store is an ordinary one, so that `mlflow ui`, logged models and the registry work with it, and
+a user's own `mlflow.log_figure` goes to the run as ever. For that the tracking URI has to be
+changed as long as an offline run is open: it is put back when the outermost one ends.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.environment_variables import (
+    MLFLOW_EXPERIMENT_ID,
+    MLFLOW_EXPERIMENT_NAME,
+    MLFLOW_TRACKING_URI,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
+from mlflow.tracking._tracking_service import utils as tracking_service
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from mlflow_keras_adv.tracking.carry import EXPERIMENT_ID_TAG
+from mlflow_keras_adv.tracking.carry_target import CONTINUES_TAG
+from mlflow_keras_adv.tracking.home import offline_artifacts, offline_uri, state_folder
+from mlflow_keras_adv.tracking.names import UID_TAG
+from mlflow_keras_adv.tracking.store import lasting_uri, probe, without_password
+
+_logger = logging.getLogger(__name__)
+
+# Tag of an offline run: the store that it is meant for.
+TARGET_TAG = "mlflow_keras_adv.target"
+
+
+def is_wanted() -> bool:
+    """Whether MLFLOW_KERAS_ADV_OFFLINE asks for it."""
+    return os.environ.get("MLFLOW_KERAS_ADV_OFFLINE", "").lower() not in ("", "0", "false")
+
+
+def is_offline() -> bool:
+    """Whether runs are recorded on this machine now."""
+    return _switch.depth > 0
+
+
+@contextmanager
+def where_it_answers() -> Iterator[None]:
+    """Lets MLflow's store be one that answers: the one that is configured, or the offline store."""
+    uri = mlflow.get_tracking_uri()
+    if not is_offline() and not is_wanted():
+        try:
+            probe(uri)
+        except MlflowException as error:
+            _logger.warning(
+                "The tracking server %s cannot be used now: %s The run is recorded on this machine "
+                "(%s). `mlflow-keras-adv sync` delivers it once the server is back.",
+                without_password(uri),
+                without_password(error.message),
+                offline_uri(),
+            )
+        else:
+            yield
+            return
+    with _switch.offline():
+        yield
+
+
+def create_run(name: str | None, *, parent_run_id: str | None = None, continues: str | None) -> Run:
+    """Creates a run in the offline store, or finds the one that is to be continued.
+
+    Args:
+        name: Its name.
+        parent_run_id: A run of either store to nest it in.
+        continues: A run of either store.
+    """
+    client = MlflowClient()
+    if continues is not None:
+        try:
+            known = client.get_run(continues)
+            client.update_run(continues, status="RUNNING")
+            return known
+        except MlflowException:  # it is a run of the server
+            pass
+    tags = {UID_TAG: uuid.uuid4().hex, TARGET_TAG: lasting_uri(_switch.target)}
+    if parent_run_id is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = parent_run_id
+    if continues is not None:
+        tags[CONTINUES_TAG] = continues
+    run = client.create_run(_experiment_id(client), tags=resolve_tags(tags), run_name=name)
+    recorded_here.add(run.info.run_id)
+    return run
+
+
+# The offline runs of this process.
+recorded_here: set[str] = set()
+
+
+class _Switch:
+    """Turns MLflow to the offline store while anybody wants it.
+
+    Attributes:
+        depth: How many do.
+        target: The tracking URI that was found.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.target = ""
+        self._found: tuple[str | None, str | None] = (None, None)
+        self._changing = Lock()
+
+    @contextmanager
+    def offline(self) -> Iterator[None]:
+        """Offline until the block ends, and every other block like it."""
+        with self._changing:
+            if self.depth == 0:
+                self.target = mlflow.get_tracking_uri()
+                self._found = (tracking_service._tracking_uri, MLFLOW_TRACKING_URI.get_raw())
+                state_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+                mlflow.set_tracking_uri(offline_uri())
+            self.depth += 1
+        try:
+            yield
+        finally:
+            with self._changing:
+                self.depth -= 1
+                if self.depth == 0:
+                    chosen, variable = self._found
+                    mlflow.set_tracking_uri(chosen)  # type: ignore[arg-type]
+                    if variable is not None:
+                        MLFLOW_TRACKING_URI.set(variable)
+
+
+_switch = _Switch()
+
+
+def _experiment_id(client: MlflowClient) -> str:
+    """The offline experiment for that which MLflow's fluent API would use."""
+    name, tags = MLFLOW_EXPERIMENT_NAME.get(), {}
+    chosen = fluent._active_experiment_id
+    if chosen is None and not name:
+        chosen = MLFLOW_EXPERIMENT_ID.get() or DEFAULT_EXPERIMENT_ID
+    if chosen is not None:
+        name = f"experiment {chosen} of {lasting_uri(_switch.target)}"
+        tags = {EXPERIMENT_ID_TAG: chosen}
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return known.experiment_id
+    try:
+        return client.create_experiment(name, offline_artifacts().as_uri(), tags)
+    except MlflowException:  # another process was faster
+        known = client.get_experiment_by_name(name)
+        if known is None:
+            raise
+        return known.experiment_id

@@ -1,0 +1,88 @@
+"""How a run begins: in the store that MLflow is configured with, or offline where it is away."""
+
+import os
+import uuid
+from contextlib import ExitStack
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, RunInfo
+from mlflow.environment_variables import MLFLOW_RUN_ID
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.ending import activate
+from mlflow_keras_adv.tracking.left import deliver_left
+from mlflow_keras_adv.tracking.names import UID_TAG
+from mlflow_keras_adv.tracking.offline import create_run, is_offline, where_it_answers
+from mlflow_keras_adv.tracking.store import opening_runs
+
+
+def open_run(
+    name: str | None,
+    *,
+    run_id: str | None,
+    begins: bool,
+    log_system_metrics: bool,
+    stores: ExitStack,
+) -> RunInfo:
+    """Opens a run and makes it the active one of this thread.
+
+    Args:
+        name: Name of a new run.
+        run_id: A run to continue; else that of MLFLOW_RUN_ID, which is consumed.
+        begins: Whether nobody in this process has it open.
+        log_system_metrics: Let MLflow record the machine's load.
+        stores: Keeps the choice of the store.
+
+    Raises:
+        UserError: If the store rejects it.
+    """
+    resumed = run_id or MLFLOW_RUN_ID.get()
+    stores.enter_context(where_it_answers())
+    if is_offline():
+        os.environ.pop(MLFLOW_RUN_ID.name, None)
+        run = create_run(name, continues=resumed)
+        activate(run, log_system_metrics=log_system_metrics)
+        return run.info
+    if resumed is not None and begins:
+        deliver_left(resumed)
+    with opening_runs():
+        active = mlflow.start_run(
+            run_id=run_id,  # without it, MLflow takes MLFLOW_RUN_ID out of the environment
+            run_name=None if resumed else name,
+            nested=True,
+            tags=None if resumed else {UID_TAG: uuid.uuid4().hex},
+            log_system_metrics=log_system_metrics,
+        )
+    return active.info
+
+
+def open_child(name: str | None, parent_run_id: str, stores: ExitStack) -> RunInfo:
+    """Opens a run nested in another and makes it the active one of this thread.
+
+    Not by `mlflow.start_run`: in another thread it would not know the parent, and where
+    MLFLOW_RUN_ID is set it takes that run for the child.
+
+    Args:
+        name: Its name.
+        parent_run_id: The other.
+        stores: Keeps the choice of the store.
+
+    Raises:
+        UserError: If the store rejects it, or the parent is deleted.
+    """
+    stores.enter_context(where_it_answers())
+    if is_offline():
+        child = create_run(name, parent_run_id=parent_run_id, continues=None)
+    else:
+        with opening_runs():
+            client = MlflowClient()
+            parent = client.get_run(parent_run_id).info
+            if parent.lifecycle_stage == LifecycleStage.DELETED:
+                raise UserError(f"The run {parent_run_id} is deleted: it cannot have a new child.")
+            tags = {MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uuid.uuid4().hex}
+            child = client.create_run(parent.experiment_id, tags=resolve_tags(tags), run_name=name)
+    activate(child, log_system_metrics=False)
+    return child.info

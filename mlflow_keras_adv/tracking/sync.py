@@ -1,0 +1,202 @@
+"""Delivery of all that is pending on this machine: journals, and runs recorded offline."""
+
+import contextlib
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, MutableMapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from mlflow_keras_adv.tracking import offline
+from mlflow_keras_adv.tracking.carry import carry
+from mlflow_keras_adv.tracking.carry_target import Carried
+from mlflow_keras_adv.tracking.home import journals_folder, offline_uri, state_folder
+from mlflow_keras_adv.tracking.journal import Journal, left_here
+from mlflow_keras_adv.tracking.left import deliver_journal, journals_left, uri_with_login
+from mlflow_keras_adv.tracking.names import UID_TAG
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.store import probe, without_password
+
+_logger = logging.getLogger(__name__)
+
+# Tag of an offline run that has been delivered: the run that it became.
+DELIVERED_TAG = "mlflow_keras_adv.delivered"
+
+
+@dataclass
+class Outcome:
+    """What a sync has done, a line for each run.
+
+    Attributes:
+        delivered: Runs of which nothing is pending any more.
+        pending: Runs of which something is, and why.
+    """
+
+    delivered: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+
+
+def sync(uri: str | None = None, *, progress: Callable[[], None] = lambda: None) -> Outcome:
+    """Delivers what is pending on this machine, and waits for it.
+
+    Journals first, each to its own store, and runs whose process has died without a word are ended
+    as KILLED. Then whole runs that were recorded offline. A process that is alive keeps what it
+    holds. To call it again, or twice at a time, makes no duplicate.
+
+    Args:
+        uri: Where offline runs go; default: the store that was configured when they were recorded.
+        progress: Called after each step.
+    """
+    outcome = Outcome()
+    for journal in journals_left():
+        _sync_journal(journal, outcome)
+        progress()
+    by_target: dict[str, list[Run]] = defaultdict(list)
+    for run in _offline_runs():
+        by_target[uri or uri_with_login(run.data.tags[offline.TARGET_TAG])].append(run)
+    for target, runs in by_target.items():
+        _sync_runs(target, runs, outcome, progress)
+    return outcome
+
+
+@contextmanager
+def catching_up(enclosing: Callable[[], Sized]) -> Iterator[Callable[[bool], None]]:
+    """After the block, delivers what this process could not deliver before.
+
+    The store is given as long as it takes values, and `GRACE_SECONDS` if it takes none.
+
+    Args:
+        enclosing: The blocks that this one is in; after the outermost only.
+
+    Yields:
+        A function to be told whether the store has taken everything of the block's own run: one
+        that does not answer is not waited for twice.
+    """
+    answers = False
+
+    def note(delivered: bool) -> None:
+        nonlocal answers
+        answers = delivered
+
+    try:
+        yield note
+    finally:
+        anything = left_here or offline.recorded_here
+        if answers and anything and not enclosing() and not offline.is_wanted():
+            _sync_within(GRACE_SECONDS)
+
+
+def _sync_journal(journal: Journal, outcome: Outcome) -> None:
+    about, folder = journal.about, journal.folder
+    name = f"run {about.run_id} of {about.tracking_uri}"
+    try:
+        probe(uri_with_login(about.tracking_uri))
+    except MlflowException as error:
+        journal.close(delete=False)
+        outcome.pending.append(f"{name}: {without_password(error.message)}")
+        return
+    receipt = deliver_journal(journal, end_run=True, seconds=GRACE_SECONDS)
+    (outcome.pending if folder.exists() else outcome.delivered).append(f"{name}: {receipt}")
+
+
+def _sync_runs(uri: str, runs: list[Run], outcome: Outcome, progress: Callable[[], None]) -> None:
+    here, waiting = MlflowClient(offline_uri()), {run.info.run_id: run for run in runs}
+    ids = _Ids(state_folder() / "offline-ids.json", uri)
+    try:
+        probe(uri)
+        for carried in carry(here, MlflowClient(uri), list(waiting), ids, progress):
+            run, place = waiting.pop(carried.run_id), carried.target_run_id
+            if place is None:
+                outcome.pending.append(f"{_named(run)} for {uri}: {_said(carried)}")
+                continue
+            here.set_tag(carried.run_id, DELIVERED_TAG, place)
+            offline.recorded_here.discard(carried.run_id)
+            outcome.delivered.append(f"{_named(run)} as {place}: {_said(carried)}")
+    except Exception as error:
+        _logger.debug("carrying to %s", without_password(uri), exc_info=True)
+        reason = without_password(str(error))
+        outcome.pending += [f"{_named(run)} for {uri}: {reason}" for run in waiting.values()]
+
+
+def _offline_runs() -> list[Run]:
+    """Those that are not delivered, and not being written by a process that is alive."""
+    if not (state_folder() / "offline.db").exists():
+        return []
+    client, runs, token = MlflowClient(offline_uri()), list[Run](), None
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    while True:
+        page = client.search_runs(experiments, f"tags.`{UID_TAG}` != ''", page_token=token)
+        runs += [run for run in page if DELIVERED_TAG not in run.data.tags]
+        token = page.token
+        if not token:
+            break
+    alive = {path.name.rpartition("-")[0] for path in journals_folder().glob("*")}
+    return [run for run in runs if run.info.run_id not in alive]
+
+
+def _sync_within(seconds: float) -> None:
+    """Syncs on a thread, which is left alone when it makes no progress for `seconds`."""
+    last = time.monotonic()
+
+    def note() -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            outcome = sync(progress=note)
+            for line in outcome.delivered:
+                _logger.info("Delivered: %s", line)
+
+    thread = Thread(target=work, name="catching-up", daemon=True)
+    thread.start()
+    while thread.is_alive() and time.monotonic() - last < seconds:
+        thread.join(0.1)
+
+
+def _named(run: Run) -> str:
+    return f"run {run.info.run_name} ({run.info.run_id})"
+
+
+def _said(carried: Carried) -> str:
+    refused = "".join(f"; {name} refused: {why}" for name, why in carried.refused.items())
+    return f"{carried.points} points delivered, {carried.refused_points} refused{refused}"
+
+
+class _Ids(MutableMapping[str, str]):
+    """The id in the target of each run and model that was carried, kept in a file."""
+
+    def __init__(self, path: Path, uri: str) -> None:
+        self._path, self._uri = path, without_password(uri)
+        self._all = json.loads(path.read_text()) if path.exists() else {}
+        self._ids: dict[str, str] = self._all.setdefault(self._uri, {})
+
+    def __getitem__(self, key: str) -> str:
+        return self._ids[key]
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._ids[key] = value
+        self._write()
+
+    def __delitem__(self, key: str) -> None:
+        del self._ids[key]
+        self._write()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def _write(self) -> None:
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(self._all))
+        new.replace(self._path)

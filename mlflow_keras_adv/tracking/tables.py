@@ -1,0 +1,56 @@
+"""Tables in the format of `mlflow.log_table`, which the MLflow UI shows as tables."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+from mlflow_keras_adv.tracking.items import Table
+
+
+def table_text(data: Any) -> str:
+    """Rows as JSON with "columns" and "data".
+
+    Args:
+        data: A pandas DataFrame, or a dict of columns: sequences of equal length, or plain values
+            for a single row.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If the columns differ in length.
+    """
+    if hasattr(data, "to_json"):
+        text: str = data.to_json(orient="split", index=False, date_format="iso")
+        return text
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"Received {type(data).__name__}; expected a pandas DataFrame or a dict of columns."
+        )
+    columns = [_values(column) for column in data.values()]
+    if len({len(column) for column in columns}) > 1:
+        lengths = {name: len(column) for name, column in zip(data, columns, strict=True)}
+        raise ValueError(f"Received columns of different lengths: {lengths}.")
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return json.dumps({"columns": [str(name) for name in data], "data": rows}, default=_plain)
+
+
+def write_table(client: MlflowClient, run_id: str, table: Table) -> None:
+    """Writes a table, and the tag by which the MLflow UI finds it; twice does no harm."""
+    client.log_text(run_id, table.text, table.artifact_file)
+    tags = client.get_run(run_id).data.tags
+    known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    entry = {"path": table.artifact_file, "type": "table"}
+    if entry not in known:
+        text = json.dumps([*known, entry])
+        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, text, synchronous=True)
+
+
+def _values(column: Any) -> list[Any]:
+    column = _plain(column) if hasattr(column, "tolist") else column
+    return list(column) if isinstance(column, list | tuple) else [column]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

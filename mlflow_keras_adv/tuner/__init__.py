@@ -1,0 +1,1 @@
+"""Keras Tuner: every search one run, every trial a run nested in it."""

@@ -1,0 +1,68 @@
+"""Methods of somebody else's object, replaced for the length of a block."""
+
+import functools
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+_logger = logging.getLogger(__name__)
+
+_ABSENT = object()
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+@contextmanager
+def hooked(owner: Any, **hooks: Callable[..., Any]) -> Iterator[None]:
+    """Lets hooks stand before methods of one object, and puts it back as it was.
+
+    Args:
+        owner: The object. Neither its class nor any other object of it is changed.
+        hooks: Per name of a method what is called in its place: with the method itself, and then
+            what the caller passed. Plain functions: a copy of the object, as `copy.deepcopy` makes
+            it of a callback that refers to a tuner, must not copy what they hold.
+    """
+    found = {name: vars(owner).get(name, _ABSENT) for name in hooks}
+    placed = {name: _before(getattr(owner, name), hook) for name, hook in hooks.items()}
+    for name, wrapper in placed.items():
+        setattr(owner, name, wrapper)
+    try:
+        yield
+    finally:
+        for name, wrapper in placed.items():
+            if vars(owner).get(name) is not wrapper:
+                continue  # somebody has replaced ours; theirs may stay
+            if found[name] is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, found[name])
+
+
+def harmless(call: _Call) -> _Call:
+    """Makes of a function one that never raises, and leaves Python's random numbers alone.
+
+    What records a trial must not end it, nor change it: Keras draws the seeds of layers from the
+    module `random`, as MLflow draws the names of runs.
+    """
+
+    @functools.wraps(call)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        state = random.getstate()
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            _logger.warning("The search goes on, but its record has a gap.", exc_info=True)
+            return None
+        finally:
+            random.setstate(state)
+
+    return guarded  # type: ignore[return-value]
+
+
+def _before(method: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return hook(method, *args, **kwargs)
+
+    return wrapper

@@ -1,0 +1,82 @@
+"""Which runs a folder of Keras Tuner's has: how a search that goes on finds its own again."""
+
+import json
+import logging
+import os
+from contextlib import AbstractContextManager, ExitStack
+
+import tensorflow as tf
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.run import Run, track
+from mlflow_keras_adv.tuner.hooks import harmless
+
+FILE = "mlflow_runs.json"
+
+_logger = logging.getLogger(__name__)
+
+
+def read_run_ids(folder: str) -> dict[str, str]:
+    """The runs that belong to a folder.
+
+    Args:
+        folder: A project's or a trial's; anything that TensorFlow can read, `gs://` too.
+
+    Returns:
+        Ids by name. Empty where none are on record, or none can be read.
+    """
+    return _read(_path(folder)) or {}
+
+
+def open_run(
+    stack: ExitStack, folder: str, name: str, new: AbstractContextManager[Run]
+) -> tuple[Run, bool]:
+    """Goes on with the run that a folder names, or opens a new one and notes it there.
+
+    Args:
+        stack: What the run is open in.
+        folder: A project's or a trial's.
+        name: What the run is in that folder.
+        new: Opens the new one.
+
+    Returns:
+        The run, and whether it was there before.
+
+    Raises:
+        UserError: If the store cannot be reached, or has no place for the run.
+    """
+    run_ids = read_run_ids(folder)
+    if name in run_ids:
+        try:
+            reopened = track(run_id=run_ids[name], log_system_metrics=False)
+            return stack.enter_context(reopened), True
+        except UserError as error:
+            _logger.warning(
+                "The run of %s in %s cannot be continued, so there will be a new one: %s",
+                name,
+                folder,
+                error,
+            )
+    run = stack.enter_context(new)
+    _write(_path(folder), run_ids | {name: run.run_id})
+    return run, False
+
+
+def _path(folder: str) -> str:
+    return os.path.join(folder, FILE)  # noqa: PTH118 - not a Path: it may be an address
+
+
+@harmless
+def _read(path: str) -> dict[str, str] | None:
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path) as file:
+        return dict(json.load(file))
+
+
+@harmless
+def _write(path: str, run_ids: dict[str, str]) -> None:
+    unfinished = f"{path}.new"
+    with tf.io.gfile.GFile(unfinished, "w") as file:
+        json.dump(run_ids, file)
+    tf.io.gfile.rename(unfinished, path, overwrite=True)

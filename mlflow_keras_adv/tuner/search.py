@@ -1,0 +1,187 @@
+"""track_search(): a search of Keras Tuner as a run, each of its trials as a run nested in it."""
+
+import functools
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+from keras_tuner import Oracle
+from keras_tuner.engine.base_tuner import BaseTuner
+
+from mlflow_keras_adv.tracking.run import track
+from mlflow_keras_adv.tuner.hooks import hooked
+from mlflow_keras_adv.tuner.run_ids import open_run, read_run_ids
+from mlflow_keras_adv.tuner.search_record import SearchRecord
+from mlflow_keras_adv.tuner.trials import TrialRuns
+
+# A worker of another machine sees the chief's file when their shared folder shows it.
+FOLDER_SECONDS = 60.0
+
+_Tuner = TypeVar("_Tuner", bound=BaseTuner)
+_searching: set[int] = set()
+
+_enabled = False
+# The `search` of all tuners as it was, and ours.
+_replaced: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+
+
+def track_search(tuner: _Tuner, *, name: str | None = None) -> _Tuner:
+    """Has every `search` of a tuner recorded: one run for it, and one nested run for each trial.
+
+    The run of the search is nested in the active run, if there is one. It holds the settings of the
+    tuner and the search space as params, the best trial so far as description, metrics
+    (`search/score`, `search/best_score` over the trials that ended) and tag `winner`, and at the
+    end, or as often as it takes 1 % of the time, the table `trials.json`, the figures
+    `optimization_history.png`, `parallel_coordinates.png`, `hyperparameter_importance.png` and
+    `best_hyperparameters.json`.
+
+    A trial is `trial-007`, in the order of creation; the tag `tuner.trial_id` is Keras Tuner's own
+    id. It holds the active hyperparameters as params, the curves of every `fit` in it (as
+    `MlflowLogger` records them), and `trial/score`, `trial/best_step` and what else was reported.
+    FINISHED is a completed trial, FAILED one that Keras Tuner calls failed or invalid (with its
+    traceback), KILLED one that was stopped. With `executions_per_trial` above 1 each execution is a
+    run nested in the trial, which has the mean and `trial/score_std`.
+
+    A search that is started again in the folder of an earlier one continues its runs: ids are kept
+    in `mlflow_runs.json` of Keras Tuner's folders. In a search by Keras Tuner's chief and workers
+    each of these processes calls this function; the folder must be shared, as Keras Tuner requires,
+    and not be overwritten.
+
+    The tuner, its callbacks and its models are left as they were, but for `search`. A fault of the
+    record is logged and the search goes on.
+
+    Args:
+        tuner: Any tuner of Keras Tuner, or of a subclass.
+        name: Name of the run of the search. Default: the name of the tuner's class.
+
+    Returns:
+        The tuner. Its `search` raises `UserError`, before the first trial, if the store cannot be
+        reached.
+
+    Raises:
+        ValueError: If it is no tuner.
+    """
+    if not isinstance(tuner, BaseTuner):
+        raise ValueError(
+            f"Received {tuner!r}. Expected a tuner of Keras Tuner, such as RandomSearch(...)."
+        )
+    found = vars(tuner).get("search")
+    if getattr(found, "__func__", None) is not None and hasattr(found.__func__, "tracked_by"):
+        return tuner
+
+    def search(self: Any, *args: Any, **kwargs: Any) -> Any:
+        original = found or types.MethodType(type(self).search, self)
+        with _recorded(self, name or type(self).__name__):
+            return original(*args, **kwargs)
+
+    search.tracked_by = __name__  # type: ignore[attr-defined]
+    # Bound, and not a closure: a deep copy of the tuner searches with the copy.
+    tuner.search = types.MethodType(search, tuner)
+    return tuner
+
+
+def record_searches(*, disable: bool = False) -> None:
+    """Has every `search` of every tuner recorded as `track_search` says: a part of `autolog`.
+
+    Args:
+        disable: Puts `search` back.
+    """
+    global _enabled, _replaced
+    _enabled = not disable
+    if not disable and _replaced is None:
+        original = BaseTuner.search
+
+        @functools.wraps(original)
+        def search(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with _recorded(self, type(self).__name__) if _enabled else nullcontext():
+                return original(self, *args, **kwargs)
+
+        _replaced = original, search
+        BaseTuner.search = search
+    # Whoever wrapped `search` after us keeps calling ours, which then only passes the call on.
+    elif disable and _replaced is not None and BaseTuner.search is _replaced[1]:
+        BaseTuner.search = _replaced[0]
+        _replaced = None
+
+
+@contextmanager
+def _recorded(tuner: Any, name: str) -> Iterator[None]:
+    if id(tuner) in _searching:  # by an enclosing call
+        yield
+        return
+    with ExitStack() as stack:
+        _searching.add(id(tuner))
+        stack.callback(_searching.discard, id(tuner))
+        if isinstance(tuner.oracle, Oracle):
+            # Keras Tuner makes the folder anew when the user asks for that: then the run is new.
+            run, _ = open_run(stack, tuner.project_dir, "search", track(name, nested=True))
+            record = SearchRecord(run, tuner)
+            record.begin()
+            stack.callback(record.finish)
+            stack.enter_context(hooked(tuner.oracle, end_trial=_end_trial(tuner.oracle, record)))
+            trials = TrialRuns(tuner, lambda: run.run_id)
+        else:  # a worker's client of the oracle, which is in the chief
+            trials = TrialRuns(tuner, lambda: _run_id_of_the_chief(tuner))
+        stack.push(lambda _type, error, _traceback: trials.abandon(error))
+        stack.enter_context(hooked(tuner, **_hooks(tuner, trials)))
+        yield
+
+
+def _hooks(tuner: Any, trials: TrialRuns) -> dict[str, Callable[..., Any]]:
+    def on_trial_begin(original: Callable[..., Any], trial: Any) -> Any:
+        trials.begin(trial)
+        return original(trial)
+
+    def run_trial(original: Callable[..., Any], trial: Any, *args: Any, **kwargs: Any) -> Any:
+        with trials.running(trial):
+            return original(trial, *args, **kwargs)
+
+    def on_trial_end(original: Callable[..., Any], trial: Any) -> Any:
+        try:
+            result = original(trial)
+        except BaseException as error:  # such as too many failures in a row
+            trials.abandon(error)
+            raise
+        trials.end(trial)
+        return result
+
+    # Keras Tuner keeps this one for subclasses to override: one call is one execution.
+    def build_and_fit(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return trials.execution(lambda: original(*args, **kwargs))
+
+    hooks: dict[str, Callable[..., Any]] = {
+        "on_trial_begin": on_trial_begin,
+        "run_trial": run_trial,
+        "on_trial_end": on_trial_end,
+    }
+    if getattr(tuner, "executions_per_trial", 1) > 1 and hasattr(tuner, "_build_and_fit_model"):
+        hooks["_build_and_fit_model"] = build_and_fit
+    return hooks
+
+
+def _end_trial(oracle: Oracle, record: SearchRecord) -> Callable[..., Any]:
+    def end_trial(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        finally:
+            # Known by its id alone in the form that Keras Tuner keeps for old tuners.
+            (trial, *_) = (*args, *kwargs.values())
+            known = oracle.trials.get(getattr(trial, "trial_id", trial))
+            if known is not None and known.status in ("COMPLETED", "FAILED", "STOPPED"):
+                record.trial_ended(known)
+
+    return end_trial
+
+
+def _run_id_of_the_chief(tuner: Any) -> str:
+    deadline = time.monotonic() + FOLDER_SECONDS
+    while (run_id := read_run_ids(tuner.project_dir).get("search")) is None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"The chief has left no run in {tuner.project_dir}. Let the chief and all workers "
+                "share this folder, and let the chief call track_search too."
+            )
+        time.sleep(0.5)
+    return run_id

@@ -1,0 +1,193 @@
+"""The run of a search: what is searched, how far it is, what is best, and a report of all trials.
+
+It is written where the oracle is: in the process that searches, or in Keras Tuner's chief.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras_tuner
+import numpy as np
+import pandas as pd
+from keras_tuner.src.distribute.utils import is_chief_oracle
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.store import opening_runs
+from mlflow_keras_adv.tuner.figures import (
+    history_figure,
+    importance_figure,
+    parallel_coordinates_figure,
+)
+from mlflow_keras_adv.tuner.hooks import harmless
+from mlflow_keras_adv.tuner.importance import hyperparameter_importance
+from mlflow_keras_adv.tuner.run_ids import read_run_ids
+from mlflow_keras_adv.tuner.trial_table import (
+    active_values,
+    described_space,
+    score_of,
+    trial_name,
+    trials_table,
+)
+
+# A report costs the more the more trials there are, so it takes this share of the time at most.
+REPORT_SHARE = 0.01
+REPORT_SECONDS = 30.0
+# Settings of an oracle that bound or steer a search, where it has them.
+_ORACLE_SETTINGS = (
+    "max_trials",
+    "max_epochs",
+    "factor",
+    "hyperband_iterations",
+    "num_initial_points",
+    "alpha",
+    "beta",
+    "max_retries_per_trial",
+    "max_consecutive_failed_trials",
+    "seed",
+)
+
+
+class SearchRecord:
+    """One search on its way into its run.
+
+    Each trial that ends costs the same: two points and two tags. The table and the figures are made
+    at the end, and before that as often as they take no more than `REPORT_SHARE` of the time.
+
+    Args:
+        run: The run of the search.
+        tuner: Its tuner, which holds the oracle itself and not a client of it.
+        clock: Seconds.
+    """
+
+    def __init__(self, run: Run, tuner: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self._run = run
+        self._tuner = tuner
+        self._oracle: keras_tuner.Oracle = tuner.oracle
+        self._objective = self._oracle.objective
+        self._clock = clock
+        self._next_report = clock() + REPORT_SECONDS
+        self._best: Any = None
+        self._failed = 0
+
+    @harmless
+    def begin(self) -> None:
+        """Says what is searched; of a search that goes on also what it has found before."""
+        self._run.set_tags({"technique": "search"})
+        self._run.log_params({"tuner": self._settings()})
+        for trial_id in self._oracle.end_order:
+            self._count(self._oracle.trials[trial_id])
+        self._log_space()
+        self._say_how_far()
+
+    @harmless
+    def trial_ended(self, trial: Any) -> None:
+        """Counts a trial that the oracle has ended for good."""
+        self._count(trial)
+        ended = len(self._oracle.end_order)
+        values: dict[str, float] = {}
+        if (score := score_of(trial)) is not None:
+            values = {"search/score": score, "search/best_score": float(self._best.score)}
+        self._run.log_metrics(values, step=ended)
+        self._say_how_far()
+        if self._clock() >= self._next_report:
+            began = self._clock()
+            self._report()
+            took = self._clock() - began
+            self._next_report = began + max(REPORT_SECONDS, took / REPORT_SHARE)
+
+    @harmless
+    def finish(self) -> None:
+        """Reports on all trials, and gives the run the values of the best."""
+        self._log_space()
+        self._say_how_far()
+        if self._best is not None:
+            best = {"trial/score": self._best.score, "trial/best_step": self._best.best_step}
+            self._run.log_metrics(best, step=0)
+        self._report()
+        if is_chief_oracle():
+            self._end_left_behind()
+
+    def _count(self, trial: Any) -> None:
+        score = score_of(trial)
+        if score is None:
+            self._failed += 1
+        elif self._best is None or self._objective.better_than(score, self._best.score):
+            self._best = trial
+
+    def _settings(self) -> Mapping[str, object]:
+        settings: dict[str, object] = {
+            "class": type(self._tuner).__name__,
+            "oracle": type(self._oracle).__name__,
+            "objective": self._objective.name,
+            "direction": self._objective.direction,
+            "project_name": self._tuner.project_name,
+            "executions_per_trial": getattr(self._tuner, "executions_per_trial", 1),
+        }
+        if isinstance(of_each := getattr(self._objective, "name_to_direction", None), Mapping):
+            settings["objectives"] = dict(of_each)
+        found = {name: getattr(self._oracle, name, None) for name in _ORACLE_SETTINGS}
+        return settings | {name: value for name, value in found.items() if value is not None}
+
+    def _log_space(self) -> None:
+        """As params to read and as JSON that `HyperParameters.from_config` reads back."""
+        space = self._oracle.get_space()
+        self._run.log_params({"space": described_space(space)})
+        self._run.log_dict(space.get_config(), "search_space.json")
+
+    def _say_how_far(self) -> None:
+        ended, budget = len(self._oracle.end_order), self._oracle.max_trials
+        trials = f"{ended} of {budget} trials" if budget else f"{ended} trials"
+        failures = f", {self._failed} of them failed" if self._failed else ""
+        if self._best is None:
+            self._run.describe(f"No trial is complete yet, after {trials}{failures}.")
+            return
+        better = {"min": "lower", "max": "higher"}[self._objective.direction]
+        name = trial_name(self._best.trial_id)
+        rows = [f"| {key} | {value} |" for key, value in self._best_values().items()]
+        table = "\n".join(["| hyperparameter | of the best |", "|---|---|", *rows])
+        self._run.describe(
+            f"Best {self._objective.name} {self._best.score:.6g} by {name} ({better} is better), "
+            f"after {trials}{failures}.\n\n{table}"
+        )
+        self._run.set_tags({"winner": name})
+
+    def _best_values(self) -> dict[str, Any]:
+        return active_values(self._best.hyperparameters)
+
+    def _report(self) -> None:
+        table = trials_table(self._oracle)
+        known = table.notna() & ~table.isin([np.inf, -np.inf])  # JSON has no other numbers
+        rows = table.astype(object).where(known, None).to_numpy().tolist()
+        # Not by log_table, which would download what is there and append to it.
+        self._run.log_dict({"columns": list(table), "data": rows}, "trials.json")
+        shown = [{"path": "trials.json", "type": "table"}]
+        self._run.set_tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps(shown)})
+        if self._best is not None:
+            config = self._best.hyperparameters.get_config()
+            self._run.log_dict(config, "best_hyperparameters.json")
+            finite = np.isfinite(table["score"].astype(float))
+            self._draw(table[finite & table["status"].eq("COMPLETED")])
+
+    def _draw(self, complete: pd.DataFrame) -> None:
+        scores = complete["score"].astype(float)
+        values = complete.drop(columns=["trial", "status", "score", "best_step"])
+        of = self._objective.name, self._objective.direction
+        self._run.log_figure(history_figure(scores, *of), "optimization_history.png")
+        figure = parallel_coordinates_figure(values, scores, *of)
+        self._run.log_figure(figure, "parallel_coordinates.png")
+        if importance := hyperparameter_importance(values, scores):
+            self._run.log_figure(importance_figure(importance), "hyperparameter_importance.png")
+            self._run.log_dict(importance, "hyperparameter_importance.json")
+
+    def _end_left_behind(self) -> None:
+        """Ends the runs of trials whose worker was killed and could not end them itself."""
+        with opening_runs():
+            client = MlflowClient()
+            for trial in self._oracle.ongoing_trials.values():
+                for run_id in read_run_ids(self._tuner.get_trial_dir(trial.trial_id)).values():
+                    if client.get_run(run_id).info.status == "RUNNING":
+                        client.set_terminated(run_id, "KILLED")

@@ -1,0 +1,208 @@
+"""The runs of trials, and of their executions: opened, filled and ended beside the tuner's work."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras_tuner.src.engine import tuner_utils
+from mlflow import MlflowClient
+
+from mlflow_keras_adv.tracking.run import Run, track
+from mlflow_keras_adv.tuner.fits import recorded_fits
+from mlflow_keras_adv.tuner.hooks import harmless
+from mlflow_keras_adv.tuner.run_ids import open_run, read_run_ids
+from mlflow_keras_adv.tuner.trial_table import OWN_PREFIX, active_values, score_of, trial_name
+
+
+@dataclass
+class _Open:
+    """A trial under way.
+
+    Attributes:
+        trial: Keras Tuner's.
+        run: Its run.
+        stack: What holds the run open.
+        executions: Executions that have begun.
+        scores: Of the executions that have ended.
+        error: What its work raised.
+    """
+
+    trial: Any
+    run: Run
+    stack: ExitStack
+    executions: int = 0
+    scores: list[float] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+class TrialRuns:
+    """One run for each trial of this process, nested in the run of the search.
+
+    Args:
+        tuner: Keras Tuner's, or a subclass of it.
+        parent_run_id: Gives the id of the run of the search.
+    """
+
+    def __init__(self, tuner: Any, parent_run_id: Callable[[], str]) -> None:
+        self._tuner = tuner
+        self._parent_run_id = parent_run_id
+        self._open: _Open | None = None
+
+    @harmless
+    def begin(self, trial: Any) -> None:
+        """Opens the run of a trial, or that of its earlier attempt again."""
+        self.end(trial=None)
+        folder = self._tuner.get_trial_dir(trial.trial_id)
+        new = track(trial_name(trial.trial_id), parent_run_id=self._parent_run_id())
+        stack = ExitStack()
+        run, again = open_run(stack, folder, "trial", new)
+        self._open = _Open(trial, run, stack)
+        tags: dict[str, object] = {
+            "tuner.trial_id": trial.trial_id,
+            "tuner.worker": self._tuner.tuner_id,
+        }
+        run.set_tags(tags | self._lineage(trial))
+        run.log_params(self._params(trial))
+        if again:
+            _begin_again(run)
+
+    @contextmanager
+    def running(self, trial: Any) -> Iterator[None]:
+        """The work of a trial: every `fit` in it is recorded, and what it raises is noted."""
+        if self._open is None or self._open.trial.trial_id != trial.trial_id:
+            self.begin(trial)  # a `search` of the user's own has no on_trial_begin
+        with nullcontext() if self._open is None else recorded_fits():
+            try:
+                yield
+            except BaseException as error:
+                if self._open is not None:
+                    self._open.error = error
+                raise
+
+    def execution(self, work: Callable[[], Any]) -> Any:
+        """One of several executions of a trial: the work is recorded in a run of its own."""
+        stack, run = self._begin_execution() or (None, None)
+        try:
+            results = work()
+        except BaseException as error:
+            _leave(stack, error)
+            raise
+        self._end_execution(run, results)
+        _leave(stack, None)
+        return results
+
+    @harmless
+    def end(self, trial: Any) -> None:
+        """Ends the run of a trial with what the oracle makes of it.
+
+        Args:
+            trial: As the tuner has it: with the hyperparameters that it met while building. None
+                ends what was left open.
+        """
+        if self._open is None:
+            return
+        ended, self._open = self._open, None
+        error = ended.error
+        try:
+            if trial is not None:
+                final = self._tuner.oracle.get_trial(trial.trial_id)
+                error = error or _error_of(final)
+                ended.run.log_params(self._params(trial))
+                ended.run.log_metrics(_results(final, ended.scores))
+        finally:
+            _leave(ended.stack, error)
+
+    def abandon(self, error: BaseException | None) -> None:
+        """Ends the run of a trial that a search was in when it ended.
+
+        Args:
+            error: What ended it.
+        """
+        if self._open is not None:
+            self._open.error = self._open.error or error
+            self.end(trial=None)
+
+    @harmless
+    def _begin_execution(self) -> tuple[ExitStack, Run] | None:
+        if self._open is None:
+            return None
+        number, self._open.executions = self._open.executions, self._open.executions + 1
+        name = f"execution-{number}"
+        folder = self._tuner.get_trial_dir(self._open.trial.trial_id)
+        stack = ExitStack()
+        run, again = open_run(stack, folder, name, self._open.run.child(name))
+        run.set_tags({"tuner.trial_id": self._open.trial.trial_id, "tuner.execution": number})
+        if again:
+            _begin_again(run)
+        return stack, run
+
+    @harmless
+    def _end_execution(self, run: Run | None, results: Any) -> None:
+        if self._open is None or run is None:
+            return
+        objective = self._tuner.oracle.objective
+        score = float(tuner_utils.convert_to_metrics_dict(results, objective)[objective.name])
+        self._open.scores.append(score)
+        best_step = tuner_utils.get_best_step(results, objective)
+        run.log_metrics({"trial/score": score, "trial/best_step": best_step})
+
+    def _params(self, trial: Any) -> dict[str, object]:
+        values = trial.hyperparameters.values.items()
+        own = {name.replace("/", "."): v for name, v in values if name.startswith(OWN_PREFIX)}
+        own.pop("tuner.trial_id", None)  # the trial it continues: lineage
+        return active_values(trial.hyperparameters) | own
+
+    def _lineage(self, trial: Any) -> dict[str, object]:
+        """Of Hyperband: the trial whose weights this one goes on with."""
+        continued = trial.hyperparameters.values.get("tuner/trial_id")
+        if continued is None:
+            return {}
+        run_id = read_run_ids(self._tuner.get_trial_dir(continued)).get("trial", "unknown")
+        return {"tuner.continues": trial_name(continued), "tuner.continues_run_id": run_id}
+
+
+def _begin_again(run: Run) -> None:
+    """A trial that was killed or failed is run from its beginning once more, in the same run."""
+    client = MlflowClient()
+    tags = client.get_run(run.run_id).data.tags
+    attempt = int(tags.get("tuner.attempt", 1)) + 1
+    run.set_tags(
+        {
+            "tuner.attempt": attempt,
+            f"tuner.attempt.{attempt}": f"from step {run.axis.batches + 1} on",
+        }
+    )
+    if "error" in tags:  # of the attempt before
+        client.delete_tag(run.run_id, "error")
+
+
+def _results(trial: Any, scores: list[float]) -> dict[str, float]:
+    names = trial.metrics.metrics
+    found = {f"trial/{name}": trial.metrics.get_last_value(name) for name in names}
+    values = {key: value for key, value in found.items() if value is not None}
+    if (score := score_of(trial)) is not None:
+        values |= {"trial/score": score, "trial/best_step": trial.best_step}
+    if len(scores) > 1:
+        values["trial/score_std"] = statistics.stdev(scores)
+    return values
+
+
+def _error_of(trial: Any) -> BaseException | None:
+    """What ends the run with the status that Keras Tuner gave the trial."""
+    if trial.status == "COMPLETED":
+        return None
+    if trial.status == "STOPPED":
+        return KeyboardInterrupt("The oracle stopped the trial.")
+    if trial.score is not None and math.isnan(trial.score):
+        return ValueError("The score is NaN, which Keras Tuner counts as a failure.")
+    return RuntimeError(trial.message or f"Keras Tuner calls the trial {trial.status}.")
+
+
+@harmless
+def _leave(stack: ExitStack | None, error: BaseException | None) -> None:
+    if stack is not None:
+        trace = error.__traceback__ if error else None
+        stack.__exit__(type(error) if error else None, error, trace)

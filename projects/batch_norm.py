@@ -1,0 +1,145 @@
+"""Batch normalization: layers whose inputs keep their scale train at rates that others do not bear.
+
+In training a layer is normalized with the mean and variance of its batch, then scaled and shifted
+by what it learns; in inference with moving averages of both, so that an image's answer does not
+depend on the images beside it. Ioffe, Szegedy 2015, arXiv:1502.03167.
+
+Four nested runs with the same keys: with and without, at a low and at a high learning rate. What to
+expect: some points at the low rate; at the high one a net that trains beside one that does not.
+Compare their curves `gradient/norm`.
+Half a minute of computing on two cores.
+
+    mlflow run . -e batch_norm --env-manager local -P high_lr=0.5
+"""
+
+from typing import Annotated
+
+import keras
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+import mlflow_keras_adv as mka
+from mlflow_keras_adv import entry_point
+from projects.data import Data, load
+
+
+def net(data: Data, normalized: bool) -> keras.Model:
+    """Six narrow layers, each followed by normalization or not."""
+    layers = keras.layers
+    body: list[keras.layers.Layer] = [layers.Flatten()]
+    for _ in range(6):
+        # The shift of the normalization takes the place of the bias.
+        body.append(layers.Dense(32, use_bias=not normalized))
+        body += [layers.BatchNormalization(momentum=0.9)] if normalized else []
+        body.append(layers.Activation("relu"))
+    return keras.Sequential([keras.Input(data.input_shape), *body, layers.Dense(data.classes)])
+
+
+def inference_difference(model: keras.Model, x: np.ndarray) -> float:
+    """What the first normalization answers in inference, against the formula in NumPy."""
+    layer = next(each for each in model.layers if isinstance(each, keras.layers.BatchNormalization))
+    inputs = np.random.default_rng(0).normal(size=(len(x), layer.gamma.shape[0]))
+    gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in layer.get_weights())
+    expected = gamma * (inputs - mean) / np.sqrt(variance + layer.epsilon) + beta
+    answer = keras.ops.convert_to_numpy(layer(inputs.astype(np.float32), training=False))
+    return float(np.abs(answer - expected).max() / np.abs(expected).max())
+
+
+def dependence_on_neighbours(model: keras.Model, x: np.ndarray) -> float:
+    """Largest change of an image's logits in inference when it is alone and not among others."""
+    among = keras.ops.convert_to_numpy(model(x, training=False))[:1]
+    return float(np.abs(among - keras.ops.convert_to_numpy(model(x[:1], training=False))).max())
+
+
+def main(
+    data: str = "digits",
+    epochs: PositiveInt = 10,
+    batch_size: PositiveInt = 32,
+    low_lr: Annotated[float, Field(gt=0)] = 0.1,
+    high_lr: Annotated[float, Field(gt=0)] = 1.0,
+    seed: NonNegativeInt = 0,
+) -> None:
+    """Trains a net with and without batch normalization at two learning rates.
+
+    Args:
+        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        epochs: Epochs of each training.
+        batch_size: Examples per step.
+        low_lr: Learning rate of SGD that both nets bear.
+        high_lr: The one that only the normalized net does.
+        seed: Of weights, order of examples and choice of the validation split.
+    """
+    params = dict(locals())
+    technique = {"technique": "batch_norm"}
+    images = load(data, seed=seed)
+    variants = {
+        "plain_low": (False, low_lr),
+        "normalized_low": (True, low_lr),
+        "plain_high": (False, high_lr),
+        "normalized_high": (True, high_lr),
+    }
+
+    with mka.track("batch_norm", params=params, tags=technique) as run:
+        run.log_dataset(images.dataset, context="training")
+        runs, accuracy = {}, {}
+        for number, (name, (normalized, lr)) in enumerate(variants.items(), 1):
+            print(f"[{number}/{len(variants)}] {name}", flush=True)
+            with run.child(name, params={"batch_norm": normalized}, tags=technique) as child:
+                keras.utils.set_random_seed(seed)
+                model = net(images, normalized)
+                model.compile(
+                    keras.optimizers.SGD(lr),
+                    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                    metrics=["accuracy"],
+                )
+                model.fit(
+                    *images.train,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    validation_data=images.validation,
+                    callbacks=[mka.MlflowLogger()],
+                    verbose=0,
+                )
+                finished = mka.log_finished_model(
+                    child, model, *images.test, name=name, dataset=images.dataset
+                )
+            runs[name], accuracy[name] = child, finished.final["accuracy"]
+
+        winner = mka.log_comparison(
+            run, runs, curves=("gradient/norm", "train/loss", "val/accuracy")
+        )
+        few = images.x_test[:batch_size]
+        claims = mka.log_claims(
+            run,
+            mka.Claim(
+                "gain_at_high_rate",
+                "accuracy on the test split with normalization minus without, at the high rate",
+                accuracy["normalized_high"] - accuracy["plain_high"],
+                at_least=0.3,
+            ),
+            mka.Claim(
+                "inference_difference",
+                "largest difference between a normalization in inference and the formula with its "
+                "moving statistics, in parts of the largest answer",
+                inference_difference(model, few),
+                at_most=1e-5,
+            ),
+            mka.Claim(
+                "neighbours",
+                "largest change of a logit in inference when the image is alone in its batch",
+                dependence_on_neighbours(model, few),
+                at_most=1e-4,
+            ),
+        )
+        result = (
+            f"Test accuracy with normalization and without: at the high rate "
+            f"{accuracy['normalized_high']:.1%} and {accuracy['plain_high']:.1%}, at the low rate "
+            f"{accuracy['normalized_low']:.1%} and {accuracy['plain_low']:.1%}. "
+            f"Best on validation: {winner}."
+        )
+        run.describe(f"{result}\n\n{claims}")
+    print(f"{result}\n{claims}")
+
+
+if __name__ == "__main__":
+    entry_point.run(main)

@@ -1,0 +1,209 @@
+"""Callbacks: what may watch, save, change and stop a training without a line in its loop.
+
+Keras' own: ModelCheckpoint, EarlyStopping, ReduceLROnPlateau, TensorBoard. This package's, which
+write to the run: MlflowLogger, Checkpoints, Predictions, StallAlert. And two written here: one that
+changes a setting of the loss while it trains, one that stops when the training is done by its own
+measure.
+
+The first shows what a compiled step demands. A Python number in a loss or layer is baked into the
+graph when that is traced; what is to change must be a variable. Label smoothing (Szegedy et al.
+2015, arXiv:1512.00567) begins high, against overconfidence, and falls to 0 by the last epoch.
+
+One run. What to expect: training stops some epochs before the last one, and the model of the best
+epoch comes back from the run's artifacts and from ModelCheckpoint's file alike.
+Half a minute of computing on two cores.
+
+    mlflow run . -e callbacks --env-manager local -P stop_at=0.99
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import keras
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+import mlflow_keras_adv as mka
+from mlflow_keras_adv import entry_point
+from projects.data import Data, load
+
+
+def net(data: Data) -> keras.Model:
+    """Two hidden layers."""
+    body = [keras.layers.Dense(64, activation="relu") for _ in range(2)]
+    head = keras.layers.Dense(data.classes)
+    return keras.Sequential([keras.Input(data.input_shape), keras.layers.Flatten(), *body, head])
+
+
+@keras.saving.register_keras_serializable(package="projects")
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Cross-entropy to labels of which a part, `smoothing`, is spread over all classes."""
+
+    def __init__(self, smoothing: float = 0.0, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.smoothing = keras.Variable(smoothing, trainable=False, name="smoothing")
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Labels of shape [n], logits of shape [n, classes]."""
+        log_p = keras.ops.log_softmax(y_pred)
+        labels = keras.ops.one_hot(keras.ops.reshape(y_true, (-1,)), log_p.shape[-1])
+        own = keras.ops.sum(labels * log_p, axis=-1)
+        return -(1 - self.smoothing) * own - self.smoothing * keras.ops.mean(log_p, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """With the smoothing of now: a checkpoint goes on with it."""
+        return {**super().get_config(), "smoothing": float(self.smoothing)}
+
+
+class AnnealSmoothing(keras.callbacks.Callback):
+    """Lowers the loss's smoothing in equal parts, to 0 in the last epoch, and tells the logs."""
+
+    def __init__(self, loss: SmoothedCrossentropy) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Notes where it begins."""
+        self.start = float(self.loss.smoothing)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Sets the variable; the compiled step reads it."""
+        last = self.params["epochs"] - 1
+        self.loss.smoothing.assign(self.start * (1 - epoch / last) if last else 0.0)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Callbacks after this one, MlflowLogger among them, find the value in the logs."""
+        if logs is not None:
+            logs["smoothing"] = float(self.loss.smoothing)
+
+
+class StopWhenGood(keras.callbacks.Callback):
+    """Stops when a metric has been at least `target` in several epochs in a row."""
+
+    def __init__(self, monitor: str, target: float, epochs: int) -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.target = target
+        self.epochs = epochs
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """A callback may be used again: what counts begins anew."""
+        self.in_a_row = 0
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Counts, and tells the training to stop."""
+        good = (logs or {}).get(self.monitor, -np.inf) >= self.target
+        self.in_a_row = self.in_a_row + 1 if good else 0
+        if self.in_a_row >= self.epochs:
+            self.model.stop_training = True
+
+
+def main(
+    data: str = "digits",
+    epochs: PositiveInt = 60,
+    batch_size: PositiveInt = 32,
+    lr: Annotated[float, Field(gt=0)] = 2e-3,
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+    patience: PositiveInt = 10,
+    stop_at: Annotated[float, Field(gt=0, le=1)] = 0.97,
+    seed: NonNegativeInt = 0,
+) -> None:
+    """Trains one net with ten callbacks.
+
+    Args:
+        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        epochs: Epochs, if nothing stops the training before.
+        batch_size: Examples per step.
+        lr: Learning rate of Adam, until the plateau.
+        smoothing: Of the labels in the first epoch; 0 in the last.
+        patience: Epochs without a better val_loss until EarlyStopping; the rate falls after half.
+        stop_at: Validation accuracy that is enough, three times in a row.
+        seed: Of weights, order of examples and choice of the validation split.
+    """
+    params = dict(locals())
+    technique = {"technique": "callbacks"}
+    images = load(data, seed=seed)
+
+    with (
+        mka.track("callbacks", params=params, tags=technique) as run,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        run.log_dataset(images.dataset, context="training")
+        keras.utils.set_random_seed(seed)
+        model = net(images)
+        loss = SmoothedCrossentropy(smoothing)
+        model.compile(keras.optimizers.Adam(lr), loss=loss, metrics=["accuracy"])
+        file, events = Path(folder, "best.keras"), Path(folder, "tensorboard")
+        history = model.fit(
+            *images.train,
+            batch_size=batch_size,
+            epochs=epochs,
+            validation_data=images.validation,
+            callbacks=[
+                AnnealSmoothing(loss),
+                StopWhenGood("val_accuracy", stop_at, epochs=3),
+                keras.callbacks.ModelCheckpoint(file, "val_accuracy", save_best_only=True),
+                keras.callbacks.EarlyStopping("val_loss", patience=patience),
+                keras.callbacks.ReduceLROnPlateau("val_loss", patience=max(1, patience // 2)),
+                keras.callbacks.TensorBoard(events, write_graph=False),
+                mka.MlflowLogger(),
+                mka.Checkpoints("val_accuracy"),
+                mka.Predictions(*images.validation, max_images=5),
+                mka.StallAlert("val_loss", patience=patience),
+            ],
+            verbose=0,
+        ).history
+        run.log_artifact(events)
+
+        best = float(max(history["val_accuracy"]))
+        restored = mka.load_best(run)
+        from_file = keras.saving.load_model(file)
+        finished = mka.log_finished_model(
+            run, restored, *images.test, name="best", dataset=images.dataset
+        )
+        trained = len(history["loss"])
+        claims = mka.log_claims(
+            run,
+            mka.Claim(
+                "epochs",
+                f"epochs until a callback stopped the training, in parts of {epochs}",
+                trained / epochs,
+                at_most=0.9,
+            ),
+            mka.Claim(
+                "checkpoint_difference",
+                "validation accuracy of the checkpoint that came back minus the best of the curve",
+                abs(
+                    float(
+                        restored.evaluate(*images.validation, verbose=0, return_dict=True)[
+                            "accuracy"
+                        ]
+                    )
+                    - best
+                ),
+                at_most=1e-6,
+            ),
+            mka.Claim(
+                "checkpoints_differ",
+                "largest difference of a weight in the run's checkpoint and in ModelCheckpoint's",
+                max(
+                    float(np.abs(one - other).max())
+                    for one, other in zip(
+                        restored.get_weights(), from_file.get_weights(), strict=True
+                    )
+                ),
+                at_most=0.0,
+            ),
+        )
+        result = (
+            f"Stopped after {trained} of {epochs} epochs; the best model reaches "
+            f"{finished.final['accuracy']:.1%} on the test split."
+        )
+        run.describe(f"{result}\n\n{claims}")
+    print(f"{result}\n{claims}")
+
+
+if __name__ == "__main__":
+    entry_point.run(main)

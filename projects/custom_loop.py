@@ -1,0 +1,183 @@
+"""A training loop of one's own: what `fit` does, with every line in sight.
+
+Train and validation step are `tf.function`s around a `GradientTape`, with a loss that Keras' labels
+do not come with (focal, Lin et al. 2017, arXiv:1708.02002), metrics, gradients clipped by their
+global norm and a rate that falls from epoch to epoch. `Loop` brings what `fit` has beside the step:
+callbacks (EarlyStopping, checkpoints of the best model), progress, and the record of each step.
+
+Two nested runs with the same keys: the loop, and `fit` with the same weights, examples, loss,
+clipping and rates. What to expect: no difference. Both make the same updates, and what is left is
+the rounding of float32. Half a minute of computing on two cores.
+
+    mlflow run . -e custom_loop --env-manager local -P gamma=1
+"""
+
+from typing import Annotated, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+import mlflow_keras_adv as mka
+from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.training.steps import clip_by_global_norm
+from projects.data import Data, load
+
+
+def net(data: Data) -> keras.Model:
+    """One hidden layer; no dropout, whose random numbers would differ between two graphs."""
+    body = [keras.layers.Flatten(), keras.layers.Dense(64, activation="relu")]
+    head = keras.layers.Dense(data.classes)
+    return keras.Sequential([keras.Input(data.input_shape), *body, head])
+
+
+def focal(gamma: float) -> Any:
+    """The mean of `(1 - p)^gamma · -log p` over a batch, p being the label's probability."""
+
+    def loss(labels: Any, logits: Any) -> Any:
+        labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
+        log_p = tf.gather(tf.nn.log_softmax(logits), labels, batch_dims=1)
+        return tf.reduce_mean(-((1 - tf.exp(log_p)) ** gamma) * log_p)
+
+    return loss
+
+
+def train_by_loop(
+    model: keras.Model, train: Any, validation: Any, loss_fn: Any, rates: list[float], clip: float
+) -> None:
+    """Trains with a tape: one epoch for each rate, unless EarlyStopping ends it before."""
+    optimizer = keras.optimizers.SGD(rates[0], momentum=0.9)
+    accuracy = keras.metrics.SparseCategoricalAccuracy()
+    val_loss, val_accuracy = keras.metrics.Mean(), keras.metrics.SparseCategoricalAccuracy()
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks(), verbose=0)
+
+    @tf.function
+    def train_step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            logits = model(x, training=True)
+            loss = loss_fn(y, logits)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        clipped, norm = clip_by_global_norm(gradients, clip)
+        optimizer.apply_gradients(zip(clipped, model.trainable_variables, strict=True))
+        accuracy.update_state(y, logits)
+        loop.record(loss=loss, norm_before_clipping=norm)
+
+    @tf.function
+    def validation_step(x: Any, y: Any) -> None:
+        logits = model(x, training=False)
+        val_loss.update_state(loss_fn(y, logits), sample_weight=tf.shape(x)[0])
+        val_accuracy.update_state(y, logits)
+
+    for epoch in loop.epochs(len(rates)):
+        optimizer.learning_rate = rates[epoch]
+        for metric in (accuracy, val_loss, val_accuracy):
+            metric.reset_state()
+        for x, y in loop.batches(train):
+            train_step(x, y)
+        for x, y in validation:
+            validation_step(x, y)
+        loop.log(
+            accuracy=accuracy.result(),
+            val_loss=val_loss.result(),
+            val_accuracy=val_accuracy.result(),
+        )
+
+
+def train_by_fit(
+    model: keras.Model, train: Any, validation: Any, loss_fn: Any, rates: list[float], clip: float
+) -> None:
+    """The same by Keras' means."""
+    optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, global_clipnorm=clip)
+    model.compile(optimizer, loss=loss_fn, metrics=["accuracy"])
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
+    model.fit(
+        train,
+        epochs=len(rates),
+        validation_data=validation,
+        callbacks=[scheduler, *callbacks()],
+        shuffle=False,  # the dataset does that
+        verbose=0,
+    )
+
+
+def callbacks() -> list[keras.callbacks.Callback]:
+    """What both trainings are given."""
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=5)
+    return [mka.MlflowLogger(), mka.Checkpoints("val_loss"), stop]
+
+
+def main(
+    data: str = "digits",
+    epochs: PositiveInt = 15,
+    batch_size: PositiveInt = 32,
+    lr: Annotated[float, Field(gt=0)] = 0.1,
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.9,
+    gamma: Annotated[float, Field(ge=0)] = 2.0,
+    clip: Annotated[float, Field(gt=0)] = 1.0,
+    seed: NonNegativeInt = 0,
+) -> None:
+    """Trains one net by a loop of its own and by fit, and compares the two.
+
+    Args:
+        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        epochs: Epochs of each training, if EarlyStopping does not end it before.
+        batch_size: Examples per step.
+        lr: Learning rate of the first epoch.
+        decay: What the rate is multiplied by from epoch to epoch.
+        gamma: Of the focal loss; 0 is cross-entropy.
+        clip: Largest global norm of the gradients of a step.
+        seed: Of weights, order of examples and choice of the validation split.
+    """
+    params = dict(locals())
+    technique = {"technique": "custom_loop"}
+    images = load(data, seed=seed)
+    rates = [lr * decay**epoch for epoch in range(epochs)]
+    trainings = {"loop": train_by_loop, "fit": train_by_fit}
+
+    with mka.track("custom_loop", params=params, tags=technique) as run:
+        run.log_dataset(images.dataset, context="training")
+        runs, finished, weights = {}, {}, {}
+        for number, (name, training) in enumerate(trainings.items(), 1):
+            print(f"[{number}/{len(trainings)}] {name}", flush=True)
+            with run.child(name, tags=technique) as child:
+                keras.utils.set_random_seed(seed)
+                model = net(images)
+                examples = tf.data.Dataset.from_tensor_slices(images.train)
+                # One order for all epochs: fit opens the dataset once more than the loop does, and
+                # would get another one each time.
+                order = {"seed": seed, "reshuffle_each_iteration": False}
+                train = examples.shuffle(len(images.x_train), **order).batch(batch_size)
+                validation = tf.data.Dataset.from_tensor_slices(images.validation).batch(batch_size)
+                training(model, train, validation, focal(gamma), rates, clip)
+                finished[name] = mka.log_finished_model(
+                    child, model, *images.test, name=name, dataset=images.dataset
+                )
+            runs[name], weights[name] = (
+                child,
+                np.concatenate([w.ravel() for w in model.get_weights()]),
+            )
+
+        mka.log_comparison(run, runs)
+        claims = mka.log_claims(
+            run,
+            mka.Claim(
+                "weight_difference",
+                "largest difference of a weight after the loop and after fit",
+                float(np.abs(weights["loop"] - weights["fit"]).max()),
+                at_most=1e-5,
+            ),
+            mka.Claim(
+                "accuracy_difference",
+                "difference of their accuracies on the test split",
+                abs(finished["loop"].final["accuracy"] - finished["fit"].final["accuracy"]),
+                at_most=0.0,
+            ),
+        )
+        result = f"Test accuracy {finished['loop'].final['accuracy']:.1%}, by the loop as by fit."
+        run.describe(f"{result}\n\n{claims}")
+    print(f"{result}\n{claims}")
+
+
+if __name__ == "__main__":
+    entry_point.run(main)

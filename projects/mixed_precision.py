@@ -1,0 +1,147 @@
+"""Mixed precision: half the bits for what passes through a net, all of them for its weights.
+
+Layers compute in float16 or bfloat16, weights stay float32. bfloat16 has the range of float32;
+float16 ends at 65504 and loses gradients below 6e-8, so the loss is multiplied by a scale before
+the gradient is taken: halved, and the update skipped, when a gradient is not finite, doubled after
+a row of good updates. Micikevicius et al. 2018, arXiv:1710.03740.
+
+Three nested runs with the same keys: float32, mixed_bfloat16, mixed_float16. What to expect: the
+same accuracy within the noise of training, half the bytes between layers, and in the float16 run
+`optimizer/loss_scale` coming down from a scale that is too high on purpose, with
+`optimizer/skipped_updates` counting. What not to expect: speed. GPUs have units for these types; a
+CPU without such instructions converts to float32 and back, and `train/step_ms` says what that
+costs. Half a minute of computing on two cores.
+
+    mlflow run . -e mixed_precision --env-manager local -P initial_scale=1024
+"""
+
+from typing import Annotated, Any
+
+import keras
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+import mlflow_keras_adv as mka
+from mlflow_keras_adv import entry_point
+from projects.data import Data, load
+
+
+def net(data: Data, policy: str) -> keras.Model:
+    """Layers of a dtype policy; the logits are float32, since a softmax needs the digits."""
+    body = [keras.layers.Flatten(dtype=policy)]
+    body += [keras.layers.Dense(128, activation="relu", dtype=policy) for _ in range(2)]
+    head = keras.layers.Dense(data.classes, dtype="float32")
+    return keras.Sequential([keras.Input(data.input_shape), *body, head])
+
+
+def optimizer(policy: str, lr: float, scale: float, growth_steps: int) -> Any:
+    """Adam, with loss scaling where the type needs it."""
+    adam = keras.optimizers.Adam(lr)
+    if policy != "mixed_float16":
+        return adam
+    return keras.optimizers.LossScaleOptimizer(
+        adam, initial_scale=scale, dynamic_growth_steps=growth_steps
+    )
+
+
+def activation_bytes(model: keras.Model) -> float:
+    """Bytes of all layers' outputs for one example: what the backward pass has to keep.
+
+    Counted from shapes and types: TensorFlow does not tell how much memory of a CPU it holds.
+    """
+    sizes = {"float32": 4, "float16": 2, "bfloat16": 2}
+    outputs = [layer.output for layer in model.layers]
+    return float(sum(np.prod(each.shape[1:]) * sizes[each.dtype] for each in outputs))
+
+
+def main(
+    data: str = "digits",
+    epochs: PositiveInt = 15,
+    batch_size: PositiveInt = 32,
+    lr: Annotated[float, Field(gt=0)] = 2e-3,
+    initial_scale: Annotated[float, Field(gt=0)] = 2.0**24,
+    growth_steps: PositiveInt = 100,
+    seed: NonNegativeInt = 0,
+) -> None:
+    """Trains one net in float32, in mixed_bfloat16 and in mixed_float16.
+
+    Args:
+        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        epochs: Epochs of each training.
+        batch_size: Examples per step.
+        lr: Learning rate of Adam.
+        initial_scale: Of the loss in float16; Keras' own default is 32768.
+        growth_steps: Good updates in a row after which the scale is doubled.
+        seed: Of weights, order of examples and choice of the validation split.
+    """
+    params = dict(locals())
+    technique = {"technique": "mixed_precision"}
+    images = load(data, seed=seed)
+    policies = ("float32", "mixed_bfloat16", "mixed_float16")
+
+    with mka.track("mixed_precision", params=params, tags=technique) as run:
+        run.log_dataset(images.dataset, context="training")
+        runs, accuracy, kept, step_ms = {}, {}, {}, {}
+        for number, policy in enumerate(policies, 1):
+            name = policy.removeprefix("mixed_")
+            print(f"[{number}/{len(policies)}] {name}", flush=True)
+            with run.child(name, params={"policy": policy}, tags=technique) as child:
+                keras.utils.set_random_seed(seed)
+                model = net(images, policy)
+                model.compile(
+                    optimizer(policy, lr, initial_scale, growth_steps),
+                    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                    metrics=["accuracy"],
+                )
+                model.fit(
+                    *images.train,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    validation_data=images.validation,
+                    callbacks=[mka.MlflowLogger()],
+                    verbose=0,
+                )
+                finished = mka.log_finished_model(
+                    child, model, *images.test, name=name, dataset=images.dataset
+                )
+                kept[name] = activation_bytes(model)
+                child.log_metrics({"final/activation_bytes": kept[name]})
+            runs[name], accuracy[name] = child, finished.final["accuracy"]
+            step_ms[name] = mka.curve(child, "train/step_ms").median()
+
+        winner = mka.log_comparison(
+            run, runs, curves=("optimizer/loss_scale", "train/loss", "val/accuracy")
+        )
+        claims = mka.log_claims(
+            run,
+            mka.Claim(
+                "accuracy_difference",
+                "largest difference of an accuracy on the test split from that of float32",
+                max(abs(accuracy[name] - accuracy["float32"]) for name in runs),
+                at_most=0.03,
+            ),
+            mka.Claim(
+                "activation_bytes",
+                "bytes of all layers' outputs in float16, in parts of those in float32",
+                kept["float16"] / kept["float32"],
+                at_most=0.55,
+            ),
+            mka.Claim(
+                "skipped_updates",
+                "updates that float16 skipped while its scale was too high",
+                mka.curve(runs["float16"], "optimizer/skipped_updates").max(),
+                at_least=1,
+            ),
+        )
+        result = (
+            f"Test accuracy in float32 {accuracy['float32']:.1%}, bfloat16 "
+            f"{accuracy['bfloat16']:.1%}, float16 {accuracy['float16']:.1%}; a step takes "
+            f"{step_ms['float32']:.2g}, {step_ms['bfloat16']:.2g} and {step_ms['float16']:.2g} ms "
+            f"on this machine. Best on validation: {winner}."
+        )
+        run.describe(f"{result}\n\n{claims}")
+    print(f"{result}\n{claims}")
+
+
+if __name__ == "__main__":
+    entry_point.run(main)

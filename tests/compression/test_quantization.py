@@ -1,0 +1,228 @@
+"""Conversion and quantization after training: what comes out is what LiteRT runs and was asked."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import pytest
+
+from mlflow_keras_adv.compression import quantization
+from mlflow_keras_adv.compression.conversion import TOLERANCE, Artifact, compare, convert
+from mlflow_keras_adv.compression.file_weights import file_weights
+from mlflow_keras_adv.compression.quantization import SCHEMES, quantize
+from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.random((60, 6, 6, 1), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 6, 1), name="image")
+    hidden = keras.layers.Conv2D(8, 3, use_bias=False)(image)
+    hidden = keras.layers.ReLU()(keras.layers.BatchNormalization()(hidden))
+    hidden = keras.layers.Dense(16, activation="relu")(keras.layers.Flatten()(hidden))
+    return keras.Model(image, keras.layers.Dense(3)(hidden))
+
+
+@pytest.fixture(scope="module")
+def converted(classifier: keras.Model) -> Artifact:
+    return convert(classifier, X)
+
+
+def kernel_dtypes(content: bytes) -> set[str]:
+    return {weight.dtype for weight in file_weights(content) if weight.values.ndim >= 2}
+
+
+def test_the_float_file_is_what_keras_computes(
+    classifier: keras.Model, converted: Artifact
+) -> None:
+    answers = LiteRTModel(converted.content).predict(X)
+    expected = np.asarray(classifier(X, training=False))
+    apart = float(np.abs(answers - expected).max() / np.abs(expected).max())
+    # Keras multiplies another number of samples at a time than the comparison did.
+    assert converted.difference == pytest.approx(apart, abs=TOLERANCE / 10)
+    assert converted.difference < TOLERANCE
+    assert (converted.scheme, converted.agreement) == ("float32", 1.0)
+    assert kernel_dtypes(converted.content) == {"float32"}
+
+
+# The dtype of kernels in the file; what callers send; steps between the largest weight and 0.
+EXPECTED = {
+    "float16": ("float16", "float32", 2**11),
+    "int16x8": ("int8", "float32", 127),
+    "weight_only_int8": ("int8", "float32", 127),
+    "dynamic_int8": ("int8", "float32", 127),
+    "int8": ("int8", "float32", 127),
+    "int8_io": ("int8", "int8", 127),
+    "weight_only_int4": ("int4", "float32", 7),
+    "dynamic_int4": ("int4", "float32", 7),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.__name__)
+def test_each_scheme_stores_what_it_says(converted: Artifact, scheme: quantization.Scheme) -> None:
+    dtype, border, steps = EXPECTED[scheme.__name__]
+    artifact = quantize(converted, scheme)
+    assert artifact.scheme == scheme.__name__
+    assert kernel_dtypes(artifact.content) == {dtype}
+    runner = LiteRTModel(artifact.content)
+    assert {each.dtype.name for each in (*runner.inputs, *runner.outputs)} == {border}
+    assert len(artifact.content) < len(converted.content)
+    # Each weight is off by up to half a step of its channel; three layers and the activations
+    # between them add up.
+    assert 0 < artifact.difference < 8 / steps
+    answers, expected = runner.predict(X), converted.expected["output_0"]
+    assert artifact.difference == np.abs(answers - expected).max() / np.abs(expected).max()
+    same = np.mean(answers.argmax(axis=-1) == expected.argmax(axis=-1))
+    assert artifact.agreement == same
+
+
+def test_all_schemes_are_expected() -> None:
+    assert [scheme.__name__ for scheme in SCHEMES] == list(EXPECTED)
+
+
+def test_the_widest_sample_sets_the_range() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    x = RANDOM.normal(size=(50, 4)).astype("float32")
+    x[7] *= 10  # one sample far out: a mean of the samples' ranges would cut it off
+    artifact = quantize(model, quantization.int8, x)
+    assert artifact.difference < 4 / 256  # inputs, weights and outputs in 256 steps each
+
+
+def test_zeros_stay_zeros(classifier: keras.Model) -> None:
+    pruned = keras.models.clone_model(classifier)
+    for source, target in zip(classifier.layers, pruned.layers, strict=True):
+        target.set_weights([_pruned(weight) for weight in source.get_weights()])
+    artifact = quantize(pruned, quantization.int8, X)
+    kernels = [weight for weight in file_weights(artifact.content) if weight.values.ndim >= 2]
+    assert len(kernels) == 3
+    for kernel in kernels:
+        assert kernel.zeros / kernel.values.size >= 0.75
+
+
+def _pruned(weight: np.ndarray) -> np.ndarray:
+    """Three of four to zero, if a kernel."""
+    if weight.ndim < 2:
+        return weight
+    return np.where(np.arange(weight.size).reshape(weight.shape) % 4 == 0, weight, 0)
+
+
+def test_int4_is_unpacked_as_litert_does() -> None:
+    kernel = np.array([[7, -7], [-3, 1], [0, 5]], "float32")  # 3 inputs, 2 units
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, use_bias=False)])
+    model.set_weights([kernel])
+    x = np.concatenate([np.eye(3), -np.eye(3)]).astype("float32")
+    content = quantize(model, quantization.weight_only_int4, x).content
+    [stored] = [weight for weight in file_weights(content) if weight.dtype == "int4"]
+    np.testing.assert_array_equal(stored.values, kernel.T)  # the largest of a unit is 7 steps
+    assert (stored.zeros, stored.size_bytes) == (1, 3)
+
+
+@pytest.mark.parametrize("scheme", [quantization.int8, quantization.int8_io, quantization.int16x8])
+def test_a_channel_without_weights_keeps_its_bias(scheme: quantization.Scheme) -> None:
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.Dense(4, activation="relu")
+    model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3)])
+    kernel, _ = hidden.get_weights()
+    kernel[:, :2] = 0
+    hidden.set_weights([kernel, np.array([1.0, 0.0, 0.5, -0.5])])
+    x = RANDOM.normal(size=(50, 4)).astype("float32")
+    artifact = quantize(model, scheme, x)
+    assert artifact.difference < 8 / 127
+
+
+# Other kinds of models.
+
+
+def test_a_recurrent_model_gets_a_fixed_number_of_samples_a_call() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2)])
+    x = RANDOM.normal(size=(9, 5, 3)).astype("float32")
+    artifact = convert(model, x)
+    runner = LiteRTModel(artifact.content)
+    assert runner.rows == 1
+    expected = np.asarray(model(x))
+    apart = np.abs(runner.predict(x) - expected).max()
+    assert apart < TOLERANCE * np.abs(expected).max()
+    assert quantize(artifact, quantization.dynamic_int8).agreement == 1
+    with pytest.raises(UserError, match="int8 cannot quantize this model"):
+        quantize(artifact, quantization.int8)
+
+
+def test_several_inputs_and_outputs_are_told_apart() -> None:
+    keras.utils.set_random_seed(0)
+    right, left = keras.Input((3,), name="right"), keras.Input((3,), name="left")  # equal shapes
+    outputs = [keras.layers.Dense(2)(right), keras.layers.Dense(2)(left)]
+    model = keras.Model([right, left], outputs)
+    x = [RANDOM.normal(size=(8, 3)).astype("float32") for _ in range(2)]
+    artifact = quantize(model, quantization.int8, x)
+    assert artifact.agreement is None
+    assert set(artifact.feeds) == {"left", "right"}
+    np.testing.assert_array_equal(artifact.feeds["right"], x[0])
+    assert artifact.difference < 4 / 256
+
+
+def test_a_scheme_is_any_function(converted: Artifact) -> None:
+    def mine(content: bytes, samples: Sequence[Mapping[str, np.ndarray]]) -> bytes:
+        assert [sample["image"].shape for sample in samples] == [(1, 6, 6, 1)] * 60
+        return quantization.float16(content, samples)
+
+    assert quantize(converted, mine).scheme == "mine"
+
+
+# What is refused.
+
+
+def test_what_does_not_run_or_is_of_no_use_is_never_handed_out(converted: Artifact) -> None:
+    with pytest.raises(UserError, match="changed nothing"):
+        quantize(converted, lambda content, samples: content)
+    with pytest.raises(UserError, match="does not run"):
+        quantize(converted, lambda content, samples: content[:500])
+    with pytest.raises(UserError, match="agrees with its source on"):
+        quantize(converted, quantization.dynamic_int4, min_agreement=1.01)
+    other = {name: values + 1 for name, values in converted.expected.items()}
+    with pytest.raises(UserError, match="answers differently from Keras"):
+        compare(converted.content, "float32", converted.feeds, other, tolerance=TOLERANCE)
+    quantized = quantize(converted, quantization.float16)
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize(quantized, quantization.int8)
+    with pytest.raises(ValueError, match="has its samples"):
+        quantize(converted, quantization.int8, X)
+
+
+@pytest.mark.parametrize(
+    ("x", "complaint"),
+    [(X[:0], "no samples"), (X[:, :5], "takes the shape"), ([X, X], "holds 2 arrays")],
+    ids=["empty", "shape", "number"],
+)
+def test_samples_that_do_not_fit_are_refused(
+    classifier: keras.Model, x: np.ndarray, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        quantize(classifier, quantization.int8, x)
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")  # Keras' own
+def test_models_that_cannot_be_quantized_are_refused() -> None:
+    x = RANDOM.normal(size=(8, 4)).astype("float32")
+    unbuilt = keras.Sequential([keras.layers.Dense(2)])
+    with pytest.raises(UserError, match="has not been built"):
+        quantize(unbuilt, quantization.int8, x)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.layers[0].kernel.assign(np.full((4, 2), np.nan))
+    with pytest.raises(UserError, match="NaN"):
+        quantize(model, quantization.int8, x)
+    huge = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(2)])
+    huge.set_weights([np.full_like(weight, 1e30) for weight in huge.get_weights()])
+    with pytest.raises(UserError, match="answers NaN or infinity"):
+        quantize(huge, quantization.int8, x)
+    done = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    done.quantize("int8")
+    with pytest.raises(UserError, match="quantized already"):
+        quantize(done, quantization.int8, x)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more"):
+        convert(model, x, batch_size=0)

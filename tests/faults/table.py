@@ -1,0 +1,52 @@
+"""The table of faults in docs/faults.md, written by `pytest tests/faults --faults-table PATH`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_ROWS = pytest.StashKey[list["Row"]]()
+_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_HEAD = (
+    "| fault | produced | delivered | refused by name | duplicates | longest wait of a step, ms |\n"
+    "|---|---:|---:|---:|---:|---:|\n"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a producer's points under a fault.
+
+    Attributes:
+        fault: What was done.
+        produced: Points handed in.
+        delivered: Those in the store in the end.
+        refused: Those that the receipt names as refused.
+        duplicates: Points that the store holds once more.
+        longest_wait: Seconds that a step waited for the logging at most.
+    """
+
+    fault: str
+    produced: int
+    delivered: int
+    refused: int
+    duplicates: int
+    longest_wait: float
+
+    def __str__(self) -> str:
+        counts = (self.produced, self.delivered, self.refused, self.duplicates)
+        return f"| {self.fault} | {' | '.join(map(str, counts))} | {1000 * self.longest_wait:.0f} |"
+
+
+def rows_of(config: pytest.Config) -> list[Row]:
+    """The rows of this test run, to be added to."""
+    return config.stash.setdefault(_ROWS, [])
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Puts the rows between the marks of a page, in the place of those before."""
+    page = path.read_text()
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    table = _HEAD + "".join(f"{row}\n" for row in rows)
+    path.write_text(f"{before}{_BEGIN}\n{table}{_END}{after}")

@@ -1,0 +1,85 @@
+"""What a short run of `quantize` leaves; test_catalogue.py holds it to what all scripts leave."""
+
+import json
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+import mlflow_keras_adv as mka
+from projects.data import load
+from projects.quantize import BY_NAME, kinds, main
+
+
+def runs_of(experiment: str) -> dict[str, Run]:
+    """By name; the one without a parent is `parent`."""
+    found = MlflowClient().search_runs([experiment])
+    return {
+        run.info.run_name if "mlflow.parentRunId" in run.data.tags else "parent": run
+        for run in found
+    }
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_model_for_each_scheme_that_scores_what_the_record_says(
+    experiment: str,
+) -> None:
+    main(schemes="int8,weight_only_int4,qat", epochs=1, qat_epochs=1, max_accuracy_drop=1.0)
+    runs = runs_of(experiment)
+    names = {"float32", "int8", "weight_only_int4", "qat"}
+    assert set(runs) == {"parent", "baseline", *names}
+    logged = {model.name: model for model in MlflowClient().search_logged_models([experiment])}
+    images = load()
+    for name in names:
+        metrics, model = runs[name].data.metrics, logged[name]
+        assert model.tags["parent_model_id"] == logged["baseline"].model_id
+        scores = mlflow.pyfunc.load_model(f"models:/{model.model_id}").predict(images.x_test)
+        accuracy = np.mean(scores.argmax(axis=-1) == images.y_test)
+        assert metrics["final/accuracy"] == pytest.approx(accuracy, rel=0, abs=1e-6)
+        assert metrics["final/size_bytes"] == len(mka.litert.load_model(model.model_uri).content)
+        linked = {metric.key: metric.value for metric in model.metrics}
+        assert {key for key in metrics if key.startswith("final/")} <= set(linked)
+        assert linked.items() <= metrics.items()
+        table = json.loads(
+            mlflow.artifacts.load_text(f"runs:/{runs[name].info.run_id}/weights.json")
+        )
+        column = table["columns"].index("numbers")
+        assert sum(row[column] for row in table["data"]) == metrics["final/parameters"]
+    assert runs["float32"].data.metrics["final/agreement"] == 1
+    share = (
+        runs["int8"].data.metrics["final/size_bytes"]
+        / runs["float32"].data.metrics["final/size_bytes"]
+    )
+    assert share <= 0.31
+    parent = runs["parent"]
+    assert parent.data.metrics["final/claim/int8_size_share"] == pytest.approx(share)
+    assert parent.data.tags["winner"] == "weight_only_int4", "the smallest within the drop allowed"
+    files = {file.path for file in MlflowClient().list_artifacts(parent.info.run_id)}
+    assert {"accuracy_against_size.png", "comparison.json", "claims.json"} <= files
+
+
+@pytest.mark.soak
+def test_the_anchors_on_digits(experiment: str) -> None:
+    drops = []
+    for seed in range(3):
+        with mka.track(f"seed-{seed}") as run:
+            main(schemes="int8", seed=seed)
+        children = MlflowClient().search_runs(
+            [experiment], f"tags.`mlflow.parentRunId` = '{run.run_id}'"
+        )
+        final = {child.info.run_name: child.data.metrics for child in children}
+        assert final["baseline"]["final/accuracy"] >= 0.98
+        ratio = final["int8"]["final/size_bytes"] / final["float32"]["final/size_bytes"]
+        assert ratio <= 0.31
+        drops.append(final["float32"]["final/accuracy"] - final["int8"]["final/accuracy"])
+    assert np.mean(drops) <= 0.01, drops
+
+
+def test_schemes_are_called_by_name() -> None:
+    assert kinds("all") == [*BY_NAME, "qat"]
+    assert kinds("int8, qat,int8") == ["int8", "qat"]
+    for text in ("", "int8,", "int7"):
+        with pytest.raises(mka.UserError, match="schemes"):
+            kinds(text)
