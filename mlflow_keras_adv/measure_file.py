@@ -7,6 +7,7 @@ import pandas as pd
 
 from mlflow_keras_adv import litert
 from mlflow_keras_adv.compression.file_footprint import file_footprint, weight_table
+from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.measure import FinishedModel
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.writer import Dataset
@@ -41,7 +42,7 @@ def log_finished_file(
         parent_model_id: Id of the LoggedModel that this one comes from.
     """
     lineage = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
-    example = litert.LiteRTModel(content).named(x)
+    example = LiteRTModel(content).named(x)
     info = litert.log_model(
         content,
         name=name,

@@ -226,8 +226,9 @@ def accuracy_against_size(variants: Mapping[str, Variant]) -> Figure:
         panel.scatter(size, height)
         panel.annotate(name, (size, height), xytext=(6, 4), textcoords="offset points")
     panel.set(xlabel="kB after gzip", ylabel="accuracy on the test split")
-    panel.set_xlim(left=0)
-    panel.margins(x=0.2, y=0.2)
+    largest = max(each.finished.final["gzip_bytes"] for each in variants.values()) / 1000
+    panel.set_xlim(0, 1.25 * largest)  # room for the names
+    panel.margins(y=0.2)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     return figure

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -158,7 +158,7 @@ def _peak_memory(content: bytes, batch: dict[str, np.ndarray]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         file, feeds = Path(folder, "model.tflite"), Path(folder, "batch.npz")
         file.write_bytes(content)
-        np.savez(feeds, **batch)
+        np.savez(feeds, **cast(dict[str, Any], batch))
         command = [sys.executable, "-c", _CHILD, runtime.__file__, str(file), str(feeds)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout)

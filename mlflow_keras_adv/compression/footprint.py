@@ -80,7 +80,7 @@ def footprint(
     return measured
 
 
-def highest(scores: np.ndarray) -> np.ndarray:
+def highest(scores: Any) -> np.ndarray:
     """The class with the highest score.
 
     Args:

@@ -59,32 +59,27 @@ class Tensor:
             ValueError: Another shape, NaN where integers are meant, or numbers that do not fit.
         """
         array = np.asarray(values)
-        fits = len(array.shape) == len(self.shape) and all(
-            expected in (-1, size) for expected, size in zip(self.shape, array.shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"input {self.name!r} takes the shape {self.shape} (-1: any size); "
-                f"got {array.shape}"
-            )
+        sizes = zip(self.shape, array.shape, strict=False)
+        if array.ndim != len(self.shape) or any(size not in (-1, got) for size, got in sizes):
+            raise ValueError(f"input {self.name!r} takes the shape {self.shape}; got {array.shape}")
         if array.dtype == self.dtype:
             return np.ascontiguousarray(array)
         if array.dtype.kind not in "biuf":
             raise ValueError(f"input {self.name!r} takes numbers; got the dtype {array.dtype}")
-        if self.scale:
-            if np.isnan(array).any():
-                raise ValueError(
-                    f"input {self.name!r} holds NaN, which {self.dtype} cannot encode; replace it"
-                )
-            range_ = np.iinfo(self.dtype)
-            steps = np.round(array / self.scale) + self.zero_point
-            return np.clip(steps, range_.min, range_.max).astype(self.dtype)
-        converted = array.astype(self.dtype)
-        if self.dtype.kind != "f" and not np.array_equal(converted, array):
+        with np.errstate(invalid="ignore", over="ignore"):  # checked right below
+            if self.scale:
+                limits, steps = np.iinfo(self.dtype), np.round(array / self.scale) + self.zero_point
+                encoded = np.clip(steps, limits.min, limits.max).astype(self.dtype)
+                fits = not np.isnan(array).any()
+            else:
+                encoded = array.astype(self.dtype)
+                fits = self.dtype.kind == "f" or np.array_equal(encoded, array)
+        if not fits:
             raise ValueError(
-                f"input {self.name!r} takes {self.dtype}, which cannot hold these {array.dtype}"
+                f"input {self.name!r} is {self.dtype} in the file, which cannot hold these "
+                f"{array.dtype}: NaN, fractions or numbers out of its range"
             )
-        return converted
+        return encoded
 
     def decode(self, values: np.ndarray) -> np.ndarray:
         """The real numbers, float32, that the file's integers stand for; others as they are."""
@@ -121,7 +116,10 @@ class LiteRTModel:
         leading = {tensor.shape[:1] for tensor in (*self.inputs, *self.outputs)}
         self.rows = leading.pop()[0] if len(leading) == 1 and () not in leading else None
         if self.rows is not None:  # predict() takes any number, in calls of that many
-            self.inputs = tuple(replace(t, shape=(-1, *t.shape[1:])) for t in self.inputs)
+            self.inputs, self.outputs = (
+                tuple(replace(tensor, shape=(-1, *tensor.shape[1:])) for tensor in side)
+                for side in (self.inputs, self.outputs)
+            )
 
     def predict(
         self, data: Any, params: Mapping[str, Any] | None = None
@@ -156,10 +154,7 @@ class LiteRTModel:
         """One call of the interpreter, as it is: no batches, no scales, one thread at a time.
 
         Args:
-            feeds: By name, of the dtype and shape of the inputs.
-
-        Returns:
-            The outputs by name, as the file computes them.
+            feeds: By name, of the dtype and shape of the inputs; so is what is returned.
         """
         try:
             for tensor in self.inputs:  # costs nothing where the sizes are those of the last call

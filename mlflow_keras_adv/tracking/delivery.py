@@ -1,6 +1,5 @@
 """Delivery: takes what was handed in for a run to its store. Used by the writer's thread alone."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,11 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+from mlflow.utils.validation import (
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    MAX_TAG_VAL_LENGTH,
+)
 
 from mlflow_keras_adv.tracking.courier import POINTS_BEFORE, courier_to, dismiss
 from mlflow_keras_adv.tracking.items import (
@@ -135,7 +138,7 @@ class Delivery:
             case Refusal(name, reason, points):
                 self.refuse(name, reason, points)
             case End(status, end_time):
-                self._write_receipt()
+                self._write_tags(self._pending.receipt().tags())
                 self._deliver(
                     f"status {status}",
                     lambda: self._client.set_terminated(self._run_id, status, end_time),
@@ -214,7 +217,8 @@ class Delivery:
                 params.append(Param(key, self._head(text, MAX_PARAM_VAL_LENGTH, f"params/{key}")))
             elif not same_param(stored[key], value) and stored[key] != text[:MAX_PARAM_VAL_LENGTH]:
                 changes[f"param.{key}.changed"] = text
-        self.send(params)
+        for start in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
+            self.send(params[start : start + MAX_PARAMS_TAGS_PER_BATCH])
         self._write_tags(changes)
 
     def _write_tags(self, values: Mapping[str, str]) -> None:
@@ -230,14 +234,6 @@ class Delivery:
             file = f"{place}.txt"
             self._deliver(file, lambda: self._client.log_text(self._run_id, text, file))
         return text[:length]
-
-    def _write_receipt(self) -> None:
-        receipt = self._pending.receipt()
-        counts = ("produced", "delivered", "pending", "refused")
-        tags = {f"points.{name}": str(getattr(receipt, name)) for name in counts}
-        if receipt.refused_names:
-            tags["points.refused_names"] = json.dumps(receipt.refused_names)
-        self._write_tags(tags)
 
     def _deliver_model(self, model: Model) -> None:
         tags = {name: self._model_ids.true(text) for name, text in model.tags.items()}
@@ -278,6 +274,7 @@ class Delivery:
                 # MLflow would go on for minutes with a server that is gone.
                 probe(self._client.tracking_uri)
                 result = call()
+                self._pending.progress()
                 self._failing_since = None
                 return result
             except Exception as error:

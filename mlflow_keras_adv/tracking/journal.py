@@ -10,6 +10,7 @@ A journal belongs to one process, which holds a lock on it as long as it lives. 
 to the user, and hold no credentials.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -31,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 4_000_000
 _HEAD = struct.Struct(">II")  # length and CRC-32 of what follows
-_ABOUT, _LOCK, _SETTLED = "about.json", "lock", "settled.json"
+_ABOUT, _LOCK, _SETTLED, _ENDED = "about.json", "lock", "settled.json", "ended-"
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,15 @@ class Journal:
             if place.segment != self._segment or self._log is None:
                 self._delete(place.segment)
 
+    def mark_ended(self, status: str) -> None:
+        """Notes the status of the run where no record can be written: a name takes no room."""
+        with contextlib.suppress(OSError):
+            (self.folder / f"{_ENDED}{status}").touch()
+
+    def ended(self) -> str | None:
+        """What `mark_ended` has noted."""
+        return next((path.name[len(_ENDED) :] for path in self.folder.glob(f"{_ENDED}*")), None)
+
     def close(self, *, delete: bool) -> None:
         """Releases it, so that another process may take it over.
 
@@ -242,7 +252,7 @@ class Journal:
         settled = self._finished.pop(segment)
         new = self.folder / f"{_SETTLED}.new"
         try:
-            new.write_text(json.dumps(asdict(settled)))
+            new.write_text(json.dumps(vars(settled)))
             new.replace(self.folder / _SETTLED)  # first: from now on the segment is not read again
             self._path(segment).unlink(missing_ok=True)
         except OSError:  # a full disk; to send the segment again does no harm

@@ -10,6 +10,7 @@ from mlflow.entities import LifecycleStage, RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.ending import activate
@@ -48,14 +49,17 @@ def open_run(
         return run.info
     if resumed is not None and begins:
         deliver_left(resumed)
+    uid = uuid.uuid4().hex
     with opening_runs():
         active = mlflow.start_run(
             run_id=run_id,  # without it, MLflow takes MLFLOW_RUN_ID out of the environment
             run_name=None if resumed else name,
             nested=True,
-            tags=None if resumed else {UID_TAG: uuid.uuid4().hex},
+            tags=None if resumed else {UID_TAG: uid},
             log_system_metrics=log_system_metrics,
         )
+        if resumed is None:
+            _delete_twins(active.info, uid)
     return active.info
 
 
@@ -82,7 +86,18 @@ def open_child(name: str | None, parent_run_id: str, stores: ExitStack) -> RunIn
             parent = client.get_run(parent_run_id).info
             if parent.lifecycle_stage == LifecycleStage.DELETED:
                 raise UserError(f"The run {parent_run_id} is deleted: it cannot have a new child.")
-            tags = {MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uuid.uuid4().hex}
-            child = client.create_run(parent.experiment_id, tags=resolve_tags(tags), run_name=name)
+            uid = uuid.uuid4().hex
+            tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uid})
+            child = client.create_run(parent.experiment_id, tags=tags, run_name=name)
+            _delete_twins(child.info, uid)
     activate(child, log_system_metrics=False)
     return child.info
+
+
+def _delete_twins(info: RunInfo, uid: str) -> None:
+    """MLflow's client sends a request again when its answer was lost, and so makes two runs."""
+    client = MlflowClient()
+    if is_http_uri(client.tracking_uri):
+        for twin in client.search_runs([info.experiment_id], f"tags.`{UID_TAG}` = '{uid}'"):
+            if twin.info.run_id != info.run_id:
+                client.delete_run(twin.info.run_id)

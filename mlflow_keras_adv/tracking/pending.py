@@ -1,5 +1,6 @@
 """What has been handed in for a run and is not in the store yet, oldest first."""
 
+import json
 import logging
 import os
 from collections import Counter
@@ -55,6 +56,14 @@ class Receipt:
             f"{self.refused} refused" + (f"; refused: {names}" if names else "")
         )
 
+    def tags(self) -> dict[str, str]:
+        """The receipt as tags of the run."""
+        counts = ("produced", "delivered", "pending", "refused")
+        tags = {f"points.{name}": str(getattr(self, name)) for name in counts}
+        if self.refused_names:
+            tags["points.refused_names"] = json.dumps(self.refused_names)
+        return tags
+
 
 class Pending:
     """A queue on disk that counts: any thread puts, one takes and settles in the same order.
@@ -69,7 +78,7 @@ class Pending:
     Attributes:
         points: Metric values that were put and are not settled.
         records: Everything else that is not settled, counted by the call.
-        steps: How often something was settled: it grows as long as the store takes values.
+        steps: How often the store has taken something: it grows as long as it does.
         settled: What became of the metric values that are settled.
         ended: Whether the status with which the run ended was put.
     """
@@ -111,6 +120,8 @@ class Pending:
                 self._queue.put(journal.append(encode(item, journal.folder)))
             except OSError as error:
                 self._warn_of(error)
+                if isinstance(item, End) and self._journal is not None:
+                    self._journal.mark_ended(item.status)
                 if self._in_memory.total() + points > POINTS_IN_MEMORY:
                     self._refuse(names_of(item), points)
                     return error
@@ -166,6 +177,10 @@ class Pending:
                 self._points_in_memory -= points
             elif self._journal is not None:
                 self._journal.settle(place, self.settled)
+
+    def progress(self) -> None:
+        """Notes that the store has taken a part of an item."""
+        self.steps += 1
 
     def refuse(self, name: str, points: int) -> None:
         """Counts what cannot be recorded.

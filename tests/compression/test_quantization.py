@@ -224,5 +224,6 @@ def test_models_that_cannot_be_quantized_are_refused() -> None:
     done.quantize("int8")
     with pytest.raises(UserError, match="quantized already"):
         quantize(done, quantization.int8, x)
+    sound = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="batch_size must be 1 or more"):
-        convert(model, x, batch_size=0)
+        convert(sound, x, batch_size=0)

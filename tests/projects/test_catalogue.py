@@ -28,7 +28,7 @@ TECHNIQUES = [
     name for name in ENTRY_POINTS if "log_claims" in (ROOT / "projects" / f"{name}.py").read_text()
 ]
 # Their layers and losses are defined in the script, which is `__main__` there and not here.
-BY_COMMAND = {"callbacks", "custom_layer"}
+BY_COMMAND = {"callbacks", "custom_layer", "self_regularization"}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_segments_of_which_nothing_is_left_are_deleted(
     places = [journal.append(b"x" * 40) for _ in range(30)]
     assert len(list(journal.folder.glob("*.log"))) == 10
     for number, place in enumerate(places[:-1], 1):
-        journal.settle(place, Settled(points=number))
+        journal.settle(place, Settled(points=number, refused=Counter({"inf": number})))
     assert len(list(journal.folder.glob("*.log"))) == 1
     journal.close(delete=False)
 
@@ -126,6 +127,7 @@ def test_segments_of_which_nothing_is_left_are_deleted(
     # when the rest is read again.
     again = left_by(journal.folder)
     assert again.settled.points == 27
+    assert again.settled.refused == {"inf": 27}
     assert len(contents(again)) == 3
     again.close(delete=True)
 
@@ -176,3 +178,15 @@ def test_one_that_cannot_be_read_is_left_alone(
     assert Journal.take_over(journal.folder) is None
     assert "cannot be read" in caplog.text
     assert list(journal.folder.iterdir())
+
+
+def test_a_run_that_ended_when_nothing_could_be_written_is_known_to_have_ended(
+    tmp_path: Path,
+) -> None:
+    journal = Journal.create(tmp_path, ABOUT)
+    assert journal.ended() is None
+    journal.mark_ended("FINISHED")
+    journal.close(delete=False)
+    again = left_by(journal.folder)
+    assert again.ended() == "FINISHED"
+    again.close(delete=True)
