@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from mlflow_keras_adv import doctor
+from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from tests.conftest import Guarded
 from tests.mlflow_server import free_port
@@ -95,16 +96,16 @@ def test_a_server_that_goes_in_the_middle_ends_the_examination(
 ) -> None:
     gone = False
 
-    def probe(uri: str) -> None:
+    def require_store(uri: str) -> None:
         if gone:
-            raise MlflowException("gone")
+            raise UserError("gone")
 
     def away(*_: Any, **__: Any) -> None:
         nonlocal gone
         gone = True
         raise MlflowException("connection refused")
 
-    monkeypatch.setattr(doctor, "probe", probe)
+    monkeypatch.setattr(doctor, "require_store", require_store)
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "log_batch", away)
         healthy, lines = examined()
