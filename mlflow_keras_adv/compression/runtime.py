@@ -75,10 +75,8 @@ class Tensor:
                 encoded = array.astype(self.dtype)
                 fits = self.dtype.kind == "f" or np.array_equal(encoded, array)
         if not fits:
-            raise ValueError(
-                f"input {self.name!r} is {self.dtype} in the file, which cannot hold these "
-                f"{array.dtype}: NaN, fractions or numbers out of its range"
-            )
+            why = f"NaN, fractions or numbers out of range; got such a {array.dtype}"
+            raise ValueError(f"input {self.name!r} is {self.dtype}, which cannot hold {why}")
         return encoded
 
     def decode(self, values: np.ndarray) -> np.ndarray:
@@ -144,7 +142,9 @@ class LiteRTModel:
         given = self.named(data)
         feeds = {tensor.name: tensor.encode(given[tensor.name]) for tensor in self.inputs}
         with self._lock:
-            self._use_threads(settings["num_threads"])
+            if settings["num_threads"] != self._num_threads:
+                self._num_threads = int(settings["num_threads"])
+                self._interpreter = _interpreter(self.content, self._num_threads)
             found = self._in_batches(feeds, settings["batch_size"])
         if settings["dequantize"]:
             found = {tensor.name: tensor.decode(found[tensor.name]) for tensor in self.outputs}
@@ -182,11 +182,6 @@ class LiteRTModel:
                 raise ValueError(f"{name} must be a whole number from 1; got {settings[name]!r}")
         return settings
 
-    def _use_threads(self, number: int) -> None:
-        if number != self._num_threads:
-            self._interpreter = _interpreter(self.content, int(number))
-            self._num_threads = number
-
     def _in_batches(self, feeds: Arrays, batch_size: int) -> Arrays:
         if self.rows is None:
             return self.invoke(feeds)
@@ -217,10 +212,8 @@ class LiteRTModel:
         if len(names) == 1:
             return {names[0]: np.asarray(data)}
         if not isinstance(data, (list, tuple)) or len(data) != len(names):
-            raise ValueError(
-                f"send the inputs {names} as a dict of arrays, a DataFrame with these columns, or "
-                f"a list of {len(names)} arrays; got a {type(data).__name__}"
-            )
+            how = f"a dict of arrays, a DataFrame with these columns, or {len(names)} arrays"
+            raise ValueError(f"send the inputs {names} as {how}; got a {type(data).__name__}")
         return dict(zip(names, data, strict=True))
 
     def _columns(self, table: Any) -> dict[str, Any]:
@@ -237,10 +230,7 @@ class LiteRTModel:
 
 
 def load(folder: str | Path) -> LiteRTModel:
-    """The model in `folder`.
-
-    Args:
-        folder: Holds `model.tflite` and `model.json`.
+    """The model in `folder`, which holds `model.tflite` and `model.json`.
 
     Raises:
         ValueError: A file is missing or damaged, or LiteRT cannot run the model.

@@ -21,18 +21,20 @@ import struct
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, Self
+from urllib.parse import quote, unquote
 
 _logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 4_000_000
 _HEAD = struct.Struct(">II")  # length and CRC-32 of what follows
-_ABOUT, _LOCK, _SETTLED, _ENDED = "about.json", "lock", "settled.json", "ended-"
+_ABOUT, _LOCK, _SETTLED = "about.json", "lock", "settled.json"
+_ENDED, _LOST = "ended-", "lost-"
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,21 @@ class Journal:
         """Notes the status of the run where no record can be written: a name takes no room."""
         with contextlib.suppress(OSError):
             (self.folder / f"{_ENDED}{status}").touch()
+
+    def mark_lost(self, points: Mapping[str, int]) -> None:
+        """Notes, in the same way, how many values of each metric have found no room."""
+        for name, count in points.items():
+            with contextlib.suppress(OSError):
+                (self.folder / f"{_LOST}{count}-{quote(name, safe='')[:200]}").touch()
+
+    def take_lost(self) -> dict[str, int]:
+        """What `mark_lost` has noted; it is forgotten."""
+        lost = {}
+        for path in self.folder.glob(f"{_LOST}*"):
+            count, _, name = path.name[len(_LOST) :].partition("-")
+            lost[unquote(name)] = int(count)
+            path.unlink()
+        return lost
 
     def ended(self) -> str | None:
         """What `mark_ended` has noted."""

@@ -93,7 +93,8 @@ class Pending:
         self._journal = left
         self._queue: SimpleQueue[Place | Item] = SimpleQueue()
         self._in_memory: Counter[str] = Counter()  # by name, what is not in the journal
-        self._points_in_memory = 0
+        self._points_in_memory: Counter[str] = Counter()  # the same, metric values only
+        self._lost: Counter[str] = Counter()  # of them, those that were not kept
         self._lock = Lock()
         self._warned = False
         if left is not None:
@@ -123,10 +124,10 @@ class Pending:
                 if isinstance(item, End) and self._journal is not None:
                     self._journal.mark_ended(item.status)
                 if self._in_memory.total() + points > POINTS_IN_MEMORY:
-                    self._refuse(names_of(item), points)
+                    self._lose(names_of(item), names_of(item) if points else Counter())
                     return error
                 self._in_memory += names_of(item)
-                self._points_in_memory += points
+                self._points_in_memory += names_of(item) if points else Counter()
                 self._queue.put(item)
             self._count(item, 1)
         return None
@@ -174,7 +175,7 @@ class Pending:
             self.settled.points += points
             if place is None:
                 self._in_memory -= names_of(item)
-                self._points_in_memory -= points
+                self._points_in_memory -= names_of(item) if points else Counter()
             elif self._journal is not None:
                 self._journal.settle(place, self.settled)
 
@@ -199,10 +200,11 @@ class Pending:
         What could not be written to it, and has not been delivered, is lost and counted as refused.
         """
         with self._lock:
-            self._refuse(self._in_memory, self._points_in_memory)
-            self.points -= self._points_in_memory
-            self._in_memory, self._points_in_memory = Counter(), 0
+            self.points -= self._points_in_memory.total()
+            self._lose(self._in_memory, self._points_in_memory)
+            self._in_memory, self._points_in_memory = Counter(), Counter()
             if self._journal is not None:
+                self._journal.mark_lost(self._lost)
                 self._journal.close(delete=self.count() == 0)
                 self._journal = None
 
@@ -225,10 +227,12 @@ class Pending:
             refused_names=Counter(settled.refused),
         )
 
-    def _refuse(self, names: Counter[str], points: int) -> None:
-        self.settled.points += points
-        self.settled.refused_points += points
+    def _lose(self, names: Counter[str], points: Counter[str]) -> None:
+        """Counts as refused what could be kept nowhere."""
+        self.settled.points += points.total()
+        self.settled.refused_points += points.total()
         self.settled.refused += names
+        self._lost += points
 
     def _opened(self) -> Journal:
         if self._journal is None:

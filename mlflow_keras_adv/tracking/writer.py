@@ -77,6 +77,9 @@ class RunWriter:
         self._pending = Pending(self._new_journal, left)
         self._delivery = Delivery(run_id, client, self._pending)
         self._outbox = Outbox(run_id, self._pending, self._delivery)
+        lost = {} if left is None else left.take_lost()
+        reason = "the disk of the journal was full"
+        self._refuse(Refusal(name, reason, points) for name, points in lost.items())
 
     @property
     def tracking_uri(self) -> str:

@@ -186,7 +186,10 @@ def test_a_run_that_ended_when_nothing_could_be_written_is_known_to_have_ended(
     journal = Journal.create(tmp_path, ABOUT)
     assert journal.ended() is None
     journal.mark_ended("FINISHED")
+    journal.mark_lost({"batch/loss": 3, "a-b": 4})
     journal.close(delete=False)
     again = left_by(journal.folder)
     assert again.ended() == "FINISHED"
+    assert again.take_lost() == {"batch/loss": 3, "a-b": 4}
+    assert again.take_lost() == {}
     again.close(delete=True)
