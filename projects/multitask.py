@@ -46,7 +46,7 @@ def net(data: Data) -> tuple[keras.Model, keras.Model]:
         "label": layers.Dense(data.classes, name="label")(trunk.outputs[0]),
         "angle": layers.Dense(1, name="angle")(trunk.outputs[0]),
     }
-    return keras.Model(trunk.inputs, heads, name="two_heads"), trunk
+    return keras.Model(trunk.inputs[0], heads, name="two_heads"), trunk
 
 
 def turned(x: np.ndarray, max_angle: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
