@@ -48,5 +48,22 @@ def write(path: Path, rows: list[Row]) -> None:
     page = path.read_text()
     before, _, rest = page.partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    table = _HEAD + "".join(f"{row}\n" for row in rows)
+    by_fault: dict[str, list[Row]] = {}
+    for row in rows:
+        by_fault.setdefault(row.fault, []).append(row)
+    table = _HEAD + "".join(f"{_sum(group)}\n" for group in by_fault.values())
     path.write_text(f"{before}{_BEGIN}\n{table}{_END}{after}")
+
+
+def _sum(rows: list[Row]) -> Row:
+    """Rounds of one fault as one row."""
+    if len(rows) == 1:
+        return rows[0]
+    return Row(
+        f"{rows[0].fault}, {len(rows)} rounds",
+        sum(row.produced for row in rows),
+        sum(row.delivered for row in rows),
+        sum(row.refused for row in rows),
+        sum(row.duplicates for row in rows),
+        max(row.longest_wait for row in rows),
+    )
