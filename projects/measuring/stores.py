@@ -94,7 +94,7 @@ def _wait_for(address: str, server: "subprocess.Popen[bytes]", log: Path) -> Non
         try:
             if requests.get(f"{address}/health", timeout=2).ok:
                 return
-        except requests.ConnectionError:
+        except requests.RequestException:
             pass
         time.sleep(0.2)
     raise UserError(
