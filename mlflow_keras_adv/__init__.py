@@ -18,32 +18,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_keras_adv import compression, litert
+    from mlflow_keras_adv import compression, litert, registry
     from mlflow_keras_adv.autologging import autolog
     from mlflow_keras_adv.callbacks.checkpoints import Checkpoints, load_best
     from mlflow_keras_adv.callbacks.layer_norms import LayerNorms
     from mlflow_keras_adv.callbacks.mlflow_logger import MlflowLogger
     from mlflow_keras_adv.callbacks.predictions import Predictions
     from mlflow_keras_adv.callbacks.stall_alert import StallAlert
-    from mlflow_keras_adv.claims import Claim, log_claims, logged_claims
+    from mlflow_keras_adv.claims import Claim, largest_difference, log_claims, logged_claims
+    from mlflow_keras_adv.comparison.compare import Comparison, compare
     from mlflow_keras_adv.errors import UserError
     from mlflow_keras_adv.measure import log_finished_model
     from mlflow_keras_adv.measure_file import log_finished_file
     from mlflow_keras_adv.models import load_model, log_model
     from mlflow_keras_adv.report import curve, log_comparison
+    from mlflow_keras_adv.side_by_side import measure_models
     from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
     from mlflow_keras_adv.tracking.writer import Dataset
+    from mlflow_keras_adv.trade_off import TradeOff
     from mlflow_keras_adv.training.distillation import Distiller
     from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
     from mlflow_keras_adv.training.loop import Loop
     from mlflow_keras_adv.training.schedules import ConstantThenExponential, CyclicalRate, WarmUp
     from mlflow_keras_adv.tuner.search import track_search
+    from mlflow_keras_adv.variants import Technique, technique
 
 # Where each public name lives. It is imported on first use: TensorFlow takes seconds, and who only
 # tracks or reads runs needs none of it.
 _HOMES = {
     "Checkpoints": "callbacks.checkpoints",
     "Claim": "claims",
+    "Comparison": "comparison.compare",
     "ConstantThenExponential": "training.schedules",
     "CyclicalRate": "training.schedules",
     "Dataset": "tracking.writer",
@@ -56,13 +61,17 @@ _HOMES = {
     "Run": "tracking.run",
     "SoftTargets": "training.distillation_losses",
     "StallAlert": "callbacks.stall_alert",
+    "Technique": "variants",
+    "TradeOff": "trade_off",
     "UserError": "errors",
     "WarmUp": "training.schedules",
     "attach_run": "tracking.run",
     "autolog": "autologging",
+    "compare": "comparison.compare",
     "compression": "compression",
     "current_run": "tracking.run",
     "curve": "report",
+    "largest_difference": "claims",
     "litert": "litert",
     "load_best": "callbacks.checkpoints",
     "load_model": "models",
@@ -72,6 +81,9 @@ _HOMES = {
     "log_finished_model": "measure",
     "log_model": "models",
     "logged_claims": "claims",
+    "measure_models": "side_by_side",
+    "registry": "registry",
+    "technique": "variants",
     "track": "tracking.run",
     "track_search": "tuner.search",
 }
@@ -79,6 +91,7 @@ _HOMES = {
 __all__ = [
     "Checkpoints",
     "Claim",
+    "Comparison",
     "ConstantThenExponential",
     "CyclicalRate",
     "Dataset",
@@ -91,13 +104,17 @@ __all__ = [
     "Run",
     "SoftTargets",
     "StallAlert",
+    "Technique",
+    "TradeOff",
     "UserError",
     "WarmUp",
     "attach_run",
     "autolog",
+    "compare",
     "compression",
     "current_run",
     "curve",
+    "largest_difference",
     "litert",
     "load_best",
     "load_model",
@@ -107,6 +124,9 @@ __all__ = [
     "log_finished_model",
     "log_model",
     "logged_claims",
+    "measure_models",
+    "registry",
+    "technique",
     "track",
     "track_search",
 ]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlflow
+import numpy as np
 
 from mlflow_keras_adv.tracking.run import Run
 
@@ -54,6 +55,26 @@ class Claim:
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "MISSED"
         return f"{self.text}: {self.value:.4g}, claimed {self.tolerance}: {verdict}"
+
+
+def largest_difference(first: Any, second: Any) -> float:
+    """Largest |difference| of two numbers at the same place: what many a claim is about.
+
+    Args:
+        first: An array, or a list of arrays such as `model.get_weights()`.
+        second: The same shapes.
+
+    Raises:
+        ValueError: The shapes or the lengths of the lists differ.
+    """
+    if not isinstance(first, list | tuple):
+        first, second = [first], [second]
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(first, second, strict=True)]
+    for a, b in pairs:
+        if a.shape != b.shape:
+            raise ValueError(f"Received arrays of shapes {a.shape} and {b.shape}; expected one.")
+    # In float64: half precision would round the difference too.
+    return max(float(np.abs(a.astype(float) - b.astype(float)).max()) for a, b in pairs)
 
 
 def log_claims(run: Run, *claims: Claim) -> str:

@@ -1,5 +1,6 @@
 """`mlflow-keras-adv` on the command line. A command imports what it needs, when it is called."""
 
+import os
 import sys
 from typing import Any
 
@@ -56,10 +57,92 @@ def sync(uri: str | None) -> None:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("name")
+@click.argument("candidate")
+@click.option("--data", required=True, help="An .npz file with x_test and y_test, or x and y.")
+@click.option("--dataset", default="", help="Its name in the record; default: that of the file.")
+@click.option("--digest", default="", help="Its digest in the record; default: computed.")
+@click.option("--experiment", help="Name of the experiment of best-of-experiment.")
+@click.option(
+    "--min", "floors", multiple=True, metavar="METRIC=NUMBER", help="A floor; repeatable."
+)
+@click.option("--max", "ceilings", multiple=True, metavar="METRIC=NUMBER", help="A ceiling.")
+@click.option("--max-accuracy-drop", type=float, default=0.01, show_default=True)
+@click.option("--confidence", type=float, help="The drop has to be shown with this, as 0.95.")
+@click.option("--min-agreement", type=float, help="With the champion, share of the samples.")
+@click.option("--max-size-bytes", type=int)
+@click.option("--max-latency-ratio", type=float, help="Of the champion's, measured now.")
+@click.option("--same-dataset", is_flag=True, help="The digest has to be that of the record.")
+@click.option("--reason", default="", help="Why, for the trail.")
+@click.option("--yes", is_flag=True, help="Act. Without it nothing is changed.")
+def promote(name: str, candidate: str, yes: bool, **options: Any) -> None:
+    """Measure CANDIDATE beside the champion of the registered model NAME, and ask the gates.
+
+    CANDIDATE is models:/m-…, runs:/<run id>/<name>, models:/<name>/<version>,
+    models:/<name>@<alias> or best-of-experiment. It is always asked to load and serve, and to lose
+    no more accuracy than --max-accuracy-drop. With --yes it becomes the champion if all gates pass.
+    Exit code 0 if they do, else 1.
+    """
+    from mlflow_keras_adv.registry.command import promotion_of
+    from mlflow_keras_adv.side_by_side import measure_models
+
+    done = promotion_of(name, candidate, measure=measure_models, dry_run=not yes, **options)
+    click.echo(str(done))
+    if done.outcome == "passed":
+        click.echo("Add --yes to promote it.")
+    if done.outcome not in ("promoted", "passed"):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--reason", default="", help="Why, for the trail.")
+def rollback(name: str, reason: str) -> None:
+    """Make the previous champion of the registered model NAME the champion again."""
+    from mlflow_keras_adv import registry
+
+    click.echo(str(registry.rollback(name, reason=reason)))
+
+
+@main.command()
+@click.argument("name")
+def history(name: str) -> None:
+    """Who moved the champion of the registered model NAME, when, why and on what evidence."""
+    from mlflow_keras_adv import registry
+
+    for entry in registry.history(name):
+        click.echo(str(entry))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, metavar="[RUN_ID]...")
+@click.option("-e", "--experiment", "experiments", multiple=True, help="Its runs; repeatable.")
+@click.option("--filter", "filter_string", default="", help="As \"params.lr = '0.01'\".")
+@click.option("--by", multiple=True, help="Param that makes a variant, or name; repeatable.")
+@click.option("--score", help="Metric to sort by; default: final/accuracy, else another.")
+@click.option("--max-runs", type=click.IntRange(1), default=500, show_default=True)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the page here, too.")
+@click.option("--log/--no-log", default=True, help="Log page and table to a new run.")
+def compare(**options: Any) -> None:
+    """Compare runs on one page: by their ids, of experiments, or of a search in these.
+
+    A run with nested runs stands for these. Runs that differ in the seed alone are one variant.
+    """
+    from mlflow_keras_adv.comparison.compare import compare as comparison_of
+
+    found = comparison_of(**options)
+    click.echo(str(found))
+    if found.run_id is not None:
+        click.echo(f"Page: runs:/{found.run_id}/comparison/report.html")
+
+
 def _sync(uri: str | None) -> bool:
     """Delivers what is pending, says so, and whether all of it was."""
     from mlflow_keras_adv.tracking import sync as syncing
 
+    # MLflow would print two lines for each run that is ended.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     outcome = syncing.sync(uri)
     for line in outcome.delivered:
         click.echo(f"delivered  {line}")

@@ -8,7 +8,8 @@ What is logged is an MLflow model folder:
 
 `mlflow.pyfunc.load_model`, `mlflow models predict` and `mlflow models serve` need MLflow, NumPy and
 ai-edge-litert, neither TensorFlow nor this package. Callers send and get real numbers also where
-the file computes with integers. Nothing is pickled.
+the file computes with integers. Nothing is pickled. `mlflow.models.evaluate` takes one number a
+sample: log a classifier that it is to evaluate with `predict_params={"output": "class"}`.
 
 Example:
     ```python
@@ -53,6 +54,7 @@ def save_model(
     *,
     signature: ModelSignature | None = None,
     input_example: Any = None,
+    predict_params: Mapping[str, Any] | None = None,
     code_paths: Sequence[str | Path] = (),
     conda_env: Mapping[str, Any] | str | None = None,
     pip_requirements: Sequence[str] | str | None = None,
@@ -72,6 +74,9 @@ def save_model(
             DataFrame of one feature a column as input example: these columns.
         input_example: A few samples: an array, a dict of arrays by name, or a DataFrame. Default:
             a sample of zeros, unless the file leaves an axis beside the samples' free.
+        predict_params: Defaults for what `LiteRTModel.predict` takes beside the data, as
+            {"num_threads": 2}. With {"output": "class"} the model predicts classes, which is what
+            `mlflow.models.evaluate` takes from a classifier; {"output": "value"}, of a regressor.
         code_paths: Files and folders to take along.
         conda_env: Instead of the requirements.
         pip_requirements: Default: the installed mlflow, numpy and ai-edge-litert.
@@ -81,11 +86,11 @@ def save_model(
 
     Raises:
         ValueError: `model` is not a `.tflite` file, is damaged, LiteRT cannot run it, or the
-            example does not fit it.
+            example or the params do not fit it.
         UserError: There is no such file.
     """
     content = _content(model)
-    runner = LiteRTModel(content)
+    runner = LiteRTModel(content, **(predict_params or {}))
     example = example_of(runner, input_example, signature)
     signature = signature or signature_of(runner, example)
     digest = hashlib.sha256(content).hexdigest()
@@ -105,7 +110,11 @@ def save_model(
         data = Path(temporary, _FOLDER)
         data.mkdir()
         (data / runtime.MODEL_FILE).write_bytes(content)
-        description = {"sha256": digest, "size_bytes": len(content)}
+        description = {
+            "sha256": digest,
+            "size_bytes": len(content),
+            "params": dict(predict_params or {}),
+        }
         (data / runtime.DESCRIPTION_FILE).write_text(json.dumps(description))
         loader = shutil.copy(runtime.__file__, Path(temporary, f"{_LOADER}.py"))
         mlflow.pyfunc.save_model(
@@ -151,8 +160,8 @@ def log_model(
         model_type: For example "classifier".
         registered_model_name: Registers a version of this model too.
         metadata: Kept in the MLmodel file.
-        **arguments: Of `save_model`: signature, input_example, code_paths, conda_env,
-            pip_requirements, extra_pip_requirements.
+        **arguments: Of `save_model`: signature, input_example, predict_params, code_paths,
+            conda_env, pip_requirements, extra_pip_requirements.
 
     Returns:
         MLflow's description of the model, with `model_id` and `model_uri`.

@@ -1,6 +1,6 @@
 """What a `.tflite` file says of its inputs and outputs, in MLflow's words: signature, example."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,9 @@ import pandas as pd
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-from mlflow_keras_adv.compression.runtime import PARAMS, LiteRTModel, Tensor
+from mlflow_keras_adv.compression.runtime import LiteRTModel, Tensor
+
+_TYPES = {bool: "boolean", int: "long", str: "string"}
 
 
 def example_of(
@@ -46,20 +48,18 @@ def example_of(
 
 
 def signature_of(model: LiteRTModel, example: Any = None) -> ModelSignature:
-    """Names, dtypes and shapes as callers see them, and the params of `LiteRTModel.predict`.
+    """Names, dtypes and shapes as callers see them, and the params with the model's defaults.
 
     Args:
-        model: Gives the names and shapes.
+        model: Gives the names, shapes and params.
         example: Where it is a DataFrame of one feature a column, the inputs are these columns.
     """
-    params = [
-        ParamSpec(name, "boolean" if isinstance(value, bool) else "long", value)
-        for name, value in PARAMS.items()
-    ]
+    params = [ParamSpec(name, _TYPES[type(value)], value) for name, value in model.params.items()]
     inputs = _schema(model.inputs)
     if isinstance(example, pd.DataFrame) and not {t.name for t in model.inputs} <= set(example):
         inputs = infer_signature(example).inputs
-    return ModelSignature(inputs, _schema(model.outputs), ParamSchema(params))
+    outputs = Schema([_answer(tensor, model.params) for tensor in model.outputs])
+    return ModelSignature(inputs, outputs, ParamSchema(params))
 
 
 def described(tensor: Tensor) -> dict[str, Any]:
@@ -84,3 +84,15 @@ def _zeros(tensors: Iterable[Tensor]) -> dict[str, np.ndarray] | None:
 
 def _schema(tensors: Iterable[Tensor]) -> Schema:
     return Schema([TensorSpec(sent_dtype(each), each.shape, each.name) for each in tensors])
+
+
+def _answer(tensor: Tensor, params: Mapping[str, Any]) -> TensorSpec:
+    """What callers get by default."""
+    if params["output"] == "class":
+        return TensorSpec(np.dtype(np.int64), tensor.shape[:-1], tensor.name)
+    shape = tensor.shape
+    if params["output"] == "value" and shape[1:][-1:] == (1,):
+        shape = shape[:-1]
+    return TensorSpec(
+        sent_dtype(tensor) if params["dequantize"] else tensor.dtype, shape, tensor.name
+    )

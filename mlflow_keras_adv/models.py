@@ -287,8 +287,8 @@ def _existing(path: str | Path) -> Path:
 
 def _requirements(modules: Iterable[str], shipped: Iterable[Path]) -> list[str]:
     """Pinned as installed; found out without running the model in a subprocess, as MLflow would."""
-    owners = packages_distributions()
     tops = {module.partition(".")[0] for module in modules} - {path.stem for path in shipped}
+    owners = packages_distributions() if tops else {}  # it reads all that is installed: a second
     custom = [owners[top][0] for top in sorted(tops) if top in owners]
     names = ["mlflow", "tensorflow", "keras", "numpy", *custom]
     return [f"{name}=={version(name)}" for name in names]

@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mlflow import MlflowClient
 
+from mlflow_keras_adv.comparison.view import say_where, view_address
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run
 
 
@@ -86,11 +88,13 @@ def log_comparison(
     """Puts what its nested runs found on the parent run.
 
     Logs the table `comparison.json`, the figure `learning_curves.png`, the `final/…` metrics of the
-    winner (a parent without metrics shows an empty chart page) and the tag `winner`.
+    winner (a parent without metrics shows an empty chart page) and the tag `winner`. Prints where
+    MLflow's own chart page shows the nested runs.
 
     Args:
         run: The parent.
-        variants: The nested runs, all of them ended, by name.
+        variants: The nested runs by name. One that has not ended is waited for until what it was
+            handed is in the store.
         candidates: Names among which the winner is chosen. Default: all.
         select_by: Metric whose last value decides, the highest wins; of equals the one with fewer
             `final/gzip_bytes`. A validation metric: choosing by the test split would flatter it.
@@ -102,9 +106,12 @@ def log_comparison(
     Raises:
         ValueError: If no candidate has the metric `select_by`.
     """
+    for each in variants.values():
+        each.flush(GRACE_SECONDS)  # what is not in the store yet would be missing
     client = MlflowClient()
     run_ids = {name: each.run_id for name, each in variants.items()}
-    metrics = {name: client.get_run(run_id).data.metrics for name, run_id in run_ids.items()}
+    found = {name: client.get_run(run_id) for name, run_id in run_ids.items()}
+    metrics = {name: each.data.metrics for name, each in found.items()}
     scored = [name for name in candidates or variants if select_by in metrics[name]]
     if not scored:
         raise ValueError(
@@ -118,4 +125,7 @@ def log_comparison(
     run.log_figure(learning_curves(run_ids, curves), "learning_curves.png")
     run.log_metrics({k: v for k, v in metrics[winner].items() if k.startswith("final/")}, step=0)
     run.set_tags({"winner": winner})
+    score = next((k for k in ("final/accuracy", select_by) if k in metrics[winner]), None)
+    title = f"{run.name}: {', '.join(variants)}"
+    say_where(view_address(list(found.values()), name=title, score=score, parent_run_id=run.run_id))
     return winner

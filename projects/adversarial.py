@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import keras
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
@@ -71,7 +71,7 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 2e-3,
+    lr: PositiveFloat = 2e-3,
     epsilon: Annotated[float, Field(gt=0, le=1)] = 0.15,
     attack_steps: Annotated[int, Field(ge=2)] = 5,
     seed: NonNegativeInt = 0,
@@ -88,10 +88,8 @@ def main(
         seed: Of weights, order of examples, attacks and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "adversarial"}
     images = load(data, seed=seed)
-    examples = tf.data.Dataset.from_tensor_slices(images.train)
-    batches = examples.shuffle(len(images.y_train)).batch(batch_size)
+    batches = images.batches(batch_size)
 
     def train(model: keras.Model, steps: int) -> None:
         optimizer = keras.optimizers.Adam(lr)
@@ -112,28 +110,23 @@ def main(
             found = accuracies(model, *images.validation, epsilon)
             loop.log(**{f"val_{name}": value for name, value in found.items()})
 
-    with mka.track("adversarial", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        test = images.test
-        runs, final = {}, {}
-        variants = {"standard": 0, "fgsm": 1, "pgd": attack_steps}
-        for number, (variant, steps) in enumerate(variants.items(), start=1):
-            print(f"[{number}/{len(variants)}] {variant}", flush=True)
-            with run.child(variant, params={"attack_steps": steps}, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    nets = {"standard": 0, "fgsm": 1, "pgd": attack_steps}
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(nets)}
+    with mka.technique("adversarial", params, **record) as technique:
+        for name, steps in nets.items():
+            with technique.variant(name, params={"attack_steps": steps}) as run:
                 model = net(images)
                 train(model, steps)
-                scores = accuracies(model, *test, epsilon)
-                mka.log_finished_model(
-                    child, model, *test, name=variant, scores=scores, dataset=images.dataset
-                )
-            runs[variant], final[variant] = child, scores
+                scores = accuracies(model, *images.test, epsilon)
+                technique.finish(run, model, *images.test, scores=scores)
 
         curves = ("val/accuracy", "val/fgsm_accuracy", "val/pgd_accuracy")
-        winner = mka.log_comparison(run, runs, select_by="val/pgd_accuracy", curves=curves)
-        standard, defended = final["standard"], final["pgd"]
-        claims = mka.log_claims(
-            run,
+        technique.compare(select_by="val/pgd_accuracy", curves=curves)
+        standard, defended = (technique.finished[name].final for name in ("standard", "pgd"))
+        technique.conclude(
+            f"Under PGD the net trained against it reads {defended['pgd_accuracy']:.1%} of the "
+            f"test images, the standard net {standard['pgd_accuracy']:.1%}; "
+            f"clean ones {defended['accuracy']:.1%} and {standard['accuracy']:.1%}.",
             mka.Claim(
                 "robust_gain",
                 "accuracy under PGD that training against PGD adds to the standard net",
@@ -147,13 +140,6 @@ def main(
                 at_most=0.03,
             ),
         )
-        result = (
-            f"Under PGD the net trained against it reads {defended['pgd_accuracy']:.1%} of the "
-            f"test images, the standard net {standard['pgd_accuracy']:.1%}; "
-            f"clean ones {defended['accuracy']:.1%} and {standard['accuracy']:.1%}."
-        )
-        run.describe(f"{result}\n\n{claims}\n\nBest under PGD on validation: {winner}.")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ Half a minute of computing on two cores.
     mlflow run . -e batch_norm --env-manager local -P high_lr=0.5
 """
 
-from typing import Annotated
-
 import keras
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
 from projects.data import Data, load
+
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(data: Data, normalized: bool) -> keras.Model:
@@ -55,8 +55,8 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
-    low_lr: Annotated[float, Field(gt=0)] = 0.1,
-    high_lr: Annotated[float, Field(gt=0)] = 1.0,
+    low_lr: PositiveFloat = 0.1,
+    high_lr: PositiveFloat = 1.0,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Trains a net with and without batch normalization at two learning rates.
@@ -70,28 +70,20 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "batch_norm"}
     images = load(data, seed=seed)
-    variants = {
+    nets = {
         "plain_low": (False, low_lr),
         "normalized_low": (True, low_lr),
         "plain_high": (False, high_lr),
         "normalized_high": (True, high_lr),
     }
 
-    with mka.track("batch_norm", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, accuracy = {}, {}
-        for number, (name, (normalized, lr)) in enumerate(variants.items(), 1):
-            print(f"[{number}/{len(variants)}] {name}", flush=True)
-            with run.child(name, params={"batch_norm": normalized}, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(nets)}
+    with mka.technique("batch_norm", params, **record) as technique:
+        for name, (normalized, lr) in nets.items():
+            with technique.variant(name, params={"batch_norm": normalized}) as run:
                 model = net(images, normalized)
-                model.compile(
-                    keras.optimizers.SGD(lr),
-                    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                    metrics=["accuracy"],
-                )
+                model.compile(keras.optimizers.SGD(lr), crossentropy, metrics=["accuracy"])
                 model.fit(
                     *images.train,
                     batch_size=batch_size,
@@ -100,17 +92,15 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                finished = mka.log_finished_model(
-                    child, model, *images.test, name=name, dataset=images.dataset
-                )
-            runs[name], accuracy[name] = child, finished.final["accuracy"]
+                technique.finish(run, model, *images.test)
 
-        winner = mka.log_comparison(
-            run, runs, curves=("gradient/norm", "train/loss", "val/accuracy")
-        )
+        technique.compare(curves=("gradient/norm", "train/loss", "val/accuracy"))
+        accuracy = technique.final("accuracy")
         few = images.x_test[:batch_size]
-        claims = mka.log_claims(
-            run,
+        technique.conclude(
+            "Test accuracy with normalization and without: at the high rate "
+            f"{accuracy['normalized_high']:.1%} and {accuracy['plain_high']:.1%}, at the low rate "
+            f"{accuracy['normalized_low']:.1%} and {accuracy['plain_low']:.1%}.",
             mka.Claim(
                 "gain_at_high_rate",
                 "accuracy on the test split with normalization minus without, at the high rate",
@@ -131,14 +121,6 @@ def main(
                 at_most=1e-4,
             ),
         )
-        result = (
-            f"Test accuracy with normalization and without: at the high rate "
-            f"{accuracy['normalized_high']:.1%} and {accuracy['plain_high']:.1%}, at the low rate "
-            f"{accuracy['normalized_low']:.1%} and {accuracy['plain_low']:.1%}. "
-            f"Best on validation: {winner}."
-        )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ changes a setting of the loss while it trains, one that stops when the training 
 measure.
 
 The first shows what a compiled step demands. A Python number in a loss or layer is baked into the
-graph when that is traced; what is to change must be a variable. Label smoothing (Szegedy et al.
-2015, arXiv:1512.00567) begins high, against overconfidence, and falls to 0 by the last epoch.
+graph when that is traced; what is to change must be a variable, as it is in SmoothedCrossentropy.
+Label smoothing (Szegedy et al. 2015, arXiv:1512.00567) begins high, against overconfidence, and
+falls to 0 by the last epoch.
 
-One run. What to expect: training stops some epochs before the last one, and the model of the best
-epoch comes back from the run's artifacts and from ModelCheckpoint's file alike.
-Half a minute of computing on two cores.
+One run. What to expect: training stops before the last epoch, and the model of the best one comes
+back from the run's artifacts and from ModelCheckpoint's file alike. Half a minute on two cores.
 
     mlflow run . -e callbacks --env-manager local -P stop_at=0.99
 """
@@ -23,10 +23,11 @@ from typing import Annotated, Any
 
 import keras
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.training.smoothing import SmoothedCrossentropy
 from projects.data import Data, load
 
 
@@ -35,26 +36,6 @@ def net(data: Data) -> keras.Model:
     body = [keras.layers.Dense(64, activation="relu") for _ in range(2)]
     head = keras.layers.Dense(data.classes)
     return keras.Sequential([keras.Input(data.input_shape), keras.layers.Flatten(), *body, head])
-
-
-@keras.saving.register_keras_serializable(package="projects")
-class SmoothedCrossentropy(keras.losses.Loss):
-    """Cross-entropy to labels of which a part, `smoothing`, is spread over all classes."""
-
-    def __init__(self, smoothing: float = 0.0, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.smoothing = keras.Variable(smoothing, trainable=False, name="smoothing")
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Labels of shape [n], logits of shape [n, classes]."""
-        log_p = keras.ops.log_softmax(y_pred)
-        labels = keras.ops.one_hot(keras.ops.reshape(y_true, (-1,)), log_p.shape[-1])
-        own = keras.ops.sum(labels * log_p, axis=-1)
-        return -(1 - self.smoothing) * own - self.smoothing * keras.ops.mean(log_p, axis=-1)
-
-    def get_config(self) -> dict[str, Any]:
-        """With the smoothing of now: a checkpoint goes on with it."""
-        return {**super().get_config(), "smoothing": float(self.smoothing)}
 
 
 class AnnealSmoothing(keras.callbacks.Callback):
@@ -84,9 +65,7 @@ class StopWhenGood(keras.callbacks.Callback):
 
     def __init__(self, monitor: str, target: float, epochs: int) -> None:
         super().__init__()
-        self.monitor = monitor
-        self.target = target
-        self.epochs = epochs
+        self.monitor, self.target, self.epochs = monitor, target, epochs
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """A callback may be used again: what counts begins anew."""
@@ -104,7 +83,7 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 60,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 2e-3,
+    lr: PositiveFloat = 2e-3,
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.2,
     patience: PositiveInt = 10,
     stop_at: Annotated[float, Field(gt=0, le=1)] = 0.97,
@@ -123,19 +102,15 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "callbacks"}
     images = load(data, seed=seed)
 
     with (
-        mka.track("callbacks", params=params, tags=technique) as run,
+        mka.technique("callbacks", params, dataset=images.dataset, seed=seed) as technique,
         tempfile.TemporaryDirectory() as folder,
     ):
-        run.log_dataset(images.dataset, context="training")
-        keras.utils.set_random_seed(seed)
-        model = net(images)
-        loss = SmoothedCrossentropy(smoothing)
-        model.compile(keras.optimizers.Adam(lr), loss=loss, metrics=["accuracy"])
         file, events = Path(folder, "best.keras"), Path(folder, "tensorboard")
+        model, loss = net(images), SmoothedCrossentropy(smoothing)
+        model.compile(keras.optimizers.Adam(lr), loss, metrics=["accuracy"])
         history = model.fit(
             *images.train,
             batch_size=batch_size,
@@ -155,54 +130,20 @@ def main(
             ],
             verbose=0,
         ).history
-        run.log_artifact(events)
+        technique.run.log_artifact(events)
 
-        best = float(max(history["val_accuracy"]))
-        restored = mka.load_best(run)
-        from_file = keras.saving.load_model(file)
-        finished = mka.log_finished_model(
-            run, restored, *images.test, name="best", dataset=images.dataset
+        done, best = len(history["loss"]), max(history["val_accuracy"])
+        ours, theirs = mka.load_best(technique.run), keras.saving.load_model(file)
+        off = abs(ours.evaluate(*images.validation, verbose=0)[1] - best)
+        apart = mka.largest_difference(ours.get_weights(), theirs.get_weights())
+        final = technique.finish(technique.run, ours, *images.test, name="best").final
+        technique.conclude(
+            f"Stopped after {done} of {epochs} epochs; the best model reaches "
+            f"{final['accuracy']:.1%} on the test split.",
+            mka.Claim("epochs", "share of the epochs until a stop", done / epochs, at_most=0.9),
+            mka.Claim("back", "accuracy of load_best off the curve's best", off, at_most=1e-6),
+            mka.Claim("same", "weights of ours off ModelCheckpoint's", apart, at_most=0.0),
         )
-        trained = len(history["loss"])
-        claims = mka.log_claims(
-            run,
-            mka.Claim(
-                "epochs",
-                f"epochs until a callback stopped the training, in parts of {epochs}",
-                trained / epochs,
-                at_most=0.9,
-            ),
-            mka.Claim(
-                "checkpoint_difference",
-                "validation accuracy of the checkpoint that came back minus the best of the curve",
-                abs(
-                    float(
-                        restored.evaluate(*images.validation, verbose=0, return_dict=True)[
-                            "accuracy"
-                        ]
-                    )
-                    - best
-                ),
-                at_most=1e-6,
-            ),
-            mka.Claim(
-                "checkpoints_differ",
-                "largest difference of a weight in the run's checkpoint and in ModelCheckpoint's",
-                max(
-                    float(np.abs(one - other).max())
-                    for one, other in zip(
-                        restored.get_weights(), from_file.get_weights(), strict=True
-                    )
-                ),
-                at_most=0.0,
-            ),
-        )
-        result = (
-            f"Stopped after {trained} of {epochs} epochs; the best model reaches "
-            f"{finished.final['accuracy']:.1%} on the test split."
-        )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

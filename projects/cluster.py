@@ -17,12 +17,11 @@ and the model gets no faster. About two minutes of computing on two cores.
 
 from typing import Annotated
 
-import keras
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
-from projects.compressing import baseline, compressed, conclude, loss_of
+from projects.compressing import baseline, conclude, training
 from projects.data import load
 
 
@@ -47,8 +46,8 @@ def main(
     epochs: PositiveInt = 15,
     cluster_epochs: PositiveInt = 4,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 1e-3,
-    cluster_lr: Annotated[float, Field(gt=0)] = 1e-4,
+    lr: PositiveFloat = 1e-3,
+    cluster_lr: PositiveFloat = 1e-4,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Clusters the weights of one net to several numbers of values and compares them.
@@ -66,67 +65,43 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "cluster"}
     wanted = counts(clusters)
     images = load(data, seed=seed)
-    dataset = mka.Dataset(images.name, images.digest)
 
-    with mka.track("cluster", params=params, tags=technique) as run:
-        run.log_dataset(dataset, context="training")
-        print(f"[1/{len(wanted) + 1}] baseline", flush=True)
-        start = baseline(
-            run,
+    record = {"dataset": images.dataset, "seed": seed, "variants": 1 + len(wanted)}
+    with mka.technique("cluster", params, **record) as technique:
+        trade = mka.TradeOff(technique, images)
+        model = baseline(
+            technique,
+            trade,
             images,
-            dataset,
-            technique="cluster",
             model_uri=model_uri,
+            lr=lr,
             epochs=epochs,
             batch_size=batch_size,
-            lr=lr,
-            seed=seed,
         )
-        variants, excess = {"baseline": start}, []
-
-        for number, (name, count) in enumerate(wanted.items(), 2):
-            print(f"[{number}/{len(wanted) + 1}] {name}", flush=True)
-            with run.child(name, params={"clusters": count}, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+        tuning = {"lr": cluster_lr, "epochs": cluster_epochs, "batch_size": batch_size}
+        excess = []
+        for name, count in wanted.items():
+            with technique.variant(name, params={"clusters": count}) as run:
                 clustered = mka.compression.cluster(
-                    start.model,
-                    (images.x_train, images.y_train),
-                    clusters=count,
-                    loss=loss_of(start.model),
-                    optimizer=keras.optimizers.Adam(cluster_lr),
-                    metrics=["accuracy"],
-                    epochs=cluster_epochs,
-                    batch_size=batch_size,
-                    validation_data=(images.x_validation, images.y_validation),
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
+                    model, images.train, clusters=count, **training(model, images, **tuning)
                 )
-                variants[name] = compressed(
-                    child,
-                    clustered.model,
-                    clustered.layers,
-                    start=start,
-                    images=images,
-                    dataset=dataset,
-                )
+                trade.add(run, clustered)
             excess += [row.distinct - count for row in clustered.layers if row.clusters]
 
-        result = conclude(
-            run,
-            variants,
+        conclude(
+            technique,
+            trade.choose(max_accuracy_drop=max_accuracy_drop),
             mka.Claim(
                 "excess_values",
                 "most values in a kernel beyond the number asked for",
-                float(max(excess)),
+                max(excess),
                 at_most=0,
             ),
             max_accuracy_drop=max_accuracy_drop,
             bytes_left=lambda _: 0.5,
         )
-    print(result)
 
 
 if __name__ == "__main__":

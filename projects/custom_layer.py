@@ -7,28 +7,25 @@ keras.layers.PReLU (He et al. 2015, arXiv:1502.01852).
 
 Two nested runs with the same keys, the built-in layers and our own. What to expect: no difference.
 Equal weights give equal answers; trained alike, the rounding of another formula grows to a point of
-accuracy at most. Another process, which has only MLflow and Keras, loads what was logged and
-answers the same, since the source of the layers travels with it. A Lambda layer is no shorter way:
-the run's description says why it is refused.
-Half a minute of computing on two cores.
+accuracy at most. A new process, which has only MLflow and Keras, loads what was logged and answers
+the same, since the source of the layers travels with it. A Lambda layer is no shorter way: the
+run's description says why it is refused. Half a minute of computing on two cores.
 
     mlflow run . -e custom_layer --env-manager local -P units=64
 """
 
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import keras
-import mlflow
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.new_process import predict_in_new_process
 from projects.data import Data, load
+
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @keras.saving.register_keras_serializable(package="projects")
@@ -39,13 +36,7 @@ def gauss_gelu(x: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="projects")
 class Linear(keras.layers.Layer):
-    """`activation(x · kernel + bias)` over the last axis.
-
-    Args:
-        units: Size of the output's last axis.
-        activation: A name or a function.
-        **arguments: Those of every layer: name, dtype, …
-    """
+    """`activation(x · kernel + bias)` over the last axis, which becomes `units` long."""
 
     def __init__(self, units: int, activation: Any = None, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -55,10 +46,8 @@ class Linear(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes the weights, now that the input's last axis is known."""
-        self.kernel = self.add_weight(
-            shape=(input_shape[-1], self.units), initializer="glorot_uniform", name="kernel"
-        )
-        self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+        self.kernel = self.add_weight((input_shape[-1], self.units), name="kernel")
+        self.bias = self.add_weight((self.units,), initializer="zeros", name="bias")
 
     def call(self, inputs: Any) -> Any:
         """Inputs and weights come in the policy's compute dtype."""
@@ -105,44 +94,29 @@ def net(data: Data, units: int, own: bool, policy: str = "float32") -> keras.Mod
     return keras.Sequential([keras.Input(data.input_shape), *body])
 
 
-def untrained_difference(data: Data, units: int, policy: str) -> float:
+def untrained(data: Data, units: int, policy: str) -> float:
     """Largest difference of a logit of the two nets under a dtype policy, from equal weights."""
     own, built_in = (net(data, units, own, policy) for own in (True, False))
     own.set_weights(built_in.get_weights())
-    logits = [np.asarray(each(data.x_test[:64]), np.float32) for each in (own, built_in)]
-    return float(np.abs(logits[0] - logits[1]).max())
+    return mka.largest_difference(own(data.x_test[:64]), built_in(data.x_test[:64]))
 
 
-def refusal(run: mka.Run, x: np.ndarray) -> str:
+def refusal(x: np.ndarray) -> str:
     """What `log_model` says of a formula in a Lambda layer, which would be stored as bytecode."""
     leak = keras.layers.Lambda(lambda x: keras.ops.leaky_relu(x, 0.1))
-    model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(1), leak])
     try:
-        mka.log_model(model, name="lambda", run_id=run.run_id, input_example=x[:2])
+        model = keras.Sequential([keras.Input(x.shape[1:]), leak])
+        mka.log_model(model, name="lambda", input_example=x[:2])
     except mka.UserError as error:
         return f"A Lambda is refused: {error}"
     return "A Lambda was logged."
-
-
-def answers_elsewhere(model_uri: str, x: np.ndarray) -> np.ndarray:
-    """What the logged model answers in a new process, in a folder without this project."""
-    program = (
-        "import sys, mlflow, numpy; mlflow.set_tracking_uri(sys.argv[1]); "
-        "model = mlflow.pyfunc.load_model(sys.argv[2]); "
-        "numpy.save('y.npy', model.predict(numpy.load('x.npy')))"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder, "x.npy"), x)
-        command = [sys.executable, "-c", program, mlflow.get_tracking_uri(), model_uri]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        return np.load(Path(folder, "y.npy"))
 
 
 def main(
     data: str = "digits",
     epochs: PositiveInt = 12,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 3e-3,
+    lr: PositiveFloat = 3e-3,
     units: PositiveInt = 32,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -157,23 +131,15 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "custom_layer"}
     images = load(data, seed=seed)
     few = images.x_test[:64]
 
-    with mka.track("custom_layer", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, finished = {}, {}
-        for number, name in enumerate(("built_in", "own"), 1):
-            print(f"[{number}/2] {name}", flush=True)
-            with run.child(name, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    record = {"dataset": images.dataset, "seed": seed, "variants": 2}
+    with mka.technique("custom_layer", params, **record) as technique:
+        for name in ("built_in", "own"):
+            with technique.variant(name) as run:
                 model = net(images, units, own=name == "own")
-                model.compile(
-                    keras.optimizers.Adam(lr),
-                    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                    metrics=["accuracy"],
-                )
+                model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy"])
                 model.fit(
                     *images.train,
                     batch_size=batch_size,
@@ -182,48 +148,21 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                finished[name] = mka.log_finished_model(
-                    child, model, *images.test, name=name, dataset=images.dataset
-                )
-            runs[name] = child
+                finished = technique.finish(run, model, *images.test)
 
-        mka.log_comparison(run, runs)
-        here = keras.ops.convert_to_numpy(model(few, training=False))
-        elsewhere = answers_elsewhere(finished["own"].info.model_uri, few)
-        claims = mka.log_claims(
-            run,
-            mka.Claim(
-                "built_in_difference",
-                "largest difference of a logit of our layers and of the built-in ones, untrained",
-                untrained_difference(images, units, "float32"),
-                at_most=1e-5,
-            ),
-            mka.Claim(
-                "half_difference",
-                "the same under the policy mixed_float16",
-                untrained_difference(images, units, "mixed_float16"),
-                at_most=1e-2,
-            ),
-            mka.Claim(
-                "accuracy_difference",
-                "difference of their accuracies on the test split, trained alike",
-                abs(finished["own"].final["accuracy"] - finished["built_in"].final["accuracy"]),
-                at_most=0.03,
-            ),
-            mka.Claim(
-                "reload_difference",
-                "largest difference of a logit in this process and in one that has only loaded "
-                "the logged model",
-                float(np.abs(here - elsewhere).max()),
-                at_most=1e-5,
-            ),
+        technique.compare()
+        here, there = model(few), predict_in_new_process(finished.info.model_uri, few)
+        built_in, own = technique.final("accuracy").values()
+        full, half = (untrained(images, units, each) for each in ("float32", "mixed_float16"))
+        away, apart = mka.largest_difference(here, there), abs(own - built_in)
+        technique.conclude(
+            f"Test accuracy {own:.1%} with layers of our own, {built_in:.1%} with Keras' own.",
+            mka.Claim("untrained", "difference of a logit from equal weights", full, at_most=1e-5),
+            mka.Claim("half", "the same under the policy mixed_float16", half, at_most=1e-2),
+            mka.Claim("reloaded", "difference of a logit in a new process", away, at_most=1e-5),
+            mka.Claim("trained", "difference of accuracies, trained alike", apart, at_most=0.03),
+            note=refusal(few),
         )
-        result = (
-            f"Test accuracy {finished['own'].final['accuracy']:.1%} with layers of our own, "
-            f"{finished['built_in'].final['accuracy']:.1%} with the built-in ones."
-        )
-        run.describe(f"{result}\n\n{claims}\n\n{refusal(run, few)}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ the rounding of float32. Half a minute of computing on two cores.
 from typing import Annotated, Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
@@ -43,13 +42,17 @@ def focal(gamma: float) -> Any:
     return loss
 
 
-def train_by_loop(
-    model: keras.Model, train: Any, validation: Any, loss_fn: Any, rates: list[float], clip: float
-) -> None:
+def callbacks() -> list[keras.callbacks.Callback]:
+    """What both trainings are given."""
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=5)
+    return [mka.MlflowLogger(), mka.Checkpoints("val_loss"), stop]
+
+
+def by_loop(model: keras.Model, data: Any, loss_fn: Any, rates: list[float], clip: float) -> None:
     """Trains with a tape: one epoch for each rate, unless EarlyStopping ends it before."""
     optimizer = keras.optimizers.SGD(rates[0], momentum=0.9)
-    accuracy = keras.metrics.SparseCategoricalAccuracy()
-    val_loss, val_accuracy = keras.metrics.Mean(), keras.metrics.SparseCategoricalAccuracy()
+    accuracy, val_accuracy = (keras.metrics.SparseCategoricalAccuracy() for _ in range(2))
+    val_loss = keras.metrics.Mean()
     loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks(), verbose=0)
 
     @tf.function
@@ -59,7 +62,7 @@ def train_by_loop(
             loss = loss_fn(y, logits)
         gradients = tape.gradient(loss, model.trainable_variables)
         clipped, norm = clip_by_global_norm(gradients, clip)
-        optimizer.apply_gradients(zip(clipped, model.trainable_variables, strict=True))
+        optimizer.apply(clipped, model.trainable_variables)
         accuracy.update_state(y, logits)
         loop.record(loss=loss, norm_before_clipping=norm)
 
@@ -69,52 +72,36 @@ def train_by_loop(
         val_loss.update_state(loss_fn(y, logits), sample_weight=tf.shape(x)[0])
         val_accuracy.update_state(y, logits)
 
+    metrics = {"accuracy": accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    train, validation = data
     for epoch in loop.epochs(len(rates)):
         optimizer.learning_rate = rates[epoch]
-        for metric in (accuracy, val_loss, val_accuracy):
+        for metric in metrics.values():
             metric.reset_state()
         for x, y in loop.batches(train):
             train_step(x, y)
         for x, y in validation:
             validation_step(x, y)
-        loop.log(
-            accuracy=accuracy.result(),
-            val_loss=val_loss.result(),
-            val_accuracy=val_accuracy.result(),
-        )
+        loop.log(**{name: metric.result() for name, metric in metrics.items()})
 
 
-def train_by_fit(
-    model: keras.Model, train: Any, validation: Any, loss_fn: Any, rates: list[float], clip: float
-) -> None:
+def by_fit(model: keras.Model, data: Any, loss_fn: Any, rates: list[float], clip: float) -> None:
     """The same by Keras' means."""
     optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, global_clipnorm=clip)
     model.compile(optimizer, loss=loss_fn, metrics=["accuracy"])
-    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
-    model.fit(
-        train,
-        epochs=len(rates),
-        validation_data=validation,
-        callbacks=[scheduler, *callbacks()],
-        shuffle=False,  # the dataset does that
-        verbose=0,
-    )
-
-
-def callbacks() -> list[keras.callbacks.Callback]:
-    """What both trainings are given."""
-    stop = keras.callbacks.EarlyStopping("val_loss", patience=5)
-    return [mka.MlflowLogger(), mka.Checkpoints("val_loss"), stop]
+    rate = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
+    settings = {"epochs": len(rates), "validation_data": data[1], "shuffle": False, "verbose": 0}
+    model.fit(data[0], callbacks=[rate, *callbacks()], **settings)
 
 
 def main(
     data: str = "digits",
     epochs: PositiveInt = 15,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 0.1,
+    lr: PositiveFloat = 0.1,
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9,
-    gamma: Annotated[float, Field(ge=0)] = 2.0,
-    clip: Annotated[float, Field(gt=0)] = 1.0,
+    gamma: NonNegativeFloat = 2.0,
+    clip: PositiveFloat = 1.0,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Trains one net by a loop of its own and by fit, and compares the two.
@@ -130,53 +117,33 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "custom_loop"}
     images = load(data, seed=seed)
     rates = [lr * decay**epoch for epoch in range(epochs)]
-    trainings = {"loop": train_by_loop, "fit": train_by_fit}
+    # One order for all epochs: fit opens the dataset once more, and would get another one.
+    train, validation = map(tf.data.Dataset.from_tensor_slices, (images.train, images.validation))
+    train = train.shuffle(len(images.x_train), seed=seed, reshuffle_each_iteration=False)
+    batches, weights = (train.batch(batch_size), validation.batch(batch_size)), {}
 
-    with mka.track("custom_loop", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, finished, weights = {}, {}, {}
-        for number, (name, training) in enumerate(trainings.items(), 1):
-            print(f"[{number}/{len(trainings)}] {name}", flush=True)
-            with run.child(name, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    record = {"dataset": images.dataset, "seed": seed, "variants": 2}
+    with mka.technique("custom_loop", params, **record) as technique:
+        for name, train_by in {"loop": by_loop, "fit": by_fit}.items():
+            with technique.variant(name) as run:
                 model = net(images)
-                examples = tf.data.Dataset.from_tensor_slices(images.train)
-                # One order for all epochs: fit opens the dataset once more than the loop does, and
-                # would get another one each time.
-                order = {"seed": seed, "reshuffle_each_iteration": False}
-                train = examples.shuffle(len(images.x_train), **order).batch(batch_size)
-                validation = tf.data.Dataset.from_tensor_slices(images.validation).batch(batch_size)
-                training(model, train, validation, focal(gamma), rates, clip)
-                finished[name] = mka.log_finished_model(
-                    child, model, *images.test, name=name, dataset=images.dataset
-                )
-            runs[name], weights[name] = (
-                child,
-                np.concatenate([w.ravel() for w in model.get_weights()]),
-            )
+                train_by(model, batches, focal(gamma), rates, clip)
+                technique.finish(run, model, *images.test)
+            weights[name] = model.get_weights()
 
-        mka.log_comparison(run, runs)
-        claims = mka.log_claims(
-            run,
+        technique.compare()
+        accuracy = technique.final("accuracy")
+        technique.conclude(
+            f"Test accuracy {accuracy['loop']:.1%} by the loop, {accuracy['fit']:.1%} by fit.",
             mka.Claim(
                 "weight_difference",
                 "largest difference of a weight after the loop and after fit",
-                float(np.abs(weights["loop"] - weights["fit"]).max()),
+                mka.largest_difference(weights["loop"], weights["fit"]),
                 at_most=1e-5,
             ),
-            mka.Claim(
-                "accuracy_difference",
-                "difference of their accuracies on the test split",
-                abs(finished["loop"].final["accuracy"] - finished["fit"].final["accuracy"]),
-                at_most=0.0,
-            ),
         )
-        result = f"Test accuracy {finished['loop'].final['accuracy']:.1%}, by the loop as by fit."
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,13 @@ class Data:
     def dataset(self) -> Dataset:
         """What the record calls it."""
         return Dataset(self.name, self.digest)
+
+    def batches(self, batch_size: int) -> Any:
+        """A `tf.data.Dataset` of the training examples, in another order in each epoch."""
+        import tensorflow as tf  # takes seconds, and only loops of one's own ask for this
+
+        examples = tf.data.Dataset.from_tensor_slices(self.train)
+        return examples.shuffle(len(self.x_train)).batch(batch_size)
 
 
 def load(data: str = "digits", *, seed: int = 0) -> Data:

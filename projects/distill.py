@@ -20,11 +20,13 @@ Less than a minute of computing on two cores.
 from typing import Annotated
 
 import keras
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
 from projects.data import Data, load
+
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def teacher_net(data: Data) -> keras.Model:
@@ -53,8 +55,8 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 30,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 5e-3,
-    temperature: Annotated[float, Field(gt=0)] = 4.0,
+    lr: PositiveFloat = 5e-3,
+    temperature: PositiveFloat = 4.0,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -70,71 +72,65 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "distill"}
     images = load(data, seed=seed)
-    dataset = mka.Dataset(images.name, images.digest)
 
-    def train(number: int, variant: str, model: keras.Model) -> None:
-        print(f"[{number}/3] {variant}", flush=True)
-        crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(lr), loss=crossentropy, metrics=["accuracy"])
+    def train(model: keras.Model) -> None:
+        model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy"])
         model.fit(
-            images.x_train,
-            images.y_train,
+            *images.train,
             batch_size=batch_size,
             epochs=epochs,
-            validation_data=(images.x_validation, images.y_validation),
+            validation_data=images.validation,
             callbacks=[mka.MlflowLogger()],
         )
 
-    with mka.track("distill", params=params, tags=technique) as run:
-        run.log_dataset(dataset, context="training")
-        test = images.x_test, images.y_test
-
-        with run.child("teacher", tags=technique) as teacher_run:
-            keras.utils.set_random_seed(seed)
+    record = {"dataset": images.dataset, "seed": seed, "variants": 3}
+    with mka.technique("distill", params, **record) as technique:
+        with technique.variant("teacher") as run:
             teacher = teacher_net(images)
-            train(1, "teacher", teacher)
-            taught = mka.log_finished_model(
-                teacher_run, teacher, *test, name="teacher", dataset=dataset
-            )
+            train(teacher)
+            taught = technique.finish(run, teacher, *images.test)
 
-        with run.child("scratch", tags=technique) as scratch_run:
-            keras.utils.set_random_seed(seed)
+        with technique.variant("scratch") as run:
             student = student_net(images)
-            train(2, "student from scratch", student)
-            scratch = mka.log_finished_model(
-                scratch_run, student, *test, name="scratch", dataset=dataset, reference=teacher
-            )
+            train(student)
+            technique.finish(run, student, *images.test, reference=teacher)
 
         settings = {"temperature": temperature, "alpha": alpha}
-        with run.child("distilled", params=settings, tags=technique) as distilled_run:
-            keras.utils.set_random_seed(seed)
+        with technique.variant("distilled", params=settings) as run:
             student = student_net(images)
-            soft_targets = mka.SoftTargets(temperature)
-            distiller = mka.Distiller(student, teacher, soft_targets, alpha=alpha)
-            train(3, "student distilled", distiller)
-            distilled = mka.log_finished_model(
-                distilled_run,
-                student,
-                *test,
-                name="distilled",
-                dataset=dataset,
-                reference=teacher,
-                parent_model_id=taught.info.model_id,
-            )
+            train(mka.Distiller(student, teacher, mka.SoftTargets(temperature), alpha=alpha))
+            lineage = {"reference": teacher, "parent_model_id": taught.info.model_id}
+            technique.finish(run, student, *images.test, **lineage)
 
-        runs = {"teacher": teacher_run, "scratch": scratch_run, "distilled": distilled_run}
-        winner = mka.log_comparison(run, runs, candidates=["scratch", "distilled"])
-        result = (
-            f"The distilled student reaches {distilled.final['accuracy']:.1%} on the test split "
-            f"(from scratch {scratch.final['accuracy']:.1%}, "
-            f"teacher {taught.final['accuracy']:.1%}) "
-            f"and agrees with its teacher on {distilled.final['agreement']:.1%} of the images "
-            f"(from scratch {scratch.final['agreement']:.1%})."
+        technique.compare(candidates=["scratch", "distilled"])
+        accuracy, agreement = technique.final("accuracy"), technique.final("agreement")
+        parameters = technique.final("parameters")
+        technique.conclude(
+            f"The distilled student reaches {accuracy['distilled']:.1%} on the test split "
+            f"(from scratch {accuracy['scratch']:.1%}, teacher {accuracy['teacher']:.1%}) "
+            f"and agrees with its teacher on {agreement['distilled']:.1%} of the images "
+            f"(from scratch {agreement['scratch']:.1%}).",
+            mka.Claim(
+                "accuracy_kept",
+                "test accuracy of the distilled student, in parts of its teacher's",
+                accuracy["distilled"] / accuracy["teacher"],
+                at_least=0.95,
+            ),
+            mka.Claim(
+                "parameters",
+                "parameters of the student, in parts of its teacher's",
+                parameters["distilled"] / parameters["teacher"],
+                at_most=0.02,
+            ),
+            mka.Claim(
+                "accuracy_gain",
+                "test accuracy of the student distilled minus from scratch; none is promised",
+                accuracy["distilled"] - accuracy["scratch"],
+                at_least=-0.02,
+                at_most=0.02,
+            ),
         )
-        run.describe(f"{result}\n\nBetter on validation: {winner}.")
-    print(result)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ from typing import Annotated, Any
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.training.steps import GradientAccumulator
 from projects.data import Data, load
 
-CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(data: Data, gain: float) -> keras.Model:
@@ -39,21 +39,20 @@ def net(data: Data, gain: float) -> keras.Model:
         keras.layers.Reshape((height, width * channels)),
         keras.layers.SimpleRNN(32, activation="relu", recurrent_initializer=recurrent),
     ]
-    return keras.Sequential(
-        [keras.Input(data.input_shape), *body, keras.layers.Dense(data.classes)]
-    )
+    head = keras.layers.Dense(data.classes)
+    return keras.Sequential([keras.Input(data.input_shape), *body, head])
 
 
-def one_update(model: keras.Model, x: Any, y: Any, micro_batches: int) -> np.ndarray:
+def one_update(model: keras.Model, x: Any, y: Any, micro_batches: int) -> list[np.ndarray]:
     """All weights after an update of SGD by the mean gradient of equal parts of a batch."""
     optimizer = keras.optimizers.SGD(0.01)
     accumulator = GradientAccumulator(micro_batches)
     for part_x, part_y in zip(np.split(x, micro_batches), np.split(y, micro_batches), strict=True):
         with tf.GradientTape() as tape:
-            loss = CROSSENTROPY(part_y, model(part_x, training=True))
+            loss = crossentropy(part_y, model(part_x, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
         accumulator.apply(optimizer, gradients, model.trainable_variables)
-    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+    return model.get_weights()
 
 
 def main(
@@ -61,11 +60,11 @@ def main(
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
     micro_batches: Annotated[int, Field(ge=2)] = 4,
-    lr: Annotated[float, Field(gt=0)] = 0.05,
-    gain: Annotated[float, Field(gt=0)] = 2.0,
-    clip_value: Annotated[float, Field(gt=0)] = 0.05,
-    clip_norm: Annotated[float, Field(gt=0)] = 0.5,
-    clip_global_norm: Annotated[float, Field(gt=0)] = 1.0,
+    lr: PositiveFloat = 0.05,
+    gain: PositiveFloat = 2.0,
+    clip_value: PositiveFloat = 0.05,
+    clip_norm: PositiveFloat = 0.5,
+    clip_global_norm: PositiveFloat = 1.0,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Trains one net with each kind of clipping, and compares one batch with its micro-batches.
@@ -84,13 +83,11 @@ def main(
     """
     params = dict(locals())
     if batch_size % micro_batches:
-        raise mka.UserError(
-            f"batch_size: got {batch_size}, expected a multiple of micro_batches={micro_batches}"
-        )
-    technique = {"technique": "gradient_control"}
+        wanted = f"a multiple of micro_batches={micro_batches}"
+        raise mka.UserError(f"batch_size: got {batch_size}, expected {wanted}")
     images = load(data, seed=seed)
-    together = {"global_clipnorm": clip_global_norm}
-    variants: dict[str, dict[str, Any]] = {
+    together: dict[str, Any] = {"global_clipnorm": clip_global_norm}
+    controls = {
         "unclipped": {},
         "value": {"clipvalue": clip_value},
         "norm": {"clipnorm": clip_norm},
@@ -98,16 +95,13 @@ def main(
         "accumulated": {**together, "gradient_accumulation_steps": micro_batches},
     }
 
-    with mka.track("gradient_control", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, finished = {}, {}
-        for number, (name, control) in enumerate(variants.items(), 1):
-            print(f"[{number}/{len(variants)}] {name}", flush=True)
-            with run.child(name, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(controls)}
+    with mka.technique("gradient_control", params, **record) as technique:
+        for name, control in controls.items():
+            with technique.variant(name) as run:
                 model = net(images, gain)
                 optimizer = keras.optimizers.SGD(lr, momentum=0.9, **control)
-                model.compile(optimizer, loss=CROSSENTROPY, metrics=["accuracy"])
+                model.compile(optimizer, crossentropy, metrics=["accuracy"])
                 model.fit(
                     *images.train,
                     batch_size=batch_size // (micro_batches if name == "accumulated" else 1),
@@ -116,12 +110,8 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                finished[name] = mka.log_finished_model(
-                    child, model, *images.test, name=name, dataset=images.dataset
-                )
-            runs[name] = child
+                technique.finish(run, model, *images.test)
 
-        keras.utils.set_random_seed(seed)
         model = net(images, gain)
         batch = images.x_train[:batch_size], images.y_train[:batch_size]
         before = model.get_weights()
@@ -129,16 +119,17 @@ def main(
         model.set_weights(before)
         in_parts = one_update(model, *batch, micro_batches=micro_batches)
 
-        winner = mka.log_comparison(
-            run, runs, curves=("gradient/norm", "gradient/norm_clipped", "val/accuracy")
-        )
-        accuracy = {name: each.final["accuracy"] for name, each in finished.items()}
-        claims = mka.log_claims(
-            run,
+        technique.compare(curves=("gradient/norm", "gradient/norm_clipped", "val/accuracy"))
+        accuracy, runs = technique.final("accuracy"), technique.variants
+        largest = mka.curve(runs["unclipped"], "gradient/norm").max()
+        technique.conclude(
+            f"Gradients of norm {largest:.0f} without clipping; test accuracy "
+            f"{accuracy['unclipped']:.1%}, with the global norm clipped "
+            f"{accuracy['global_norm']:.1%}.",
             mka.Claim(
                 "accumulation_difference",
                 "largest difference of a weight after one batch and after its micro-batches",
-                float(np.abs(whole - in_parts).max()),
+                mka.largest_difference(whole, in_parts),
                 at_most=1e-6,
             ),
             mka.Claim(
@@ -154,14 +145,6 @@ def main(
                 at_least=0.1,
             ),
         )
-        largest = mka.curve(runs["unclipped"], "gradient/norm").max()
-        result = (
-            f"Gradients of norm {largest:.0f} without clipping; test accuracy "
-            f"{accuracy['unclipped']:.1%}, with the global norm clipped "
-            f"{accuracy['global_norm']:.1%}. Best on validation: {winner}."
-        )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

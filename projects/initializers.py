@@ -15,19 +15,18 @@ A minute of computing on two cores.
     mlflow run . -e initializers --env-manager local -P depth=20
 """
 
-from typing import Annotated, Any
+from itertools import product
 
 import keras
-import matplotlib.figure
-import pandas as pd
-import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from matplotlib.figure import Figure
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.training.signals import Signal, signals
 from projects.data import Data, load
 
-CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(data: Data, activation: str, depth: int) -> keras.Model:
@@ -37,58 +36,34 @@ def net(data: Data, activation: str, depth: int) -> keras.Model:
     return keras.Sequential([keras.Input(data.input_shape), keras.layers.Flatten(), *body, head])
 
 
-def initializers(seed: int) -> dict[str, keras.initializers.Initializer]:
+def initializers() -> dict[str, keras.initializers.Initializer]:
     """By name, from none to too much."""
     choices = keras.initializers
     return {
         "zeros": choices.Zeros(),
-        "small": choices.RandomNormal(stddev=0.01, seed=seed),
-        "lecun": choices.LecunNormal(seed=seed),
-        "glorot": choices.GlorotNormal(seed=seed),
-        "he": choices.HeNormal(seed=seed),
-        "orthogonal": choices.Orthogonal(seed=seed),
-        "large": choices.RandomNormal(stddev=0.5, seed=seed),
+        "small": choices.RandomNormal(stddev=0.01),
+        "lecun": choices.LecunNormal(),
+        "glorot": choices.GlorotNormal(),
+        "he": choices.HeNormal(),
+        "orthogonal": choices.Orthogonal(),
+        "large": choices.RandomNormal(stddev=0.5),
     }
 
 
 def initialize(model: keras.Model, initializer: keras.initializers.Initializer) -> None:
-    """Gives every kernel new weights, each layer others; biases become 0."""
+    """Gives every kernel new weights; biases become 0."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dense):
-            fresh = initializer.clone() if hasattr(initializer, "clone") else initializer
-            layer.kernel.assign(fresh(layer.kernel.shape))
-            layer.bias.assign(keras.ops.zeros(layer.bias.shape))
-
-
-def norms_per_layer(model: keras.Model, x: Any, y: Any) -> pd.DataFrame:
-    """Columns layer, activation and gradient: what passes forwards and what comes back.
-
-    The root mean square of the layer's output, and the norm of the loss's gradient by that output.
-    The gradient by the kernel is the product of both kinds of signal, and hides which is missing.
-    """
-    outputs = []
-    with tf.GradientTape() as tape:
-        output = keras.ops.reshape(x, (len(x), -1))
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.Dense):
-                output = layer(output)
-                outputs.append(output)
-        loss = CROSSENTROPY(y, output)
-    gradients = tape.gradient(loss, outputs)
-    return pd.DataFrame(
-        {
-            "layer": range(1, len(outputs) + 1),
-            "activation": [float(tf.sqrt(tf.reduce_mean(each**2))) for each in outputs],
-            "gradient": [float(tf.norm(each)) for each in gradients],
-        }
-    )
+            # Each layer asks a clone: from one initializer all would get the same numbers.
+            layer.kernel.assign(initializer.clone()(layer.kernel.shape))
+            layer.bias.assign(keras.ops.zeros_like(layer.bias))
 
 
 def main(
     data: str = "digits",
     epochs: PositiveInt = 8,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 0.05,
+    lr: PositiveFloat = 0.05,
     depth: PositiveInt = 10,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -103,25 +78,21 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "initializers"}
     images = load(data, seed=seed)
     first = images.x_train[:256], images.y_train[:256]
+    kinds, norms = initializers(), {}
 
-    with mka.track("initializers", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, norms, accuracy = {}, {}, {}
+    record = {"dataset": images.dataset, "seed": seed, "variants": 2 * len(kinds)}
+    with mka.technique("initializers", params, **record) as technique:
         for activation in ("relu", "tanh"):
             # Compiled once: other weights need no other graph. SGD without momentum has no state.
             model = net(images, activation, depth)
-            model.compile(keras.optimizers.SGD(lr), loss=CROSSENTROPY, metrics=["accuracy"])
-            for initializer_name, initializer in initializers(seed).items():
-                name = f"{initializer_name}_{activation}"
-                print(f"[{len(runs) + 1}/14] {name}", flush=True)
-                settings = {"initializer": initializer_name, "activation": activation}
-                with run.child(name, params=settings, tags=technique) as child:
-                    keras.utils.set_random_seed(seed)
+            model.compile(keras.optimizers.SGD(lr), crossentropy, metrics=["accuracy"])
+            for kind, initializer in kinds.items():
+                name, settings = f"{kind}_{activation}", {"kind": kind, "activation": activation}
+                with technique.variant(name, params=settings) as run:
                     initialize(model, initializer)
-                    norms[name] = norms_per_layer(model, *first)
+                    norms[name] = signals(model, *first, crossentropy)
                     model.fit(
                         *images.train,
                         batch_size=batch_size,
@@ -130,59 +101,43 @@ def main(
                         callbacks=[mka.MlflowLogger()],
                         verbose=0,
                     )
-                    finished = mka.log_finished_model(
-                        child, model, *images.test, name=name, dataset=images.dataset
-                    )
-                runs[name], accuracy[name] = child, finished.final["accuracy"]
+                    technique.finish(run, model, *images.test)
 
-        winner = mka.log_comparison(run, runs)
-        run.log_figure(figure(norms), "norms_per_layer.png")
-        table = pd.concat([table.assign(variant=name) for name, table in norms.items()])
-        run.log_table(table, "norms_per_layer.json")
+        technique.compare()
+        technique.run.log_figure(figure(norms), "norms_per_layer.png")
+        accuracy = technique.final("accuracy")
 
         def way_back(name: str, **limits: float) -> mka.Claim:
-            gradient = norms[name].gradient
-            text = f"{name}: gradient by the first hidden layer in parts of that by the last"
-            return mka.Claim(
-                f"gradient_{name}", text, gradient.iloc[0] / gradient.iloc[-2], **limits
-            )
+            text = f"{name}: gradient at the first hidden layer in parts of that at the last"
+            part = norms[name][0].gradient / norms[name][-2].gradient
+            return mka.Claim(f"gradient_{name}", text, part, **limits)
 
-        claims = mka.log_claims(
-            run,
-            way_back("he_relu", at_least=0.2, at_most=5),
-            way_back("glorot_tanh", at_least=0.2, at_most=5),
-            way_back("small_relu", at_most=1e-3),
-            way_back("large_relu", at_least=1e3),
+        shown = ("he_relu", "glorot_relu", "glorot_tanh", "small_relu")
+        technique.conclude(
+            f"Test accuracy: {', '.join(f'{name} {accuracy[name]:.1%}' for name in shown)}.",
             mka.Claim(
                 "accuracy_gain",
                 "accuracy on the test split of ReLU with He's weights minus with Glorot's",
                 accuracy["he_relu"] - accuracy["glorot_relu"],
                 at_least=0.3,
             ),
+            way_back("he_relu", at_least=0.2, at_most=5),
+            way_back("glorot_tanh", at_least=0.2, at_most=5),
+            way_back("small_relu", at_most=1e-3),
+            way_back("large_relu", at_least=1e3),
         )
-        shown = ", ".join(
-            f"{name} {accuracy[name]:.1%}"
-            for name in ("he_relu", "glorot_relu", "glorot_tanh", "small_relu")
-        )
-        result = f"Test accuracy: {shown}. Best on validation: {winner}."
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
-def figure(norms: dict[str, pd.DataFrame]) -> matplotlib.figure.Figure:
-    """Four panels: spread of the outputs and norm of the gradients, by activation."""
-    drawing = matplotlib.figure.Figure(figsize=(11, 8), layout="constrained")
-    for row, what in zip(
-        drawing.subplots(2, 2, sharex=True), ("activation", "gradient"), strict=True
-    ):
-        for panel, activation in zip(row, ("relu", "tanh"), strict=True):
-            for name, table in norms.items():
-                if name.endswith(activation):
-                    shown = table[what].where(table[what] > 0)
-                    panel.plot(table["layer"], shown, marker="o", label=name)
-            panel.set(title=f"{what}, {activation}", xlabel="layer", yscale="log")
-            panel.grid(alpha=0.3)
-            panel.legend(frameon=False)
+def figure(norms: dict[str, list[Signal]]) -> Figure:
+    """Four panels: size of the outputs and norm of the gradients, by activation."""
+    drawing = Figure(figsize=(11, 8), layout="constrained")
+    panels = product(("activation", "gradient"), ("relu", "tanh"))
+    for panel, (what, activation) in zip(drawing.subplots(2, 2).flat, panels, strict=True):
+        for name in (name for name in norms if name.endswith(activation)):
+            shown = [getattr(each, what) or None for each in norms[name]]  # no logarithm of 0
+            panel.plot(range(1, len(shown) + 1), shown, marker="o", label=name)
+        panel.set(title=f"{what}, {activation}", xlabel="layer", yscale="log")
+        panel.legend(frameon=False)
     return drawing
 
 

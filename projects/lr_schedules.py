@@ -20,11 +20,13 @@ from typing import Annotated, Any
 
 import keras
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
 from projects.data import Data, load
+
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(data: Data) -> keras.Model:
@@ -73,7 +75,7 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 0.3,
+    lr: PositiveFloat = 0.3,
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -88,49 +90,47 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "lr_schedules"}
     images = load(data, seed=seed)
     rates = schedules(lr, epochs * -(-len(images.x_train) // batch_size))
 
-    with mka.track("lr_schedules", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, losses, recorded, restored = {}, {}, {}, {}
-        for number, (name, rate) in enumerate(rates.items(), 1):
-            print(f"[{number}/{len(rates)}] {name}", flush=True)
-            callbacks: list[keras.callbacks.Callback] = [mka.MlflowLogger()]
-            if name == "plateau":
-                callbacks += [keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.3, patience=2)]
-            with run.child(name, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.3, patience=2)
+    losses, recorded, restored = {}, {}, {}
+
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(rates)}
+    with mka.technique("lr_schedules", params, **record) as technique:
+        for name, rate in rates.items():
+            with technique.variant(name) as run:
                 model = net(images)
-                model.compile(
-                    keras.optimizers.SGD(rate, momentum=momentum),
-                    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                    metrics=["accuracy"],
-                )
+                optimizer = keras.optimizers.SGD(rate, momentum=momentum)
+                model.compile(optimizer, crossentropy, metrics=["accuracy"])
                 history = model.fit(
                     *images.train,
                     batch_size=batch_size,
                     epochs=epochs,
                     validation_data=images.validation,
-                    callbacks=callbacks,
+                    callbacks=[mka.MlflowLogger(), *([plateau] if name == "plateau" else [])],
                     verbose=0,
                 )
-                mka.log_finished_model(
-                    child, model, *images.test, name=name, dataset=images.dataset
-                )
-            runs[name], losses[name] = child, history.history["loss"][-1]
+                technique.finish(run, model, *images.test)
+            losses[name] = history.history["loss"][-1]
             if callable(rate):
-                recorded[name] = deviation(child, rate)
+                recorded[name] = deviation(run, rate)
                 loaded, steps = reloaded(model).optimizer, int(model.optimizer.iterations)
                 restored[name] = abs(float(loaded.learning_rate) - float(rate(steps)))
 
-        winner = mka.log_comparison(
-            run, runs, curves=("optimizer/learning_rate", "train/loss", "val/accuracy")
-        )
+        technique.compare(curves=("optimizer/learning_rate", "train/loss", "val/accuracy"))
         fallen = np.median([losses[name] for name in recorded])
-        claims = mka.log_claims(
-            run,
+        worst, best = max(losses, key=losses.__getitem__), min(losses, key=losses.__getitem__)
+        technique.conclude(
+            f"Loss of the last epoch: {losses[best]:.3g} ({best}) to {losses[worst]:.3g} "
+            f"({worst}).",
+            mka.Claim(
+                "loss_ratio",
+                "train/loss of the last epoch under a schedule (median), in parts of that under "
+                "the constant rate",
+                fallen / losses["constant"],
+                at_most=0.5,
+            ),
             mka.Claim(
                 "rate_difference",
                 "largest difference between a rate on record and its schedule, in parts of lr",
@@ -143,21 +143,7 @@ def main(
                 max(restored.values()) / lr,
                 at_most=1e-6,
             ),
-            mka.Claim(
-                "loss_ratio",
-                "train/loss of the last epoch under a schedule (median), in parts of that under "
-                "the constant rate",
-                fallen / losses["constant"],
-                at_most=0.5,
-            ),
         )
-        worst, best = max(losses, key=losses.__getitem__), min(losses, key=losses.__getitem__)
-        result = (
-            f"Best on validation: {winner}. Loss of the last epoch: {losses[best]:.3g} ({best}) "
-            f"to {losses[worst]:.3g} ({worst})."
-        )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ costs. Half a minute of computing on two cores.
     mlflow run . -e mixed_precision --env-manager local -P initial_scale=1024
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import keras
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
 from projects.data import Data, load
+
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(data: Data, policy: str) -> keras.Model:
@@ -58,8 +60,8 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 15,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 2e-3,
-    initial_scale: Annotated[float, Field(gt=0)] = 2.0**24,
+    lr: PositiveFloat = 2e-3,
+    initial_scale: PositiveFloat = 2.0**24,
     growth_steps: PositiveInt = 100,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -75,24 +77,17 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "mixed_precision"}
     images = load(data, seed=seed)
     policies = ("float32", "mixed_bfloat16", "mixed_float16")
 
-    with mka.track("mixed_precision", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, accuracy, kept, step_ms = {}, {}, {}, {}
-        for number, policy in enumerate(policies, 1):
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(policies)}
+    with mka.technique("mixed_precision", params, **record) as technique:
+        for policy in policies:
             name = policy.removeprefix("mixed_")
-            print(f"[{number}/{len(policies)}] {name}", flush=True)
-            with run.child(name, params={"policy": policy}, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+            with technique.variant(name, params={"policy": policy}) as run:
                 model = net(images, policy)
-                model.compile(
-                    optimizer(policy, lr, initial_scale, growth_steps),
-                    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                    metrics=["accuracy"],
-                )
+                adam = optimizer(policy, lr, initial_scale, growth_steps)
+                model.compile(adam, crossentropy, metrics=["accuracy"])
                 model.fit(
                     *images.train,
                     batch_size=batch_size,
@@ -101,19 +96,18 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                finished = mka.log_finished_model(
-                    child, model, *images.test, name=name, dataset=images.dataset
-                )
-                kept[name] = activation_bytes(model)
-                child.log_metrics({"final/activation_bytes": kept[name]})
-            runs[name], accuracy[name] = child, finished.final["accuracy"]
-            step_ms[name] = mka.curve(child, "train/step_ms").median()
+                scores = {"activation_bytes": activation_bytes(model)}
+                technique.finish(run, model, *images.test, scores=scores)
 
-        winner = mka.log_comparison(
-            run, runs, curves=("optimizer/loss_scale", "train/loss", "val/accuracy")
-        )
-        claims = mka.log_claims(
-            run,
+        technique.compare(curves=("optimizer/loss_scale", "train/loss", "val/accuracy"))
+        accuracy, kept = technique.final("accuracy"), technique.final("activation_bytes")
+        runs = technique.variants
+        step_ms = {name: mka.curve(run, "train/step_ms").median() for name, run in runs.items()}
+        technique.conclude(
+            f"Test accuracy in float32 {accuracy['float32']:.1%}, bfloat16 "
+            f"{accuracy['bfloat16']:.1%}, float16 {accuracy['float16']:.1%}; a step takes "
+            f"{step_ms['float32']:.2g}, {step_ms['bfloat16']:.2g} and {step_ms['float16']:.2g} ms "
+            "on this machine.",
             mka.Claim(
                 "accuracy_difference",
                 "largest difference of an accuracy on the test split from that of float32",
@@ -133,14 +127,6 @@ def main(
                 at_least=1,
             ),
         )
-        result = (
-            f"Test accuracy in float32 {accuracy['float32']:.1%}, bfloat16 "
-            f"{accuracy['bfloat16']:.1%}, float16 {accuracy['float16']:.1%}; a step takes "
-            f"{step_ms['float32']:.2g}, {step_ms['bfloat16']:.2g} and {step_ms['float16']:.2g} ms "
-            f"on this machine. Best on validation: {winner}."
-        )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ s = log variance, and weigh by it:
 
 Four nested runs with the same keys: each task alone, the plain sum, weighted by uncertainty. The
 cosine of the two tasks' gradients on the trunk says whether they pull it the same way. What to
-expect: the plain sum costs accuracy on the classes, learned weights give most of it back untuned;
-the cosine hovers about 0, so here neither task helps the other. Half a minute of computing on two
-cores.
+expect: the plain sum costs accuracy on the classes, learned weights give most of it back; the
+cosine hovers about 0: neither task helps the other. Half a minute of computing on two cores.
 
     mlflow run . -e multitask --env-manager local -P max_angle=90
 """
@@ -21,11 +20,12 @@ from typing import Annotated, Any
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from scipy.ndimage import rotate
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.training.steps import gradient_cosine
 from projects.data import Data, load
 
 crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -35,36 +35,23 @@ squared_error = keras.losses.MeanSquaredError()
 def net(data: Data) -> tuple[keras.Model, keras.Model]:
     """The whole net, with an output for each task, and the trunk that both share."""
     layers = keras.layers
-    body = [
-        layers.Conv2D(16, 3, activation="relu"),
-        layers.Conv2D(32, 3, activation="relu"),
-        layers.Flatten(),
-        layers.Dense(64, activation="relu"),
-    ]
+    body = [layers.Conv2D(16, 3, activation="relu"), layers.Conv2D(32, 3, activation="relu")]
+    body += [layers.Flatten(), layers.Dense(64, activation="relu")]
     trunk = keras.Sequential([keras.Input(data.input_shape), *body], name="trunk")
-    heads = {
-        "label": layers.Dense(data.classes, name="label")(trunk.outputs[0]),
-        "angle": layers.Dense(1, name="angle")(trunk.outputs[0]),
-    }
+    units = {"label": data.classes, "angle": 1}
+    heads = {name: layers.Dense(n, name=name)(trunk.outputs[0]) for name, n in units.items()}
     return keras.Model(trunk.inputs[0], heads, name="two_heads"), trunk
 
 
 def turned(x: np.ndarray, max_angle: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Each image turned by a random angle, and the angles in degrees, [n, 1]."""
     angles = np.random.default_rng(seed).uniform(-max_angle, max_angle, len(x)).astype(np.float32)
-    images = [
-        rotate(each, angle, reshape=False, order=1) for each, angle in zip(x, angles, strict=True)
-    ]
+    pairs = zip(x, angles, strict=True)
+    images = [rotate(each, angle, reshape=False, order=1) for each, angle in pairs]
     return np.stack(images), angles[:, None]
 
 
-def cosine(first: list[Any], second: list[Any]) -> Any:
-    """Of the angle between two gradients, each a list of tensors; 0 where one is zero."""
-    a, b = (tf.concat([tf.reshape(each, [-1]) for each in parts], 0) for parts in (first, second))
-    return tf.math.divide_no_nan(tf.reduce_sum(a * b), tf.norm(a) * tf.norm(b))
-
-
-def scores_of(model: keras.Model, x: Any, y: Any, angles: Any) -> dict[str, float]:
+def scores_of(model: keras.Model, x: Any, angles: Any, y: Any) -> dict[str, float]:
     """Accuracy of the class, and root mean square error of the angle in degrees."""
     found = model.predict(x, batch_size=256, verbose=0)
     return {
@@ -77,7 +64,7 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 20,
     batch_size: PositiveInt = 64,
-    lr: Annotated[float, Field(gt=0)] = 4e-3,
+    lr: PositiveFloat = 4e-3,
     max_angle: Annotated[float, Field(gt=0, le=180)] = 45.0,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -92,15 +79,12 @@ def main(
         seed: Of weights, angles, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "multitask"}
     images = load(data, seed=seed)
     x, angles = turned(images.x_train, max_angle, seed)
     examples = tf.data.Dataset.from_tensor_slices((x, images.y_train, angles))
     batches = examples.shuffle(len(x)).batch(batch_size)
-    x, angles = turned(images.x_validation, max_angle, seed + 1)
-    validation = x, images.y_validation, angles
-    x, angles = turned(images.x_test, max_angle, 0)  # the same for every seed
-    test = x, images.y_test, angles
+    validation = turned(images.x_validation, max_angle, seed + 1)
+    test = turned(images.x_test, max_angle, 0)  # the same for every seed
 
     def train(model: keras.Model, trunk: keras.Model, fixed: tuple[float, float] | None) -> None:
         # A variance of hundreds is far from 1, where it begins: it takes larger steps.
@@ -119,84 +103,47 @@ def main(
                 if not fixed:
                     loss += tf.reduce_sum(log_variance) / 2
             gradients = tape.gradient(loss, model.trainable_variables)
-            pairs = zip(gradients, model.trainable_variables, strict=True)
-            optimizers["net"].apply_gradients(pairs)
+            optimizers["net"].apply(gradients, model.trainable_variables)
             if not fixed:
-                gradient = tape.gradient(loss, log_variance.value)
-                optimizers["weights"].apply_gradients([(gradient, log_variance)])
+                optimizers["weights"].apply(
+                    [tape.gradient(loss, log_variance.value)], [log_variance]
+                )
             of_label = tape.gradient(label_loss, trunk.trainable_variables)
             of_angle = tape.gradient(angle_loss, trunk.trainable_variables)
             loop.record(loss=loss, label_loss=label_loss, angle_loss=angle_loss)
-            loop.record(gradient_cosine=cosine(of_label, of_angle))
+            loop.record(gradient_cosine=gradient_cosine(of_label, of_angle))
             loop.record(label_weight=weights[0], angle_weight=weights[1])
 
         for _ in loop.epochs(epochs):
             for batch in loop.batches(batches):
                 train_step(*batch)
-            found = scores_of(model, *validation)
+            found = scores_of(model, *validation, images.y_validation)
             loop.log(**{f"val_{name}": value for name, value in found.items()})
 
-    with mka.track("multitask", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        weights = {
-            "label_only": (1.0, 0.0),
-            "angle_only": (0.0, 1.0),
-            "plain_sum": (1.0, 1.0),
-            "uncertainty": None,
-        }
-        runs, scores = {}, {}
-        for number, (variant, fixed) in enumerate(weights.items(), start=1):
-            print(f"[{number}/{len(weights)}] {variant}", flush=True)
-            with run.child(variant, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    both: dict[str, Any] = {"plain_sum": (1.0, 1.0), "uncertainty": None}
+    weights = {"label_only": (1.0, 0.0), "angle_only": (0.0, 1.0), **both}
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(weights)}
+    with mka.technique("multitask", params, **record) as technique:
+        for name, fixed in weights.items():
+            with technique.variant(name) as run:
                 model, trunk = net(images)
                 train(model, trunk, fixed)
-                scores[variant] = scores_of(model, *test)
-                mka.log_finished_model(
-                    child,
-                    model,
-                    test[0],
-                    name=variant,
-                    scores=scores[variant],
-                    dataset=images.dataset,
-                )
-            runs[variant] = child
+                scores = scores_of(model, *test, images.y_test)
+                technique.finish(run, model, test[0], scores=scores)
 
-        winner = mka.log_comparison(
-            run,
-            runs,
-            candidates=["plain_sum", "uncertainty"],
-            curves=("val/accuracy", "val/angle_error_degrees", "train/gradient_cosine"),
+        curves = ("val/accuracy", "val/angle_error_degrees", "train/gradient_cosine")
+        technique.compare(candidates=list(both), curves=curves)
+        accuracy, error = technique.final("accuracy"), technique.final("angle_error_degrees")
+        gain = accuracy["uncertainty"] - accuracy["plain_sum"]
+        lost = accuracy["label_only"] - accuracy["uncertainty"]
+        ratio = error["uncertainty"] / error["angle_only"]
+        shown = (f"{name} {accuracy[name]:.1%} and {error[name]:.1f}°" for name in accuracy)
+        technique.conclude(
+            f"Accuracy and error of the angle: {', '.join(shown)}.",
+            mka.Claim("gain", "accuracy that learned weights add to the sum", gain, at_least=0.05),
+            mka.Claim("lost", "accuracy that the second task costs", lost, at_most=0.1),
+            mka.Claim("angle_ratio", "angle error over that of angles alone", ratio, at_most=1.3),
         )
-        plain, learned = scores["plain_sum"], scores["uncertainty"]
-        claims = mka.log_claims(
-            run,
-            mka.Claim(
-                "accuracy_gain",
-                "accuracy that weighting by uncertainty adds to the plain sum",
-                learned["accuracy"] - plain["accuracy"],
-                at_least=0.05,
-            ),
-            mka.Claim(
-                "accuracy_lost",
-                "accuracy that the second task costs against the classes alone",
-                scores["label_only"]["accuracy"] - learned["accuracy"],
-                at_most=0.1,
-            ),
-            mka.Claim(
-                "angle_ratio",
-                "error of the angle over that of the angle alone",
-                learned["angle_error_degrees"] / scores["angle_only"]["angle_error_degrees"],
-                at_most=1.3,
-            ),
-        )
-        parts = (
-            f"{name} {found['accuracy']:.1%} and {found['angle_error_degrees']:.1f}°"
-            for name, found in scores.items()
-        )
-        result = f"Accuracy and error of the angle: {', '.join(parts)}."
-        run.describe(f"{result}\n\n{claims}\n\nBetter on validation: {winner}.")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

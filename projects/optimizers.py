@@ -15,15 +15,15 @@ A minute and a half of computing on two cores.
     mlflow run . -e optimizers --env-manager local -P seeds=5
 """
 
-from typing import Annotated
-
 import keras
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
 from projects.data import Data, load
+
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(data: Data) -> keras.Model:
@@ -55,7 +55,7 @@ def main(
     data: str = "digits",
     epochs: PositiveInt = 8,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 5e-3,
+    lr: PositiveFloat = 5e-3,
     seeds: PositiveInt = 3,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -70,25 +70,19 @@ def main(
         seed: The first one, of weights and order of examples; and of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "optimizers"}
     images = load(data, seed=seed)
     variants = optimizers(lr)
+    loss, mean = {}, {}
 
-    with mka.track("optimizers", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, losses, accuracies = {}, {}, {}
-        for number, (name, optimizer) in enumerate(variants.items(), 1):
-            print(f"[{number}/{len(variants)}] {name}", flush=True)
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(variants)}
+    with mka.technique("optimizers", params, **record) as technique:
+        for name, optimizer in variants.items():
             model = net(images)
-            model.compile(
-                optimizer,
-                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
-            )
+            model.compile(optimizer, crossentropy, metrics=["accuracy"])
             optimizer.build(model.trainable_variables)
             fresh = [variable.numpy() for variable in optimizer.variables]
-            with run.child(name, tags=technique) as child:
-                losses[name], accuracies[name] = [], []
+            with technique.variant(name) as run:
+                losses, accuracies = [], []
                 for each in range(seed, seed + seeds):
                     # The compiled step stays; weights, moments and count of updates start anew.
                     keras.utils.set_random_seed(each)
@@ -103,31 +97,22 @@ def main(
                         callbacks=[mka.MlflowLogger()] if each == seed else [],
                         verbose=0,
                     )
-                    losses[name].append(history.history["loss"][-1])
+                    losses.append(history.history["loss"][-1])
+                    answers = keras.ops.convert_to_numpy(model(images.x_test, training=False))
+                    accuracies.append(np.mean(answers.argmax(axis=1) == images.y_test))
                     if each == seed:
-                        finished = mka.log_finished_model(
-                            child, model, *images.test, name=name, dataset=images.dataset
-                        )
-                        accuracies[name].append(finished.final["accuracy"])
-                    else:
-                        answers = keras.ops.convert_to_numpy(model(images.x_test, training=False))
-                        accuracies[name].append(float(np.mean(answers.argmax(1) == images.y_test)))
-                child.log_metrics(
-                    {
-                        "final/accuracy_mean": float(np.mean(accuracies[name])),
-                        "final/accuracy_spread": float(np.std(accuracies[name])),
-                        "final/train_loss_mean": float(np.mean(losses[name])),
-                        "final/train_loss_spread": float(np.std(losses[name])),
-                    }
-                )
-            runs[name] = child
+                        technique.finish(run, model, *images.test)
+                for key, values in {"accuracy": accuracies, "train_loss": losses}.items():
+                    run.log_metrics({f"final/{key}_mean": float(np.mean(values))}, step=0)
+                    run.log_metrics({f"final/{key}_spread": float(np.std(values))}, step=0)
+            loss[name], mean[name] = np.mean(losses), np.mean(accuracies)
 
-        winner = mka.log_comparison(run, runs)
-        loss = {name: float(np.mean(values)) for name, values in losses.items()}
-        mean = {name: float(np.mean(values)) for name, values in accuracies.items()}
+        winner = technique.compare()
         adaptive = [mean[name] for name in ("rmsprop", "adam", "amsgrad", "adamw", "lion")]
-        claims = mka.log_claims(
-            run,
+        technique.conclude(
+            f"Test accuracy, mean of {seeds} seeds: SGD {mean['sgd']:.1%}, momentum "
+            f"{mean['momentum']:.1%}, Adam {mean['adam']:.1%}, Lion {mean['lion']:.1%}. "
+            f"Best on validation, of the first seed: {winner}.",
             mka.Claim(
                 "momentum_loss",
                 "train/loss of the last epoch with momentum, in parts of that of SGD at the same "
@@ -143,13 +128,6 @@ def main(
                 at_most=0.03,
             ),
         )
-        result = (
-            f"Test accuracy, mean of {seeds} seeds: SGD {mean['sgd']:.1%}, momentum "
-            f"{mean['momentum']:.1%}, Adam {mean['adam']:.1%}, Lion {mean['lion']:.1%}. "
-            f"Best on validation, of the first seed: {winner}."
-        )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

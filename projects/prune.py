@@ -20,12 +20,11 @@ a point and leaves a fifth. About two minutes of computing on two cores.
 
 from typing import Annotated
 
-import keras
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
-from projects.compressing import baseline, compressed, conclude, loss_of
+from projects.compressing import baseline, conclude, training
 from projects.data import load
 
 Target = float | tuple[int, int]
@@ -63,7 +62,7 @@ def main(
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = 0.02,
     epochs: PositiveInt = 15,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 1e-3,
+    lr: PositiveFloat = 1e-3,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Prunes one net to several sparsities and compares them.
@@ -79,61 +78,31 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "prune"}
     wanted = targets(sparsities)
     images = load(data, seed=seed)
-    dataset = mka.Dataset(images.name, images.digest)
+    of_training = {"lr": lr, "epochs": epochs, "batch_size": batch_size}
 
-    with mka.track("prune", params=params, tags=technique) as run:
-        run.log_dataset(dataset, context="training")
-        print(f"[1/{len(wanted) + 1}] baseline", flush=True)
-        start = baseline(
-            run,
-            images,
-            dataset,
-            technique="prune",
-            model_uri=model_uri,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-        )
-        variants, differences = {"baseline": start}, []
-
-        for number, (name, target) in enumerate(wanted.items(), 2):
-            print(f"[{number}/{len(wanted) + 1}] {name}", flush=True)
-            with run.child(name, params={"sparsity": str(target)}, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
+    record = {"dataset": images.dataset, "seed": seed, "variants": 1 + len(wanted)}
+    with mka.technique("prune", params, **record) as technique:
+        trade = mka.TradeOff(technique, images)
+        model = baseline(technique, trade, images, model_uri=model_uri, **of_training)
+        differences = []
+        for name, target in wanted.items():
+            with technique.variant(name, params={"sparsity": str(target)}) as run:
                 pruned = mka.compression.prune(
-                    start.model,
-                    (images.x_train, images.y_train),
+                    model,
+                    images.train,
                     sparsity=target,
-                    loss=loss_of(start.model),
-                    optimizer=keras.optimizers.Adam(lr),
-                    metrics=["accuracy"],
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    validation_data=(images.x_validation, images.y_validation),
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
+                    **training(model, images, **of_training),
                 )
-                for step, sparsity in zip(pruned.steps, pruned.sparsity, strict=True):
-                    child.log_metrics({"batch/sparsity": float(sparsity)}, step=int(step))
-                variants[name] = compressed(
-                    child,
-                    pruned.model,
-                    pruned.layers,
-                    start=start,
-                    images=images,
-                    dataset=dataset,
-                )
-            differences += [
-                abs(row.sparsity - row.target) for row in pruned.layers if row.target is not None
-            ]
+                trade.add(run, pruned)
+            rows = [row for row in pruned.layers if row.target is not None]
+            differences += [abs(row.sparsity - row.target) for row in rows]
 
-        result = conclude(
-            run,
-            variants,
+        curves = ("train/loss", "val/accuracy", "batch/sparsity")
+        conclude(
+            technique,
+            trade.choose(max_accuracy_drop=max_accuracy_drop, curves=curves),
             mka.Claim(
                 "sparsity_difference",
                 "largest difference between the sparsity asked of a layer and the one it has",
@@ -142,9 +111,7 @@ def main(
             ),
             max_accuracy_drop=max_accuracy_drop,
             bytes_left=lambda final: 1 - 0.75 * final["sparsity"],
-            curves=("train/loss", "val/accuracy", "batch/sparsity"),
         )
-    print(result)
 
 
 if __name__ == "__main__":

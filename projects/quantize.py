@@ -22,20 +22,17 @@ slower. About a minute of computing on two cores.
     mlflow run . -e quantize --env-manager local -P model_uri=models:/digits@champion
 """
 
-from functools import partial
 from typing import Annotated
 
-import keras
-from pydantic import Field, NonNegativeInt, PositiveInt
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.compression.conversion import Artifact, convert
-from mlflow_keras_adv.compression.quantization import SCHEMES, quantize
-from mlflow_keras_adv.compression.quantization_aware import quantize_aware
-from projects.compressing import accuracy_against_size, baseline, loss_of, smallest_within
+from mlflow_keras_adv.compression.footprint import latency_ms
+from mlflow_keras_adv.compression.quantization import SCHEMES
+from projects.compressing import baseline, outcome, training
 from projects.data import load
-from projects.litert_files import file_variant
 
 BY_NAME = {scheme.__name__: scheme for scheme in SCHEMES}
 
@@ -61,8 +58,8 @@ def main(
     epochs: PositiveInt = 15,
     qat_epochs: PositiveInt = 5,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 1e-3,
-    qat_lr: Annotated[float, Field(gt=0)] = 1e-4,
+    lr: PositiveFloat = 1e-3,
+    qat_lr: PositiveFloat = 1e-4,
     samples: PositiveInt = 200,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -83,67 +80,42 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "quantize"}
     wanted = kinds(schemes)
     images = load(data, seed=seed)
-    dataset = mka.Dataset(images.name, images.digest)
 
-    with mka.track("quantize", params=params, tags=technique) as run:
-        run.log_dataset(dataset, context="training")
-        print(f"[1/{len(wanted) + 2}] baseline", flush=True)
-        start = baseline(
-            run,
+    record = {"dataset": images.dataset, "seed": seed, "variants": 2 + len(wanted)}
+    with mka.technique("quantize", params, **record) as technique:
+        trade = mka.TradeOff(technique, images)
+        model = baseline(
+            technique,
+            trade,
             images,
-            dataset,
-            technique="quantize",
             model_uri=model_uri,
+            lr=lr,
             epochs=epochs,
             batch_size=batch_size,
-            lr=lr,
-            seed=seed,
         )
-        floats = convert(start.model, images.x_train[:samples])
+        floats = mka.compression.convert(model, images.x_train[:samples])
+        with technique.variant("float32", params={"scheme": "float32"}) as run:
+            trade.add(run, floats)
+        tuning = {"lr": qat_lr, "epochs": qat_epochs, "batch_size": batch_size}
+        for name in wanted:
+            with technique.variant(name, params={"scheme": name}) as run:
+                if name == "qat":
+                    file = mka.compression.quantize_aware(
+                        model, images.train, **training(model, images, **tuning)
+                    )
+                else:
+                    file = mka.compression.quantize(floats, BY_NAME[name])
+                trade.add(run, file)
 
-        def made(name: str) -> Artifact:
-            if name == "float32":
-                return floats
-            if name != "qat":
-                return quantize(floats, BY_NAME[name])
-            keras.utils.set_random_seed(seed)
-            return quantize_aware(
-                start.model,
-                (images.x_train, images.y_train),
-                loss=loss_of(start.model),
-                optimizer=keras.optimizers.Adam(qat_lr),
-                metrics=["accuracy"],
-                epochs=qat_epochs,
-                batch_size=batch_size,
-                validation_data=(images.x_validation, images.y_validation),
-                callbacks=[mka.MlflowLogger()],
-                verbose=0,
-            )
-
-        variants = {"baseline": start}
-        for number, name in enumerate(["float32", *wanted], 2):
-            print(f"[{number}/{len(wanted) + 2}] {name}", flush=True)
-            variants[name] = file_variant(
-                run,
-                name,
-                partial(made, name),
-                technique="quantize",
-                images=images,
-                dataset=dataset,
-                source=start,
-                reference=start,
-            )
-
-        chosen = smallest_within(variants, max_accuracy_drop)
-        mka.log_comparison(
-            run, {name: each.run for name, each in variants.items()}, candidates=[chosen]
-        )
-        run.log_figure(accuracy_against_size(variants), "accuracy_against_size.png")
-        final = {name: each.finished.final for name, each in variants.items()}
-        checked = [
+        chosen = trade.choose(max_accuracy_drop=max_accuracy_drop)
+        one = images.x_test[:1]
+        predicting = np.median(latency_ms(lambda: model.predict(one, verbose=0), repeats=50))
+        technique.run.log_metrics({"final/latency_keras_predict_ms_p50": predicting}, step=0)
+        final = {name: finished.final for name, finished in technique.finished.items()}
+        latency = technique.final("latency_ms_p50")
+        claims = [
             mka.Claim(
                 "float32_agreement",
                 "share of test images on which the float file chooses what Keras does",
@@ -157,20 +129,14 @@ def main(
                 drop = final["float32"]["accuracy"] - final[name]["accuracy"]
                 in_parts = f"bytes of {name} in parts of the float file's"
                 lost = f"test accuracy that {name} loses"
-                checked.append(mka.Claim(f"{name}_size_share", in_parts, share, at_most=0.31))
-                checked.append(mka.Claim(f"{name}_accuracy_drop", lost, drop, at_most=0.01))
-        claims = mka.log_claims(run, *checked)
-        first, last = final["baseline"], final[chosen]
-        result = (
-            f"{chosen} is the smallest that loses at most {max_accuracy_drop:.1%} on validation: "
-            f"{last['size_bytes'] / 1000:.0f} kB instead of "
-            f"{final['float32']['size_bytes'] / 1000:.0f}, test accuracy {last['accuracy']:.1%} "
-            f"instead of {first['accuracy']:.1%}, {last['latency_ms_p50']:.3f} ms an image instead "
-            f"of {final['float32']['latency_ms_p50']:.3f} in LiteRT and "
-            f"{first['latency_ms_p50']:.3f} in Keras."
+                claims.append(mka.Claim(f"{name}_size_share", in_parts, share, at_most=0.31))
+                claims.append(mka.Claim(f"{name}_accuracy_drop", lost, drop, at_most=0.01))
+        technique.conclude(
+            f"{outcome(technique, chosen, max_accuracy_drop, float32='float32')} An image takes "
+            f"{latency[chosen]:.3f} ms instead of {latency['float32']:.3f} in LiteRT, "
+            f"{latency['baseline']:.2f} in Keras and {predicting:.0f} by its predict().",
+            *claims,
         )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

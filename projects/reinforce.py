@@ -12,22 +12,24 @@ Williams: Simple statistical gradient-following algorithms for connectionist rei
 
 The task is gymnasium's CartPole: push a cart so that the pole on it stays up, for 500 pushes at
 most; every push is worth 1. A training batch is a few episodes played at once. What to expect: the
-mean return climbs from about 20 to close to 500, with dips; the entropy falls from ln 2. Needs
-`pip install -e ".[rl]"`. A minute of computing on two cores.
+mean return climbs from about 20 to close to 500, with dips; the entropy falls from ln 2. There is
+no `--data`: the data are the episodes that the policy plays. Needs `pip install -e ".[rl]"`.
+A minute of computing on two cores.
 
     mlflow run . -e reinforce --env-manager local -P epochs=5
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.training.rollouts import play, returns
 
 BATCHES_PER_EPOCH = 10
 TESTS = 100  # episodes
@@ -53,44 +55,12 @@ def cart_poles(count: int) -> Any:
     )
 
 
-def play(
-    carts: Any, choose: Callable[[np.ndarray], np.ndarray], seed: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One episode of each cart.
-
-    Returns:
-        States [steps, carts, 4], actions [steps, carts], and whether that step was made before the
-        episode's end, float32 [steps, carts]: every such step is worth 1.
-    """
-    state, _ = carts.reset(seed=seed)
-    alive = np.ones(len(state), bool)
-    states, actions, before_end = [], [], []
-    while alive.any():
-        action = choose(state)
-        states.append(state)
-        actions.append(action)
-        before_end.append(alive)
-        state, _, fell, out_of_time, _ = carts.step(action)
-        alive = alive & ~(fell | out_of_time)
-    return np.stack(states), np.stack(actions), np.stack(before_end).astype(np.float32)
-
-
-def returns_from(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """The discounted sum of what follows each step, [steps, carts] like the rewards."""
-    returns = np.zeros_like(rewards)
-    following = np.zeros_like(rewards[0])
-    for step in range(len(rewards) - 1, -1, -1):
-        following = rewards[step] + discount * following
-        returns[step] = following
-    return returns
-
-
 def main(
     epochs: PositiveInt = 8,
     batch_size: PositiveInt = 16,
-    lr: Annotated[float, Field(gt=0)] = 0.01,
+    lr: PositiveFloat = 0.01,
     discount: Annotated[float, Field(ge=0, le=1)] = 0.995,
-    entropy_bonus: Annotated[float, Field(ge=0)] = 0.01,
+    entropy_bonus: NonNegativeFloat = 0.01,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Trains a policy and its baseline on CartPole.
@@ -117,11 +87,11 @@ def main(
 
     def episodes() -> Iterator[tuple[np.ndarray, ...]]:
         for _ in range(BATCHES_PER_EPOCH):
-            states, actions, rewards = play(carts, draw)
-            made = rewards > 0
-            returns = returns_from(rewards / LONGEST, discount)
-            mean_return = np.float32(rewards.sum(axis=0).mean())
-            yield states[made], actions[made].astype(np.int32), returns[made], mean_return
+            played = play(carts, draw)
+            mean_return = np.float32(played.rewards.sum(axis=0).mean())
+            followed = returns(played.rewards / LONGEST, discount)
+            each = played.states, played.actions.astype(np.int32), followed
+            yield (*(array[played.within] for array in each), mean_return)
 
     @tf.function(
         input_signature=[
@@ -131,15 +101,14 @@ def main(
             tf.TensorSpec(()),
         ]
     )
-    def train_step(states: Any, actions: Any, returns: Any, mean_return: Any) -> None:
+    def train_step(states: Any, actions: Any, followed: Any, mean_return: Any) -> None:
         with tf.GradientTape() as tape:
             expected = tf.squeeze(baseline(states), axis=1)
-            baseline_loss = tf.reduce_mean(tf.square(returns - expected))
+            baseline_loss = tf.reduce_mean(tf.square(followed - expected))
         gradients = tape.gradient(baseline_loss, baseline.trainable_variables)
-        pairs = zip(gradients, baseline.trainable_variables, strict=True)
-        optimizers["baseline"].apply_gradients(pairs)
+        optimizers["baseline"].apply(gradients, baseline.trainable_variables)
 
-        advantages = returns - expected
+        advantages = followed - expected
         advantages /= tf.math.reduce_std(advantages) + 1e-6
         with tf.GradientTape() as tape:
             log_pi = tf.nn.log_softmax(policy(states))
@@ -147,13 +116,11 @@ def main(
             entropy = -tf.reduce_mean(tf.reduce_sum(tf.exp(log_pi) * log_pi, axis=1))
             loss = -tf.reduce_mean(advantages * chosen) - entropy_bonus * entropy
         gradients = tape.gradient(loss, policy.trainable_variables)
-        optimizers["policy"].apply_gradients(
-            zip(gradients, policy.trainable_variables, strict=True)
-        )
+        optimizers["policy"].apply(gradients, policy.trainable_variables)
         loop.record(loss=loss, baseline_loss=baseline_loss, entropy=entropy)
         loop.record(episode_return=mean_return)
 
-    with mka.track("reinforce", params=params, tags={"technique": "reinforce"}) as run:
+    with mka.technique("reinforce", params, seed=seed) as technique:
         carts.reset(seed=seed)
         for _ in loop.epochs(epochs):
             for batch in loop.batches(episodes()):
@@ -162,12 +129,13 @@ def main(
         def best(state: np.ndarray) -> np.ndarray:
             return logits_of(state).numpy().argmax(axis=1)
 
-        states, _, rewards = play(cart_poles(TESTS), best, seed=10_000 + seed)
-        found = rewards.sum(axis=0)
+        test = play(cart_poles(TESTS), best, seed=10_000 + seed)
+        found = test.rewards.sum(axis=0)
         scores = {"return": float(found.mean()), "return_std": float(found.std())}
-        mka.log_finished_model(run, policy, states[0], name="policy", scores=scores)
-        claims = mka.log_claims(
-            run,
+        technique.finish(technique.run, policy, test.states[0], name="policy", scores=scores)
+        technique.conclude(
+            f"The trained policy keeps the pole up for {scores['return']:.0f} of {LONGEST} pushes "
+            f"on the mean of {TESTS} episodes (standard deviation {scores['return_std']:.0f}).",
             mka.Claim(
                 "solved",
                 f"mean return of {TESTS} fresh episodes with the best action throughout",
@@ -175,12 +143,6 @@ def main(
                 at_least=475,  # where gymnasium calls the task solved
             ),
         )
-        result = (
-            f"The trained policy keeps the pole up for {scores['return']:.0f} of {LONGEST} pushes "
-            f"on the mean of {TESTS} episodes (standard deviation {scores['return_std']:.0f})."
-        )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

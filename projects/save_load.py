@@ -20,12 +20,11 @@ minute of computing on two cores.
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import keras
-import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
@@ -35,13 +34,9 @@ from projects.data import Data, load
 def net(data: Data, dropout: float) -> keras.Model:
     """One hidden layer with batch normalization, whose moving averages are saved too."""
     layers = keras.layers
-    body = [
-        layers.Flatten(),
-        layers.Dense(64, activation="relu"),
-        layers.BatchNormalization(),
-        layers.Dropout(dropout),
-    ]
-    return keras.Sequential([keras.Input(data.input_shape), *body, layers.Dense(data.classes)])
+    body = [layers.Flatten(), layers.Dense(64, activation="relu"), layers.BatchNormalization()]
+    head = [layers.Dropout(dropout), layers.Dense(data.classes)]
+    return keras.Sequential([keras.Input(data.input_shape), *body, *head])
 
 
 def compiled(model: keras.Model, lr: float) -> keras.Model:
@@ -51,17 +46,11 @@ def compiled(model: keras.Model, lr: float) -> keras.Model:
     return model
 
 
-def difference(first: list[Any], second: list[Any]) -> float:
-    """Largest difference of a number in two lists of arrays of the same shapes."""
-    pairs = zip(first, second, strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
-
-
 def main(
     data: str = "digits",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 2e-3,
+    lr: PositiveFloat = 2e-3,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -76,21 +65,15 @@ def main(
         seed: Of weights, dropout and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "save_load"}
     images = load(data, seed=seed)
     half, x = -(-epochs // 2), images.x_test
 
-    def begun(until: int) -> keras.Model:
-        keras.utils.set_random_seed(seed)
-        model = compiled(net(images, dropout), lr)
-        go_on(model, 0, until)
-        return model
+    def count(epoch: int, logs: dict[str, float]) -> None:
+        logs["epochs_done"] = epoch + 1
 
-    def go_on(model: keras.Model, begin: int, end: int) -> None:
-        count = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: logs.update(epochs_done=epoch + 1)
-        )
-        latest = mka.Checkpoints("epochs_done", mode="max")
+    counting = keras.callbacks.LambdaCallback(on_epoch_end=count)
+
+    def train(model: keras.Model, begin: int, end: int) -> keras.Model:
         model.fit(
             *images.train,
             batch_size=batch_size,
@@ -98,15 +81,16 @@ def main(
             epochs=end,
             validation_data=images.validation,
             shuffle=False,  # the order of examples is part of a training too
-            callbacks=[mka.MlflowLogger(), count, latest],
+            callbacks=[mka.MlflowLogger(), counting, mka.Checkpoints("epochs_done", mode="max")],
             verbose=0,
         )
+        return model
 
+    record = {"dataset": images.dataset, "seed": seed, "variants": 4}
     with (
-        mka.track("save_load", params=params, tags=technique) as run,
+        mka.technique("save_load", params, **record) as technique,
         tempfile.TemporaryDirectory() as temporary,
     ):
-        run.log_dataset(images.dataset, context="training")
         folder = Path(temporary)
 
         def keras_file(model: keras.Model) -> keras.Model:
@@ -122,82 +106,41 @@ def main(
             fresh.load_weights(folder / "model.weights.h5")
             return compiled(fresh, lr)
 
-        print("[1/4] straight", flush=True)
-        with run.child("straight", tags=technique) as child:
-            straight = begun(epochs)
-            mka.log_finished_model(
-                child, straight, *images.test, name="straight", dataset=images.dataset
-            )
+        with technique.variant("straight") as run:
+            straight = train(compiled(net(images, dropout), lr), 0, epochs)
+            technique.finish(run, straight, *images.test)
         straight.export(folder / "exported", verbose=False)
         served = tf.saved_model.load(folder / "exported")
-        runs, predictions, optimizers, weights = {"straight": child}, {}, {}, {}
-        for number, way in enumerate((keras_file, checkpoint, weights_only), start=2):
-            name = way.__name__
-            print(f"[{number}/4] {name}", flush=True)
-            with run.child(name, tags=technique) as child:
-                model = begun(half)
+        for way in (keras_file, checkpoint, weights_only):
+            with technique.variant(way.__name__) as run:
+                model = train(compiled(net(images, dropout), lr), 0, half)
                 loaded = way(model)
-                predictions[name] = difference([model(x)], [loaded(x)])
-                if loaded.optimizer.iterations > 0:
-                    states = [each.optimizer.variables for each in (model, loaded)]
-                    optimizers[name] = difference(*states)
-                go_on(loaded, half, epochs)
-                weights[name] = difference(straight.get_weights(), loaded.get_weights())
-                mka.log_finished_model(
-                    child,
-                    loaded,
-                    *images.test,
-                    name=name,
-                    dataset=images.dataset,
-                    reference=straight,
-                    scores={
-                        "prediction_difference": predictions[name],
-                        "weight_difference": weights[name],
-                    },
-                )
-            runs[name] = child
+                scores = {"prediction_difference": mka.largest_difference(model(x), loaded(x))}
+                if way is not weights_only:
+                    states = (each.optimizer.variables for each in (model, loaded))
+                    scores["optimizer_difference"] = mka.largest_difference(*states)
+                train(loaded, half, epochs)
+                ends = straight.get_weights(), loaded.get_weights()
+                scores["weight_difference"] = mka.largest_difference(*ends)
+                technique.finish(run, loaded, *images.test, reference=straight, scores=scores)
 
-        mka.log_comparison(run, runs)
-        claims = mka.log_claims(
-            run,
-            mka.Claim(
-                "predictions_kept",
-                "largest difference of a prediction after loading, all ways",
-                max(predictions.values()),
-                at_most=0.0,
-            ),
-            mka.Claim(
-                "predictions_served",
-                "largest difference of a prediction of the SavedModel",
-                difference([straight(x)], [served.serve(x)]),
-                at_most=1e-4,  # logits of about 10 in float32, by another graph
-            ),
-            mka.Claim(
-                "optimizer_kept",
-                f"largest difference in the optimizer's state, by {' and '.join(optimizers)}",
-                max(optimizers.values()),
-                at_most=0.0,
-            ),
-            mka.Claim(
-                "continued",
-                "largest difference of a weight at the end, gone on from .keras and checkpoint",
-                max(weights["keras_file"], weights["checkpoint"]),
-                at_most=0.0,
-            ),
-            mka.Claim(
-                "state_matters",
-                "the same, gone on from the weights alone",
-                weights["weights_only"],
-                at_least=1e-3,
-            ),
-        )
-        result = (
+        technique.compare()
+        weights = technique.final("weight_difference")
+        lost = weights.pop("weights_only")
+        end, kept = max(weights.values()), max(technique.final("prediction_difference").values())
+        state = max(technique.final("optimizer_difference").values())
+        other = mka.largest_difference(straight(x), served.serve(x))
+        technique.conclude(
             f"Interrupted after {half} of {epochs} epochs: from .keras and from a checkpoint the "
-            f"weights end within {max(weights['keras_file'], weights['checkpoint']):.2g} of those "
-            f"of the straight training, from weights alone within {weights['weights_only']:.2g}."
+            f"weights end within {end:.2g} of those of the straight training, from weights alone "
+            f"within {lost:.2g}.",
+            mka.Claim("continued", "difference of a weight at the end, with state", end, at_most=0),
+            mka.Claim("begun_anew", "the same without the optimizer's state", lost, at_least=1e-3),
+            mka.Claim("kept", "difference of a prediction after loading", kept, at_most=0),
+            mka.Claim("state_kept", "difference in the optimizer after loading", state, at_most=0),
+            # Logits of about 10 in float32, by another graph.
+            mka.Claim("served", "difference of a logit of the SavedModel", other, at_most=1e-4),
         )
-        run.describe(f"{result}\n\n{claims}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 Two ways to tell Keras what else a net should be, beside right:
 
 - a `Regularizer` is asked about a weight. This one wants the columns of a kernel orthonormal, so
-  that no unit repeats another: the squared Frobenius norm of WᵀW - I (Brock et al. 2016,
-  arXiv:1609.07093);
+  that no unit repeats another (Brock et al. 2016, arXiv:1609.07093);
 - a layer that calls `add_loss` speaks about what passes through it. This one wants each unit to be
   active for few images: the KL divergence of its mean activation from a target (Ng: Sparse
   autoencoder, CS294A lecture notes, 2011).
@@ -22,7 +21,7 @@ from typing import Annotated, Any
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
@@ -42,8 +41,8 @@ class Orthogonal(keras.regularizers.Regularizer):
 
     def __call__(self, kernel: Any) -> Any:
         """The penalty of a kernel of shape [inputs, units]."""
-        products = ops.matmul(ops.transpose(kernel), kernel)
-        return self.weight * ops.sum(ops.square(products - ops.eye(kernel.shape[1])))
+        errors = ops.matmul(ops.transpose(kernel), kernel) - ops.eye(kernel.shape[1])
+        return self.weight * ops.sum(ops.square(errors))
 
     def get_config(self) -> dict[str, Any]:
         """What a saved model needs to make it again."""
@@ -55,8 +54,7 @@ class SparseActivations(keras.layers.Layer):
 
     def __init__(self, target: float, weight: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.target = target
-        self.weight = weight
+        self.target, self.weight = target, weight
 
     def call(self, activations: Any) -> Any:
         """Activations [n, units] go in and out."""
@@ -71,34 +69,29 @@ class SparseActivations(keras.layers.Layer):
         return {**super().get_config(), "target": self.target, "weight": self.weight}
 
 
-def net(data: Data, *, orthogonal: float, sparse: float, target: float) -> keras.Model:
+def net(data: Data, orthogonal: float, sparse: float, target: float) -> keras.Model:
     """One hidden layer of sigmoids, with both terms; a weight of 0 switches a term off."""
-    hidden = keras.layers.Dense(
-        UNITS, "sigmoid", kernel_regularizer=Orthogonal(orthogonal), name="hidden"
-    )
-    body = [keras.layers.Flatten(), hidden, SparseActivations(target, sparse, name="sparse")]
-    return keras.Sequential(
-        [keras.Input(data.input_shape), *body, keras.layers.Dense(data.classes)]
-    )
+    layers, penalty = keras.layers, Orthogonal(orthogonal)
+    hidden = layers.Dense(UNITS, "sigmoid", kernel_regularizer=penalty, name="hidden")
+    body = [layers.Flatten(), hidden, SparseActivations(target, sparse, name="sparse")]
+    return keras.Sequential([keras.Input(data.input_shape), *body, layers.Dense(data.classes)])
 
 
 def measured(model: keras.Model, x: Any) -> dict[str, float]:
     """Frobenius norm of WᵀW - I, and the mean activation of the hidden units."""
-    kernel = np.asarray(model.get_layer("hidden").kernel)
-    activations = keras.Model(model.inputs[0], model.get_layer("hidden").output)(x)
-    return {
-        "orthogonality_error": float(np.linalg.norm(kernel.T @ kernel - np.eye(UNITS))),
-        "mean_activation": float(np.mean(activations)),
-    }
+    hidden = model.get_layer("hidden")
+    kernel, activations = hidden.kernel.numpy(), keras.Model(model.inputs[0], hidden.output)(x)
+    error = np.linalg.norm(kernel.T @ kernel - np.eye(UNITS))
+    return {"orthogonality_error": float(error), "mean_activation": float(np.mean(activations))}
 
 
 def main(
     data: str = "digits",
     epochs: PositiveInt = 20,
     batch_size: PositiveInt = 32,
-    lr: Annotated[float, Field(gt=0)] = 5e-3,
-    orthogonal: Annotated[float, Field(ge=0)] = 3e-4,
-    sparse: Annotated[float, Field(ge=0)] = 0.05,
+    lr: PositiveFloat = 5e-3,
+    orthogonal: NonNegativeFloat = 3e-4,
+    sparse: NonNegativeFloat = 0.05,
     target: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -115,14 +108,11 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "self_regularization"}
     images = load(data, seed=seed)
-    examples = tf.data.Dataset.from_tensor_slices(images.train)
-    batches = examples.shuffle(len(images.y_train)).batch(batch_size)
-    test = images.test
+    batches = images.batches(batch_size)
 
     def train(model: keras.Model) -> float:
-        """Returns the largest difference between `model.losses` and the terms recorded apart."""
+        """Returns the largest share of the loss that is in none of the parts recorded."""
         optimizer = keras.optimizers.Adam(lr)
         loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
         hidden, sparsity = model.get_layer("hidden"), model.get_layer("sparse")
@@ -133,13 +123,12 @@ def main(
                 label_loss = crossentropy(y, model(x, training=True))
                 loss = label_loss + tf.add_n(model.losses)
             gradients = tape.gradient(loss, model.trainable_variables)
-            terms = {
-                "orthogonal_term": hidden.kernel_regularizer(hidden.kernel),
-                "sparse_term": tf.add_n(sparsity.losses),
-            }
-            unexplained = tf.abs(loss - label_loss - tf.add_n(list(terms.values()))) / loss
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-            loop.record(loss=loss, crossentropy=label_loss, unexplained=unexplained, **terms)
+            of_weights = hidden.kernel_regularizer(hidden.kernel)
+            of_activations = tf.add_n(sparsity.losses)
+            unexplained = tf.abs(loss - label_loss - of_weights - of_activations) / loss
+            optimizer.apply(gradients, model.trainable_variables)
+            loop.record(loss=loss, crossentropy=label_loss, unexplained=unexplained)
+            loop.record(orthogonal_term=of_weights, sparse_term=of_activations)
 
         for _ in loop.epochs(epochs):
             for x, y in loop.batches(batches):
@@ -148,64 +137,34 @@ def main(
             loop.log(val_accuracy=np.mean(logits.argmax(axis=1) == images.y_validation))
         return max(loop.history["unexplained"])
 
-    with mka.track("self_regularization", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        weights = {
-            "plain": {"orthogonal": 0.0, "sparse": 0.0},
-            "orthogonal": {"orthogonal": orthogonal, "sparse": 0.0},
-            "sparse": {"orthogonal": 0.0, "sparse": sparse},
-            "both": {"orthogonal": orthogonal, "sparse": sparse},
-        }
-        runs, final, unexplained = {}, {}, []
-        for number, (variant, chosen) in enumerate(weights.items(), start=1):
-            print(f"[{number}/{len(weights)}] {variant}", flush=True)
-            with run.child(variant, params={"terms": chosen}, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
-                model = net(images, **chosen, target=target)
+    single: dict[str, Any] = {"orthogonal": (orthogonal, 0.0), "sparse": (0.0, sparse)}
+    weights = {"plain": (0.0, 0.0), **single, "both": (orthogonal, sparse)}
+    unexplained = []
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(weights)}
+    with mka.technique("self_regularization", params, **record) as technique:
+        for name, chosen in weights.items():
+            with technique.variant(name, params={"terms": str(chosen)}) as run:
+                model = net(images, *chosen, target)
                 unexplained.append(train(model))
                 scores = measured(model, images.x_test)
-                finished = mka.log_finished_model(
-                    child, model, *test, name=variant, scores=scores, dataset=images.dataset
-                )
-            runs[variant], final[variant] = child, finished.final
+                technique.finish(run, model, *images.test, scores=scores)
 
-        winner = mka.log_comparison(run, runs)
-        plain, both = final["plain"], final["both"]
-        claims = mka.log_claims(
-            run,
-            mka.Claim(
-                "orthogonality",
-                "norm of WᵀW - I with both terms, over that of the plain net",
-                both["orthogonality_error"] / plain["orthogonality_error"],
-                at_most=0.2,
-            ),
-            mka.Claim(
-                "sparsity",
-                "mean activation with both terms, over that of the plain net",
-                both["mean_activation"] / plain["mean_activation"],
-                at_most=0.6,
-            ),
-            mka.Claim(
-                "accuracy_lost",
-                "accuracy that both terms cost",
-                plain["accuracy"] - both["accuracy"],
-                at_most=0.05,
-            ),
-            mka.Claim(
-                "unexplained",
-                "share of the loss that is in none of the parts recorded, largest mean of an epoch",
-                max(unexplained),
-                at_most=1e-6,  # 8 units in the last place of a float32
-            ),
-        )
-        result = (
+        technique.compare()
+        plain, both = (technique.finished[name].final for name in ("plain", "both"))
+        error = both["orthogonality_error"] / plain["orthogonality_error"]
+        active = both["mean_activation"] / plain["mean_activation"]
+        lost, rest = plain["accuracy"] - both["accuracy"], max(unexplained)
+        technique.conclude(
             f"Both terms bring the norm of WᵀW - I from {plain['orthogonality_error']:.2f} to "
             f"{both['orthogonality_error']:.2f} and the mean activation from "
             f"{plain['mean_activation']:.2f} to {both['mean_activation']:.2f}; accuracy "
-            f"{plain['accuracy']:.1%} without and {both['accuracy']:.1%} with them."
+            f"{plain['accuracy']:.1%} without and {both['accuracy']:.1%} with them.",
+            mka.Claim("orthogonality", "norm of WᵀW - I over the plain net's", error, at_most=0.2),
+            mka.Claim("sparsity", "mean activation over the plain net's", active, at_most=0.6),
+            mka.Claim("lost", "accuracy that both terms cost", lost, at_most=0.05),
+            # 8 units in the last place of a float32
+            mka.Claim("unexplained", "share of the loss in no part recorded", rest, at_most=1e-6),
         )
-        run.describe(f"{result}\n\n{claims}\n\nBest on validation: {winner}.")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ holds all pairs of its images, and all triplets:
     triplet       max(0, margin + d(farthest of the same class) - d(nearest of another))
 
 Hadsell, Chopra, LeCun: Dimensionality reduction by learning an invariant mapping, 2006; Schroff et
-al. 2015, arXiv:1503.03832; the hardest triplet of each image: Hermans et al. 2017,
-arXiv:1703.07737.
+al. 2015, arXiv:1503.03832; of hardest triplets: Hermans et al. 2017, arXiv:1703.07737.
 
 Three nested runs with the same keys: the best linear projection that knows the labels (LDA),
-contrastive, triplet. With two dimensions, the default, `embeddings.png` shows the embedding itself.
-A k-NN classifier then reads test images from their two numbers. What to expect: islands where LDA
-mixes the classes. Half a minute of computing on two cores.
+contrastive, triplet. `embeddings.png` shows the points, and k-NN reads test images from their two
+numbers. What to expect: islands where LDA mixes the classes. Half a minute of computing on two
+cores.
 
     mlflow run . -e siamese --env-manager local -P dimensions=8
 """
@@ -21,14 +20,13 @@ mixes the classes. Half a minute of computing on two cores.
 from typing import Annotated, Any
 
 import keras
-from matplotlib.figure import Figure
-from pydantic import Field, NonNegativeInt, PositiveInt
-from sklearn.decomposition import PCA
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.figures import embeddings_figure
 from projects.data import Data, load
 
 ops = keras.ops
@@ -38,13 +36,9 @@ MARGIN = 1.0
 def embedding_net(data: Data, dimensions: int) -> keras.Model:
     """A convolutional net that gives a point."""
     layers = keras.layers
-    body = [
-        layers.Conv2D(16, 3, activation="relu"),
-        layers.Conv2D(32, 3, activation="relu"),
-        layers.Flatten(),
-        layers.Dense(128, activation="relu"),
-    ]
-    return keras.Sequential([keras.Input(data.input_shape), *body, layers.Dense(dimensions)])
+    body = [layers.Conv2D(16, 3, activation="relu"), layers.Conv2D(32, 3, activation="relu")]
+    head = [layers.Flatten(), layers.Dense(128, activation="relu"), layers.Dense(dimensions)]
+    return keras.Sequential([keras.Input(data.input_shape), *body, *head])
 
 
 def pairs(y: Any, points: Any) -> tuple[Any, Any]:
@@ -82,34 +76,17 @@ def lda_net(data: Data, dimensions: int) -> keras.Model:
     return net
 
 
-def embed(net: keras.Model, x: Any) -> Any:
-    """The points [n, dimensions] of images."""
-    return net.predict(x, batch_size=512, verbose=0)
-
-
 def knn_accuracy(net: keras.Model, data: Data, x: Any, y: Any) -> float:
     """How often the 5 nearest training images tell the class."""
-    classifier = KNeighborsClassifier(5).fit(embed(net, data.x_train), data.y_train)
-    return float(classifier.score(embed(net, x), y))
-
-
-def scatter(nets: dict[str, keras.Model], x: Any, y: Any) -> Figure:
-    """The points of each net, coloured by class; of more than two dimensions the two widest."""
-    figure = Figure(figsize=(5 * len(nets), 4.5), layout="constrained")
-    for panel, (name, net) in zip(figure.subplots(1, len(nets)), nets.items(), strict=True):
-        points = embed(net, x)
-        points = points if points.shape[1] == 2 else PCA(2).fit_transform(points)
-        drawn = panel.scatter(*points.T, c=y, cmap="tab10", s=8)
-        panel.set(title=name, xticks=[], yticks=[])
-    figure.colorbar(drawn, label="class")
-    return figure
+    points, known = (net.predict(each, batch_size=512, verbose=0) for each in (x, data.x_train))
+    return float(KNeighborsClassifier(5).fit(known, data.y_train).score(points, y))
 
 
 def main(
     data: str = "digits",
     epochs: PositiveInt = 30,
     batch_size: Annotated[int, Field(ge=2)] = 64,
-    lr: Annotated[float, Field(gt=0)] = 1e-3,
+    lr: PositiveFloat = 1e-3,
     dimensions: Annotated[int, Field(ge=2, le=9)] = 2,
     seed: NonNegativeInt = 0,
 ) -> None:
@@ -120,77 +97,55 @@ def main(
         epochs: Epochs of each of the two trainings.
         batch_size: Images per step, all of whose pairs are looked at; 2 or more.
         lr: Learning rate of Adam.
-        dimensions: Of the embedding, from 2 to 9; LDA has one less than there are classes at most.
+        dimensions: Of the embedding, from 2 to 9; fewer than there are classes.
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    technique = {"technique": "siamese"}
     images = load(data, seed=seed)
     if dimensions >= images.classes:
         raise mka.UserError(
-            f"dimensions: got {dimensions}, but {images.name} has {images.classes} classes, which "
-            f"LDA projects to {images.classes - 1} at most; choose fewer"
+            f"dimensions: got {dimensions}, but LDA projects the {images.classes} classes of "
+            f"{images.name} to {images.classes - 1} at most; choose fewer"
         )
-    validation, test = images.validation, images.test
 
     def train(net: keras.Model, loss: Any) -> None:
-        net.compile(keras.optimizers.Adam(lr), loss=loss)
+        def judge(_: int, logs: dict[str, float]) -> None:
+            logs["val_accuracy"] = knn_accuracy(net, images, *images.validation)
 
-        judge = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda _, logs: logs.update(
-                val_accuracy=knn_accuracy(net, images, *validation)
-            )
-        )
+        net.compile(keras.optimizers.Adam(lr), loss)
         net.fit(
             *images.train,
             batch_size=batch_size,
             epochs=epochs,
-            validation_data=validation,
-            callbacks=[judge, mka.MlflowLogger()],  # in this order: one tells the other
+            validation_data=images.validation,
+            # In this order: what the first puts in the logs, the second finds there.
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=judge), mka.MlflowLogger()],
             verbose=0,
         )
 
-    with mka.track("siamese", params=params, tags=technique) as run:
-        run.log_dataset(images.dataset, context="training")
-        runs, nets, accuracy = {}, {}, {}
-        losses = {"lda": None, "contrastive": contrastive, "triplet": triplet}
-        for number, (variant, loss) in enumerate(losses.items(), start=1):
-            print(f"[{number}/{len(losses)}] {variant}", flush=True)
-            with run.child(variant, tags=technique) as child:
-                keras.utils.set_random_seed(seed)
-                if loss is None:
-                    net = lda_net(images, dimensions)
-                else:
-                    net = embedding_net(images, dimensions)
+    losses = {"lda": None, "contrastive": contrastive, "triplet": triplet}
+    points = {}
+    record = {"dataset": images.dataset, "seed": seed, "variants": len(losses)}
+    with mka.technique("siamese", params, **record) as technique:
+        for name, loss in losses.items():
+            with technique.variant(name) as run:
+                net = embedding_net(images, dimensions) if loss else lda_net(images, dimensions)
+                if loss:
                     train(net, loss)
-                accuracy[variant] = knn_accuracy(net, images, *test)
-                scores = {"accuracy": accuracy[variant]}
-                mka.log_finished_model(
-                    child, net, images.x_test, name=variant, scores=scores, dataset=images.dataset
-                )
-            runs[variant], nets[variant] = child, net
+                scores = {"accuracy": knn_accuracy(net, images, *images.test)}
+                technique.finish(run, net, images.x_test, scores=scores)
+            points[name] = net.predict(images.x_test, batch_size=512, verbose=0)
 
-        winner = mka.log_comparison(run, runs)
-        run.log_figure(scatter(nets, *test), "embeddings.png")
-        claims = mka.log_claims(
-            run,
-            *(
-                mka.Claim(
-                    f"{variant}_gain",
-                    f"k-NN accuracy that the {variant} loss adds to LDA in {dimensions} dimensions",
-                    accuracy[variant] - accuracy["lda"],
-                    at_least=0.15,
-                )
-                for variant in ("contrastive", "triplet")
-            ),
+        technique.compare()
+        technique.run.log_figure(embeddings_figure(points, images.y_test), "embeddings.png")
+        lda, pairwise, hardest = technique.final("accuracy").values()
+        gains = pairwise - lda, hardest - lda
+        technique.conclude(
+            f"From {dimensions} numbers per image, k-NN reads {pairwise:.1%} (contrastive) and "
+            f"{hardest:.1%} (triplet) of the test images, from those of LDA {lda:.1%}.",
+            mka.Claim("triplet", "k-NN accuracy of triplet above LDA's", gains[1], at_least=0.15),
+            mka.Claim("contrastive", "that of contrastive above LDA's", gains[0], at_least=0.15),
         )
-        result = (
-            f"From {dimensions} numbers per image, k-NN reads {accuracy['contrastive']:.1%} "
-            f"(contrastive) and {accuracy['triplet']:.1%} (triplet) of the test images, from those "
-            f"of LDA {accuracy['lda']:.1%}."
-        )
-        run.describe(f"{result}\n\n{claims}\n\nBest on validation: {winner}.")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

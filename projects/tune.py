@@ -15,16 +15,13 @@ What to expect: on digits, which are easy, a gain of about a point. Two minutes 
 
     mlflow run . -e tune --env-manager local -P tuner=hyperband -P workers=2
 
-With `workers` above 1 Keras Tuner's chief and workers are processes of this machine. On several:
-give each its KERASTUNER_TUNER_ID (`chief`, `worker-0`, ...), KERASTUNER_ORACLE_IP and
-KERASTUNER_ORACLE_PORT of the chief, the same MLFLOW_TRACKING_URI and `directory` on a shared disk,
-and start the same command on each; then once more without these variables.
+With `workers` above 1 Keras Tuner's chief and workers are processes of this machine; docs/search.md
+says how to start them on several.
 """
 
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 import keras
@@ -39,7 +36,7 @@ from projects.data import Data, load
 
 
 class Net(keras_tuner.HyperModel):
-    """A net of one to three hidden layers; its defaults are what one would start from."""
+    """One to three hidden layers; the defaults are what one would start from."""
 
     def __init__(self, data: Data) -> None:
         super().__init__()
@@ -77,17 +74,12 @@ class Net(keras_tuner.HyperModel):
         return model.fit(*args, **({"verbose": 0} | kwargs | {"batch_size": batch_size}))
 
 
-def new_tuner(kind: str, max_trials: int, max_epochs: int, **settings: Any) -> keras_tuner.Tuner:
-    """The tuner, or in a folder that holds a search, that search as far as it has come."""
-    settings |= {"objective": "val_accuracy", "project_name": "tune"}
-    if kind == "hyperband":  # bounded by epochs alone
-        return keras_tuner.Hyperband(max_epochs=max_epochs, **settings)
-    kinds = {
-        "bayesian": keras_tuner.BayesianOptimization,
-        "random": keras_tuner.RandomSearch,
-        "grid": keras_tuner.GridSearch,
-    }
-    return kinds[kind](max_trials=max_trials, **settings)
+TUNERS = {
+    "hyperband": keras_tuner.Hyperband,
+    "bayesian": keras_tuner.BayesianOptimization,
+    "random": keras_tuner.RandomSearch,
+    "grid": keras_tuner.GridSearch,
+}
 
 
 def main(
@@ -118,104 +110,90 @@ def main(
     """
     params = dict(locals())
     images = load(data, seed=seed)
-    dataset = mka.Dataset(images.name, images.digest)
     net = Net(images)
+    bound = f"max_trials={max_trials}"
+    if tuner == "hyperband":
+        bound = f"Hyperband is bounded by max_epochs={max_epochs}; max_trials does not count."
 
-    def make(folder: str) -> keras_tuner.Tuner:
+    def new_tuner(folder: str) -> keras_tuner.Tuner:
+        """In a folder that holds a search, that search as far as it has come."""
         keras.utils.set_random_seed(seed)
-        # Keras Tuner takes a seed of 0 for none.
-        settings = {"executions_per_trial": executions, "seed": seed + 1, "directory": folder}
-        return new_tuner(tuner, max_trials, max_epochs, hypermodel=net, **settings)
+        budget = "max_epochs" if tuner == "hyperband" else "max_trials"
+        return TUNERS[tuner](
+            net,
+            "val_accuracy",
+            **{budget: params[budget]},
+            executions_per_trial=executions,
+            seed=seed + 1,  # Keras Tuner takes a seed of 0 for none
+            directory=folder,
+            project_name="tune",
+        )
 
     def search(folder: str) -> None:
-        mka.track_search(make(folder), name="search").search(
-            images.x_train,
-            images.y_train,
-            epochs=max_epochs,
-            validation_data=(images.x_validation, images.y_validation),
-        )
+        tracked = mka.track_search(new_tuner(folder), name="search")
+        tracked.search(*images.train, epochs=max_epochs, validation_data=images.validation)
 
     if "KERASTUNER_ORACLE_IP" in os.environ:  # this process is the chief or a worker
         search(directory)
         return
 
-    def train(hp: keras_tuner.HyperParameters, epochs: int, number: int) -> keras.Model:
-        keras.utils.set_random_seed(seed + number)
-        model = net.build(hp)
-        x = np.concatenate([images.x_train, images.x_validation])
-        y = np.concatenate([images.y_train, images.y_validation])
-        net.fit(hp, model, x, y, epochs=epochs, callbacks=[mka.MlflowLogger()])
-        return model
-
-    with ExitStack() as stack:
-        run = stack.enter_context(mka.track("tune", params=params, tags={"technique": "tune"}))
-        run.log_dataset(dataset, context="training")
-        if tuner == "hyperband":
-            bound = f"Hyperband is bounded by max_epochs={max_epochs}; max_trials does not count."
-            run.set_tags({"tune.budget": bound})
-            print(bound)
-        folder = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="tune-"))
+    record = {"dataset": images.dataset, "seed": seed, "variants": 2 * seeds}
+    with (
+        mka.technique("tune", params, **record) as technique,
+        tempfile.TemporaryDirectory(prefix="tune-") as temporary,
+    ):
+        run, folder = technique.run, directory or temporary
+        run.set_tags({"tune.budget": bound})
+        print(f"The search: {bound}", flush=True)
         if workers == 1:
             search(folder)
         else:
-            options = params | {"directory": folder}
+            options = (params | {"directory": folder}).items()
             command = [sys.executable, "-m", "projects.tune"]
-            command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+            command += [f"--{key.replace('_', '-')}={value}" for key, value in options]
             nested = {"MLFLOW_RUN_ID": run.run_id, "MLFLOW_EXPERIMENT_ID": run.experiment_id}
             search_in_processes(command, workers=workers, environment=nested)
-        searched = make(folder)
-        searched.oracle.reload()
-        (best,) = searched.oracle.get_best_trials()
+        oracle = new_tuner(folder).oracle
+        oracle.reload()
+        (best,) = oracle.get_best_trials()
 
-        accuracies: dict[str, list[float]] = {"best": [], "default": []}
+        both = [np.concatenate(pair) for pair in zip(images.train, images.validation, strict=True)]
+        configurations = {
+            "best": (best.hyperparameters, best.best_step + 1),
+            "default": (keras_tuner.HyperParameters(), max_epochs),
+        }
+        accuracies: dict[str, list[float]] = {name: [] for name in configurations}
         for number in range(seeds):
-            configurations = {
-                "best": (best.hyperparameters, best.best_step + 1),
-                "default": (keras_tuner.HyperParameters(), max_epochs),
-            }
             for name, (hp, epochs) in configurations.items():
-                print(f"[{number + 1}/{seeds}] {name} configuration, {epochs} epochs", flush=True)
-                with run.child(f"{name}-{number}", tags={"technique": "tune"}) as child:
-                    model = train(hp, epochs, number)
-                    child.log_params(hp.values)
-                    test = images.x_test, images.y_test
+                with technique.variant(f"{name}-{number}") as variant:
+                    keras.utils.set_random_seed(seed + number)
+                    model = net.build(hp)
+                    net.fit(hp, model, *both, epochs=epochs, callbacks=[mka.MlflowLogger()])
+                    variant.log_params(hp.values)
                     if number == 0:
-                        found = mka.log_finished_model(
-                            child, model, *test, name=name, dataset=dataset
-                        )
-                        accuracy = found.final["accuracy"]
-                        if name == "best":
-                            of_winner = {f"final/{k}": v for k, v in found.final.items()}
-                            run.log_metrics(of_winner, step=0)
+                        finished = technique.finish(variant, model, *images.test, name=name)
+                        accuracy = finished.final["accuracy"]
                     else:
-                        accuracy = float(
-                            model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
-                        )
-                        child.log_metrics({"final/accuracy": accuracy}, step=0)
+                        _, accuracy = model.evaluate(*images.test, verbose=0)
+                        variant.log_metrics({"final/accuracy": accuracy})
                 accuracies[name].append(accuracy)
 
         gains = np.subtract(accuracies["best"], accuracies["default"])
-        claim = mka.Claim(
-            "tuned_gain",
-            "accuracy on the test split that the search gains over the default, mean of the seeds",
-            float(gains.mean()),
-            at_least=0.0,
-        )
-        claims = mka.log_claims(run, claim)
-        spoken = {
-            name: f"{np.mean(each):.1%} ± {np.std(each, ddof=1):.1%}"
-            for name, each in accuracies.items()
-        }
-        result = (
-            f"The best of {len(searched.oracle.trials)} trials reaches {spoken['best']} on the "
-            f"test split, the default configuration {spoken['default']} ({seeds} seeds each)."
-        )
         run.set_tags({"winner": "best" if gains.mean() > 0 else "default"})
-        values = "\n".join(
-            f"| {key} | {value} |" for key, value in best.hyperparameters.values.items()
+        final = technique.finished["best"].final | {"tuned_gain_std": gains.std(ddof=1)}
+        run.log_metrics({f"final/{key}": value for key, value in final.items()})
+        reached = [f"{np.mean(a):.1%} ± {np.std(a, ddof=1):.1%}" for a in accuracies.values()]
+        technique.conclude(
+            f"The best of {len(oracle.trials)} trials reaches {reached[0]} on the test split, the "
+            f"default configuration {reached[1]} ({seeds} seeds each).",
+            mka.Claim(
+                "tuned_gain",
+                "accuracy on the test split that the search gains over the default configuration, "
+                f"mean of {seeds} seeds (standard deviation {gains.std(ddof=1):.2g})",
+                gains.mean(),
+                at_least=0.0,
+            ),
         )
-        run.describe(f"{result}\n\n{claims}\n\n| hyperparameter | best |\n|---|---|\n{values}")
-    print(f"{result}\n{claims}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,9 @@ for inherited in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NA
 import mlflow
 import pytest
 import requests
+from werkzeug.security import generate_password_hash
 
+from mlflow_keras_adv.tracking import courier
 from tests.faults.table import rows_of, write
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
 from tests.mlflow_server import MlflowServer
@@ -36,6 +40,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     os.environ["MLFLOW_TRACKING_URI"] = uri  # read at every call, inherited by child processes
     os.environ["MLFLOW_KERAS_ADV_HOME"] = str(tmp_path_factory.mktemp("home"))
     return uri
+
+
+@pytest.fixture(autouse=True)
+def no_courier() -> Iterator[None]:
+    """Each test begins as a process does: what it sends is sent by itself at first."""
+    yield
+    courier._end_all()
 
 
 @pytest.fixture
@@ -117,6 +128,14 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded
             auth=administrator,
             timeout=60,
         ).raise_for_status()
+        # Each request pays for the hash of its password, which is slow for good reason elsewhere.
+        with closing(sqlite3.connect(folder / "basic_auth.db")) as logins:
+            for name, password in (administrator, reader):
+                cheap = generate_password_hash(password, "pbkdf2:sha256:1")
+                logins.execute(
+                    "UPDATE users SET password_hash = ? WHERE username = ?", (cheap, name)
+                )
+            logins.commit()
         yield Guarded(running.address, administrator, reader)
 
 
@@ -130,8 +149,9 @@ def distill_store(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option that writes the table of faults."""
+    """Adds the options that write the table of faults, and pictures of what a browser shows."""
     parser.addoption("--faults-table", type=Path, help="page to write the table of faults to")
+    parser.addoption("--screenshots", type=Path, help="folder to keep screenshots in")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -102,3 +102,21 @@ def test_no_claim_and_two_of_one_name_are_refused(
         pytest.raises(ValueError, match="one or more different names"),
     ):
         mka.log_claims(run, *claims)
+
+
+def test_the_largest_difference_is_that_of_all_arrays() -> None:
+    first = [np.array([1.0, 2.0]), np.array([[3.0]])]
+    second = [np.array([1.5, 2.0]), np.array([[1.0]])]
+
+    assert mka.largest_difference(first, second) == 2
+    assert mka.largest_difference(first[0], second[0]) == 0.5
+    assert mka.largest_difference(np.float16(60_000), np.float16(-60_000)) == 2 * float(
+        np.float16(60_000)
+    )
+
+
+def test_arrays_of_other_shapes_have_no_difference() -> None:
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1,\)"):
+        mka.largest_difference([np.zeros(2)], [np.zeros(1)])
+    with pytest.raises(ValueError, match="zip"):
+        mka.largest_difference([np.zeros(2)], [])

@@ -24,9 +24,13 @@ ROOMS = {
     "training/": (TRAINING, {"errors", "training"}),
     "compression/": (TRAINING | LITERT, {"errors", "training", "compression"}),
     "callbacks/": (MEETING, {"errors", "tracking", "training", "callbacks"}),
-    "autologging.py": (MEETING, {"errors", "tracking", "training", "callbacks", "tuner"}),
+    "autologging.py": (set(), {"tracking", "tuner", "recorded_fits"}),
+    "recorded_fits.py": ({"keras"}, {"callbacks"}),
     "claims.py": (STORE, {"errors", "tracking"}),
-    "cli.py": ({"click"}, {"errors", "tracking", "doctor"}),
+    "cli.py": (
+        {"click"},
+        {"errors", "tracking", "comparison", "doctor", "registry", "side_by_side"},
+    ),
     "doctor.py": (STORE, {"errors", "tracking"}),
     "litert.py": (STORE | {"pandas"}, {"errors", "compression", "litert_signature"}),
     "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
@@ -37,8 +41,22 @@ ROOMS = {
         STORE | {"pandas"},
         {"errors", "tracking", "compression", "litert", "measure"},
     ),
-    "tuner/": (MEETING | {"keras_tuner", "sklearn"}, {"errors", "tracking", "callbacks", "tuner"}),
-    "report.py": (STORE | {"pandas", "matplotlib"}, {"errors", "tracking"}),
+    "plugins/": (MEETING, {"errors", "callbacks", "compression", "plugins"}),
+    "tuner/": (
+        MEETING | {"keras_tuner", "sklearn"},
+        {"errors", "tracking", "recorded_fits", "tuner"},
+    ),
+    "figures.py": ({"numpy", "matplotlib"}, set()),
+    "new_process.py": (STORE, {"errors"}),
+    "trade_off.py": (MEETING, {"compression", "measure", "tracking", "variants"}),
+    "variants.py": (MEETING, {"tracking", "measure", "measure_file", "report", "claims"}),
+    "registry/": (STORE | {"scipy"}, {"errors", "tracking", "registry"}),
+    "comparison/": (
+        STORE | {"pandas", "matplotlib", "jinja2", "PIL"},
+        {"errors", "tracking", "comparison"},
+    ),
+    "report.py": (STORE | {"pandas", "matplotlib"}, {"errors", "tracking", "comparison"}),
+    "side_by_side.py": (MEETING, {"compression", "litert", "models", "registry"}),
 }
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv import litert
+from mlflow_keras_adv.compression import runtime
 from mlflow_keras_adv.compression.conversion import convert
 from mlflow_keras_adv.compression.quantization import int8_io, quantize
 from mlflow_keras_adv.compression.runtime import LiteRTModel
@@ -295,6 +297,7 @@ def test_batches_and_threads_change_nothing(float_file: bytes) -> None:
         ({"batchsize": 3}, "batchsize"),
         ({"batch_size": 0}, "from 1"),
         ({"num_threads": 1.5}, "whole number"),
+        ({"output": "classes"}, "must be one of"),
     ],
 )
 def test_wrong_params_are_refused(
@@ -345,6 +348,137 @@ def test_it_can_be_registered(
     assert loaded.get_raw_model().content == float_file
 
 
+# Evaluation by MLflow, which takes one number a sample.
+
+PLAIN = {"log_model_explainability": False}  # else SHAP is run, which takes minutes
+
+
+@pytest.fixture(scope="module")
+def table_file() -> bytes:
+    """A classifier of four columns."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    return convert(model, X[:, :, 0, 0]).content
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's and scikit-learn's own, by the dozen
+def test_images_are_evaluated(
+    client: mlflow.MlflowClient, experiment: str, classifier: keras.Model, float_file: bytes
+) -> None:
+    chosen = np.asarray(classifier(X)).argmax(axis=-1)
+    labels = np.where(np.arange(len(X)) % 4 == 0, (chosen + 1) % 3, chosen)  # a quarter is wrong
+    images = pd.DataFrame({"image": [image.reshape(-1).tolist() for image in X], "label": labels})
+    classes = {"output": "class"}
+    with mlflow.start_run():
+        info = litert.log_model(float_file, name="m", predict_params=classes)
+        result = mlflow.models.evaluate(
+            info.model_uri,
+            images,
+            targets="label",
+            model_type="classifier",
+            evaluator_config=PLAIN,
+        )
+    assert result.metrics["accuracy_score"] == 0.75
+    linked = {each.key: each.value for each in client.get_logged_model(info.model_id).metrics}
+    assert linked["accuracy_score"] == 0.75
+    loaded = mlflow.pyfunc.load_model(info.model_uri)
+    np.testing.assert_array_equal(loaded.predict(X), chosen)
+    scores = loaded.predict(X, params={"output": "scores"})
+    assert scores.shape == (len(X), 3)
+    # Arrays, which MLflow takes flat only, by a function: whatever the model was logged to give.
+    with mlflow.start_run():
+        result = mlflow.models.evaluate(
+            partial(litert.load_model(info.model_uri).predict, params=classes),
+            X.reshape(len(X), -1),
+            targets=labels,
+            model_type="classifier",
+            model_id=info.model_id,
+            evaluator_config=PLAIN,
+        )
+    assert result.metrics["accuracy_score"] == 0.75
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_columns_are_evaluated_as_table_and_as_array(experiment: str, table_file: bytes) -> None:
+    columns = pd.DataFrame(X[:, :, 0, 0], columns=list("abcd"))
+    chosen = LiteRTModel(table_file).predict(columns, {"output": "class"})
+    labels = np.where(np.arange(len(X)) % 4 == 0, (chosen + 1) % 3, chosen)
+    ways: list[tuple[Any, Any, Any]] = [
+        (columns.assign(label=labels), "label", None),
+        (columns.to_numpy(), labels, list("abcd")),
+    ]
+    with mlflow.start_run():
+        info = litert.log_model(
+            table_file, name="m", input_example=columns[:2], predict_params={"output": "class"}
+        )
+        for data, targets, names in ways:
+            result = mlflow.models.evaluate(
+                info.model_uri,
+                data,
+                targets=targets,
+                feature_names=names,
+                model_type="classifier",
+                evaluator_config=PLAIN,
+            )
+            assert result.metrics["accuracy_score"] == 0.75
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_regressor_is_evaluated(experiment: str) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    x = X[:, :, 0, 0]
+    columns = pd.DataFrame(x, columns=list("abcd"))
+    expected = np.asarray(model(x))[:, 0]
+    with mlflow.start_run():
+        info = litert.log_model(
+            convert(model, x).content,
+            name="m",
+            input_example=columns[:2],
+            predict_params={"output": "value"},
+        )
+        result = mlflow.models.evaluate(
+            info.model_uri,
+            columns.assign(target=expected + 0.5),
+            targets="target",
+            model_type="regressor",
+            evaluator_config=PLAIN,
+        )
+    # Of float32 numbers around 1, added up another way.
+    assert result.metrics["mean_absolute_error"] == pytest.approx(0.5, abs=32 * EPS)
+
+
+def test_the_signature_says_what_is_predicted_by_default(
+    tmp_path: Path, integer_file: bytes
+) -> None:
+    asked = {"output": "class", "num_threads": 2}
+    litert.save_model(integer_file, tmp_path / "model", predict_params=asked)
+    signature = mlflow.models.Model.load(tmp_path / "model").signature
+    assert {each.name: each.default for each in signature.params} == {
+        "batch_size": 32,
+        "num_threads": 2,
+        "dequantize": True,
+        "output": "class",
+    }
+    [output] = signature.outputs.inputs
+    assert (output.type, output.shape) == (np.dtype("int64"), (-1,))
+    loaded = litert.load_model(str(tmp_path / "model"))
+    classes = loaded.predict(X)
+    assert (classes.dtype, classes.shape) == (np.dtype("int64"), (len(X),))
+    scores = loaded.predict(X, {"output": "scores"})
+    np.testing.assert_array_equal(classes, scores.argmax(axis=-1))
+
+
+def test_one_score_makes_no_class_and_nan_makes_none() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    runner = LiteRTModel(convert(model, X[:, :, 0, 0]).content)
+    with pytest.raises(ValueError, match="no classes to choose among"):
+        runner.predict(X[:, :, 0, 0], {"output": "class"})
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    runner = LiteRTModel(convert(model, X[:, :, 0, 0]).content, output="class")
+    assert runner.predict(np.full((1, 4), np.nan, "float32")).tolist() == [-1]
+
+
 # Bad files.
 
 
@@ -358,7 +492,7 @@ def test_a_damaged_file_is_refused_on_load(tmp_path: Path, float_file: bytes) ->
             load(str(tmp_path / "model"))
     stored.write_bytes(float_file)
     description = stored.with_name("model.json")
-    for broken in ("{", "[]", "{}"):
+    for broken in ("{", "[]", "{}", '{"sha256": "", "params": 3}'):
         description.write_text(broken)
         with pytest.raises(ValueError, match="no complete LiteRT model"):
             litert.load_model(str(tmp_path / "model"))
@@ -388,6 +522,45 @@ def test_truncated_and_hostile_files_are_refused_before_anything_is_created(
         with pytest.raises(ValueError, match="cannot be called"):
             litert.log_model(float_file, name=name)
     assert client.search_logged_models([experiment]) == []
+
+
+# Of each damaged file: refused with a ValueError, or run without a crash of the process.
+DAMAGED = """
+import runpy, sys
+import numpy as np
+
+LiteRTModel = runpy.run_path(sys.argv[1])["LiteRTModel"]
+random, counts = np.random.default_rng(0), [0, 0]
+for path in sys.argv[2:]:
+    content = open(path, "rb").read()
+    for number in range(300):
+        damaged = bytearray(content)
+        start = 4 * int(random.integers(2, len(content) // 4))
+        if number % 3 == 0:
+            del damaged[start:]
+        else:
+            damaged[start : start + 4] = random.bytes(4)
+        try:
+            LiteRTModel(bytes(damaged)).predict(np.zeros((2, 4, 4, 1), np.float32))
+            counts[0] += 1
+        except ValueError:
+            counts[1] += 1
+print(*counts)
+"""
+
+
+def test_damage_anywhere_in_a_file_ends_in_a_clear_error(
+    tmp_path: Path, float_file: bytes, integer_file: bytes
+) -> None:
+    files = [tmp_path / "float.tflite", tmp_path / "integer.tflite"]
+    for file, content in zip(files, (float_file, integer_file), strict=True):
+        file.write_bytes(content)
+    command = [sys.executable, "-c", DAMAGED, runtime.__file__, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ran, refused = map(int, done.stdout.split())
+    assert ran + refused == 600
+    assert refused > 300  # the others had other weights, no other structure
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

@@ -42,7 +42,7 @@ def test_the_example_runs_as_it_stands(tmp_path: Path, store: str, experiment: s
 
 def test_the_commands_are_those_of_ci() -> None:
     assert block_after("run")[-1] == "mlflow run . -e distill --env-manager local"
-    assert block_after("test") == ['pip install -e ".[test]"', "pytest"]
+    assert block_after("test") == ['pip install -e ".[test]"', "pytest -n 2 --dist worksteal"]
     assert "<!-- test -->" in (ROOT / ".ci" / "run").read_text()
 
 

@@ -40,6 +40,17 @@ def test_validation_decides_then_the_smaller_model_and_never_the_test_split(
     assert point.step == 0
 
 
+def test_what_an_open_run_was_handed_is_waited_for(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    with mka.track("parent", log_system_metrics=False) as run, run.child("open") as child:
+        for step in range(1, 200):
+            child.log_metrics({"val/accuracy": step / 200, "final/accuracy": step / 200}, step=step)
+        assert mka.log_comparison(run, {"open": child}) == "open"
+
+    assert client.get_run(run.run_id).data.metrics["final/accuracy"] == 199 / 200
+
+
 def test_table_and_figure_are_on_the_parent(
     compared: tuple[mka.Run, dict[str, mka.Run], str], client: mlflow.MlflowClient
 ) -> None:

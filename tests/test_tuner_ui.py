@@ -2,10 +2,9 @@
 
 README's picture is made here too:
 
-    SEARCH_SCREENSHOT=docs/images/search.png pytest tests/test_tuner_ui.py
+    pytest tests/test_tuner_ui.py --screenshots docs/images
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-PICTURE = os.environ.get("SEARCH_SCREENSHOT")
 TRIALS = 9  # with the search itself the ten runs that the page draws unasked
 
 pytestmark = [
@@ -65,7 +63,11 @@ def choose(page: Page, field: Locator, *names: str) -> None:
 
 
 def test_the_trials_are_nested_in_their_search_and_can_be_compared(
-    server: str, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str,
+    page: Page,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     experiment_id = mlflow.MlflowClient().create_experiment("search in the UI")
@@ -100,7 +102,7 @@ def test_the_trials_are_nested_in_their_search_and_can_be_compared(
 
     page.mouse.move(150, 990)  # where nothing shows that it is pointed at
     page.wait_for_timeout(1000)  # the chart's lines fade in
-    path = tmp_path / "search.png" if PICTURE is None else Path(PICTURE)
+    path = (pytestconfig.getoption("--screenshots") or tmp_path) / "search.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=path, animations="disabled")
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)

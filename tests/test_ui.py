@@ -2,7 +2,7 @@
 
 README's picture is made here too, from a run with the default parameters:
 
-    README_SCREENSHOT=docs/images/runs.png pytest tests/test_ui.py -k chart_page
+    pytest tests/test_ui.py -k chart_page --screenshots docs/images
 """
 
 import os
@@ -28,7 +28,6 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-PICTURE = os.environ.get("README_SCREENSHOT")
 VARIANTS = ("teacher", "scratch", "distilled")
 SECTIONS = ("batch", "final", "gradient", "optimizer", "train", "val")
 
@@ -41,7 +40,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    if PICTURE is None:
+    if request.config.getoption("--screenshots") is None:
         return request.getfixturevalue("distill_store")
     folder = copy_project(tmp_path_factory.mktemp("picture"))
     return Recorded(folder, mlflow_run(folder))
@@ -127,7 +126,11 @@ def expect_curves(card: Locator) -> None:
 
 
 def test_the_chart_page_lines_the_nested_runs_up_by_section(
-    page: Page, address: str, runs: dict[str, Run], tmp_path: Path
+    page: Page,
+    address: str,
+    runs: dict[str, Run],
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
 ) -> None:
     open_page(page, address, "runs?workflowType=machine_learning&compareRunsMode=CHART")
     parent = page.get_by_role("row").filter(has_text=runs["parent"].info.run_name)
@@ -150,8 +153,8 @@ def test_the_chart_page_lines_the_nested_runs_up_by_section(
     expect_curves(scrolled_to(page, "batch/loss"))
 
     page.screenshot(path=tmp_path / "runs.png")
-    if PICTURE is not None:
-        take_picture(page, Path(PICTURE))
+    if folder := pytestconfig.getoption("--screenshots"):
+        take_picture(page, folder / "runs.png")
 
 
 def take_picture(page: Page, path: Path) -> None:

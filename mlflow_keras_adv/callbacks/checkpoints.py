@@ -33,6 +33,10 @@ class Checkpoints(EitherKeras):
     state: `load_best(run)` goes on where it stood. A model that a `Loop` trains is saved with its
     optimizer if it was compiled with it. `checkpoints/index.json` lists the files, best first.
 
+    What no file holds is the state of random numbers: Keras 3.15 does not save that of dropout and
+    of other layers that draw. A training without them goes on to the last bit, if its examples come
+    in the same order; one with dropout goes on with other masks.
+
     Args:
         monitor: Name of the value in the epoch's logs that decides. NaN and infinity never win.
         mode: "min", "max" or "auto"; see `Monitor`.

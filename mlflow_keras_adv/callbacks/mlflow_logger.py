@@ -11,8 +11,9 @@ import numpy as np
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
+from mlflow_keras_adv.training.batches import steps_per_execution
 from mlflow_keras_adv.training.readings import Readings
-from mlflow_keras_adv.training.session import join_session, steps_per_execution
+from mlflow_keras_adv.training.session import join_session
 from mlflow_keras_adv.training.settings import (
     environment_tags,
     model_settings,

@@ -9,8 +9,9 @@ import numpy as np
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
+from mlflow_keras_adv.training.batches import steps_per_execution
 from mlflow_keras_adv.training.readings import Readings
-from mlflow_keras_adv.training.session import join_session, steps_per_execution
+from mlflow_keras_adv.training.session import join_session
 
 _logger = logging.getLogger(__name__)
 

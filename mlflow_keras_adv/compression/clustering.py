@@ -107,13 +107,14 @@ def cluster(
     chosen = _chosen(model, carried, clusters)
     before = _zeros(model)
     preserved = {name for name in chosen if before[name] >= 1 / chosen[name]}
+    usable = {name: _usable(model, name, chosen[name], name in preserved) for name in chosen}
     first = initialization or tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
 
     def wrap(layer: Any) -> Any:
         if layer.name not in chosen:
             return layer
         return cluster_weights(
-            layer, chosen[layer.name], first, preserve_sparsity=layer.name in preserved
+            layer, usable[layer.name], first, preserve_sparsity=layer.name in preserved
         )
 
     wrapped = tf_keras.models.clone_model(carried, clone_function=wrap)
@@ -148,6 +149,13 @@ def _chosen(
     if not asked:
         raise UserError(f"model {model.name!r} has no trainable kernel that tfmot can cluster")
     return asked
+
+
+def _usable(model: keras.Model, name: str, count: int, preserved: bool) -> int:
+    """How many of `count` clusters tfmot can start: no more than there are weights to share out."""
+    values = [np.asarray(each) for each in kernels(model)[name]]
+    fewest = min(np.count_nonzero(each) + 1 if preserved else each.size for each in values)
+    return max(2, min(count, int(fewest)))
 
 
 def _zeros(model: keras.Model) -> dict[str, float]:

@@ -83,8 +83,8 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
         raise ValueError("x holds no samples; give some real ones, such as x_train[:200]")
     runner = _runner(model, x, batch_size)
     feeds = arrays_by_name(model, runner, x)
-    for tensor in runner.inputs:
-        tensor.encode(feeds[tensor.name])  # refuses what does not fit, by name
+    # Of the dtypes that calibration takes; what does not fit is refused by name.
+    feeds = {tensor.name: tensor.encode(feeds[tensor.name]) for tensor in runner.inputs}
     expected = answers_of(model, x)
     return compare(runner.content, "float32", feeds, expected, tolerance=TOLERANCE)
 

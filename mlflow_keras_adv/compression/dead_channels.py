@@ -8,6 +8,8 @@ negative number. Pruned models have such channels.
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from mlflow_keras_adv.compression.file_weights import constant
+
 _STEPS = 2**20  # of a mended bias: exact to a millionth, and far from the end of int32
 
 
@@ -24,45 +26,51 @@ def mended_biases(content: bytes, source: bytes) -> bytes:
     """
     file = bytearray(content)  # whose arrays, read as NumPy's, can be written
     model, original = schema.Model.GetRootAs(file, 0), schema.Model.GetRootAs(source, 0)
-    floats = _biases(original)
+    floats = _biases(source, original)
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for operator in map(graph.Operators, range(graph.OperatorsLength())):
             if operator.InputsLength() != 3 or operator.Inputs(2) < 0:
                 continue
             kernel, bias = graph.Tensors(operator.Inputs(1)), graph.Tensors(operator.Inputs(2))
             if bias.Name() in floats and kernel.Type() == schema.TensorType.INT8:
-                _mend(model, kernel, bias, floats[bias.Name()])
+                stored = constant(file, model, kernel), constant(file, model, bias)
+                _mend(kernel, bias, *stored, floats[bias.Name()])
     return bytes(file)
 
 
 def _mend(
-    model: schema.Model, kernel: schema.Tensor, bias: schema.Tensor, wanted: np.ndarray
+    kernel: schema.Tensor,
+    bias: schema.Tensor,
+    weights: np.ndarray | None,
+    steps_of_bias: np.ndarray | None,
+    wanted: np.ndarray,
 ) -> None:
     scales, steps = kernel.Quantization().ScaleAsNumpy(), bias.Quantization().ScaleAsNumpy()
+    if weights is None or steps_of_bias is None:
+        return  # computed
     if not isinstance(scales, np.ndarray) or len(scales) != len(wanted):
         return  # one scale for all channels, which is 0 for none
     axis = kernel.Quantization().QuantizedDimension()
-    raw = model.Buffers(kernel.Buffer()).DataAsNumpy()
-    values = np.moveaxis(raw.view(np.int8).reshape(kernel.ShapeAsNumpy()), axis, 0)
+    values = np.moveaxis(weights.view(np.int8).reshape(kernel.ShapeAsNumpy()), axis, 0)
     dead = ~values.reshape(len(values), -1).any(axis=1) & (wanted != 0)
     if not dead.any():
         return
     inputs = steps[dead] / scales[dead]  # the scale of the input, as often as there are channels
     wide = bias.Type() == schema.TensorType.INT64
-    stored = model.Buffers(bias.Buffer()).DataAsNumpy().view(np.int64 if wide else np.int32)
+    stored = steps_of_bias.view(np.int64 if wide else np.int32)
     steps[dead] = np.abs(wanted[dead]) / _STEPS
     scales[dead] = steps[dead] / inputs
     stored[dead] = np.round(wanted[dead] / steps[dead])
 
 
-def _biases(model: schema.Model) -> dict[bytes, np.ndarray]:
+def _biases(content: bytes, model: schema.Model) -> dict[bytes, np.ndarray]:
     """The constants of rank 1 in a float file, by the names of their tensors."""
     found = {}
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for tensor in map(graph.Tensors, range(graph.TensorsLength())):
-            raw = model.Buffers(tensor.Buffer()).DataAsNumpy()
+            raw = constant(content, model, tensor)
             if (
-                isinstance(raw, np.ndarray)
+                raw is not None
                 and tensor.ShapeLength() == 1
                 and tensor.Type() == schema.TensorType.FLOAT32
             ):

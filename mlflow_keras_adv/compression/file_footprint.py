@@ -43,9 +43,9 @@ def file_footprint(
         repeats: Calls whose latency is measured, for each of the four.
 
     Returns:
-        The names of `footprint`, where size_bytes and gzip_bytes are those of the file, parameters
-        and sparsity those of the weights stored in it (normalization is mostly folded into them),
-        and latency_ms_p50 and p95 are of one sample on one thread. Further:
+        The names of `footprint`, where size_bytes and gzip_bytes are those of the file, parameters,
+        nonzeros and sparsity those of the weights stored in it (normalization is mostly folded into
+        them), and latency_ms_p50 and p95 are of one sample on one thread. Further:
 
         - latency_all_threads_ms_p50, …_p95: of one sample, on as many threads as there are
           processors for this process.
@@ -73,6 +73,8 @@ def file_footprint(
     weights = file_weights(content)
     kernels = [weight for weight in weights if weight.values.ndim >= 2]
     measured["parameters"] = float(sum(weight.values.size for weight in weights))
+    zeros = sum(weight.zeros for weight in weights)
+    measured["nonzeros"] = measured["parameters"] - zeros
     zeros = sum(weight.zeros for weight in kernels)
     measured["sparsity"] = zeros / max(1, sum(weight.values.size for weight in kernels))
     measured["size_bytes"] = float(len(content))
@@ -102,8 +104,8 @@ def weight_table(content: bytes) -> list[dict[str, Any]]:
         content: A file that LiteRT can run.
 
     Returns:
-        By weight: its name, dtype, shape, numbers, distinct numbers, sparsity (share that stands
-        for 0) and size_bytes.
+        By weight: its name, dtype, shape, numbers, distinct numbers, nonzeros, sparsity (share that
+        stands for 0) and size_bytes.
     """
     return [
         {
@@ -112,6 +114,7 @@ def weight_table(content: bytes) -> list[dict[str, Any]]:
             "shape": "x".join(map(str, each.values.shape)),
             "numbers": each.values.size,
             "distinct": len(np.unique(each.values)),
+            "nonzeros": each.values.size - each.zeros,
             "sparsity": each.zeros / max(1, each.values.size),
             "size_bytes": each.size_bytes,
         }

@@ -40,10 +40,10 @@ def file_weights(content: bytes) -> list[FileWeight]:
     found: dict[int, FileWeight] = {}
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for tensor in map(graph.Tensors, range(graph.TensorsLength())):
-            raw = model.Buffers(tensor.Buffer()).DataAsNumpy()
+            raw = constant(content, model, tensor)
             dtype = _dtypes()[tensor.Type()]
             encoded = tensor.Quantization() is not None and tensor.Quantization().ScaleLength() > 0
-            if not isinstance(raw, np.ndarray) or not (dtype.startswith("float") or encoded):
+            if raw is None or not (dtype.startswith("float") or encoded):
                 continue
             shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
             values = _unpacked(raw, dtype, tuple(int(size) for size in shape))
@@ -52,6 +52,23 @@ def file_weights(content: bytes) -> list[FileWeight]:
                 name, dtype, values, _zeros(values, tensor), len(raw)
             )
     return list(found.values())
+
+
+def constant(
+    content: bytes | bytearray, model: schema.Model, tensor: schema.Tensor
+) -> np.ndarray | None:
+    """What a tensor holds from the start, as bytes; None if it is computed.
+
+    Args:
+        content: The file; the array is a view of it, to be written to if it is a bytearray.
+        model: Read from `content`.
+        tensor: Of that model.
+    """
+    buffer = model.Buffers(tensor.Buffer())
+    if buffer.Offset() > 1:  # behind the flatbuffer, where LiteRT's quantizer puts 256 kB and more
+        return np.frombuffer(content, np.uint8, buffer.Size(), buffer.Offset())
+    raw = buffer.DataAsNumpy()
+    return raw if isinstance(raw, np.ndarray) else None
 
 
 def _zeros(values: np.ndarray, tensor: schema.Tensor) -> int:

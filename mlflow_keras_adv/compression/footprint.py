@@ -44,6 +44,7 @@ def footprint(
         - agreement: share of samples on which `model` and `reference` choose the same class; only
           with `reference`. Where a score is NaN they do not.
         - parameters: count of numbers in the weights, trainable or not.
+        - nonzeros: how many of these numbers are not exactly 0.
         - sparsity: share of exact zeros in the weights of rank 2 and more, frozen ones too (kernels
           and embeddings; not biases or statistics); 0 if there are none.
         - size_bytes: of the `.keras` file without optimizer state.
@@ -66,7 +67,9 @@ def footprint(
             other = highest(scores_of(reference, x, batch_size))
             measured["agreement"] = agreement(chosen, other)
     measured["parameters"] = float(model.count_params())
-    measured["sparsity"] = sparsity(model.get_weights())
+    weights = model.get_weights()
+    measured["nonzeros"] = float(sum(np.count_nonzero(weight) for weight in weights))
+    measured["sparsity"] = sparsity(weights)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.keras")
         save_without_optimizer(model, file)
@@ -141,6 +144,31 @@ def sparsity(weights: list[np.ndarray]) -> float:
     kernels = [weight for weight in weights if weight.ndim >= 2]
     zeros = sum(int(np.count_nonzero(kernel == 0)) for kernel in kernels)
     return zeros / max(1, sum(kernel.size for kernel in kernels))
+
+
+def weight_rows(model: keras.Model) -> list[dict[str, Any]]:
+    """The weights of a model as rows, for a table: what each layer stores.
+
+    Returns:
+        By weight: its path, dtype, shape, numbers, nonzeros, sparsity (share of exact zeros) and
+        size_bytes.
+    """
+    rows = []
+    for weight in model.weights:
+        values = np.asarray(weight)
+        nonzeros = int(np.count_nonzero(values))
+        rows.append(
+            {
+                "weight": weight.path,
+                "dtype": str(weight.dtype),
+                "shape": "x".join(map(str, values.shape)),
+                "numbers": values.size,
+                "nonzeros": nonzeros,
+                "sparsity": 1 - nonzeros / max(1, values.size),
+                "size_bytes": values.nbytes,
+            }
+        )
+    return rows
 
 
 def latency_ms(call: Callable[[], Any], *, repeats: int, warm_up: int = 10) -> np.ndarray:

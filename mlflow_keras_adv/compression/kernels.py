@@ -34,11 +34,17 @@ def kernels(model: keras.Model) -> dict[str, list[keras.Variable]]:
 
 
 def check_not_quantized(model: keras.Model) -> None:
-    """Refuses a model with integer weights.
+    """Refuses a model with integer weights, and one of another library.
 
     Raises:
+        TypeError: Not a model of Keras 3.
         UserError: Naming the layer.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"expected a model of Keras 3; got a {type(model).__module__}.{type(model).__name__}. "
+            "Of a tf_keras model compression.to_keras makes one."
+        )
     for layer in model._flatten_layers():
         if getattr(layer.dtype_policy, "quantization_mode", None):
             raise UserError(

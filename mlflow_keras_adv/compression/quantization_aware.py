@@ -205,7 +205,10 @@ def _converted(model: tf_keras.Model) -> bytes:
             return converter.convert()
         except Exception as error:  # what the converter raises has no end
             reason = (str(error).splitlines() or [repr(error)])[0]
-            raise UserError(f"model {model.name!r} cannot be converted: {reason}") from error
+            raise UserError(
+                f"model {model.name!r} cannot be converted: {reason}. With a recurrent layer, "
+                "quantize it after training instead: quantize(…, dynamic_int8, …)"
+            ) from error
 
 
 def _check_zeros(model: keras.Model, content: bytes) -> None:

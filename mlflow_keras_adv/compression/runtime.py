@@ -1,12 +1,10 @@
 """Runs a `.tflite` file with LiteRT: arrays in, arrays out.
 
-This file travels with every model of the LiteRT flavor, as the top-level module
-`mlflow_keras_adv_litert`. So a model loads where neither this package nor TensorFlow is installed.
-Therefore this file imports nothing of the package, and NumPy and LiteRT only.
+This file travels with every model of the LiteRT flavor, as the module `mlflow_keras_adv_litert`. So
+a model loads without this package and without TensorFlow; this file may import NumPy and LiteRT
+only. The folder that it loads holds `model.tflite` and `model.json`:
 
-The folder that it loads holds `model.tflite` and `model.json`:
-
-    {"sha256": "…", "size_bytes": 57544}
+    {"sha256": "…", "size_bytes": 57544, "params": {"num_threads": 2}}
 """
 
 import hashlib
@@ -20,10 +18,10 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-MODEL_FILE = "model.tflite"
-DESCRIPTION_FILE = "model.json"
+MODEL_FILE, DESCRIPTION_FILE = "model.tflite", "model.json"
 # What `predict` takes beside the data, and the defaults.
-PARAMS = {"batch_size": 32, "num_threads": 1, "dequantize": True}
+PARAMS = {"batch_size": 32, "num_threads": 1, "dequantize": True, "output": "scores"}
+OUTPUTS = ("scores", "class", "value")
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,11 +47,7 @@ class Tensor:
     zero_point: int
 
     def encode(self, values: Any) -> np.ndarray:
-        """`values` as the file takes them.
-
-        Args:
-            values: Of the tensor's shape. Integers of the tensor's own dtype are taken as they are,
-                all other numbers as real ones.
+        """`values` as the file takes them: its own dtype as it is, others as real numbers.
 
         Raises:
             ValueError: Another shape, NaN where integers are meant, or numbers that do not fit.
@@ -91,46 +85,46 @@ class LiteRTModel:
 
     Args:
         content: The file.
-        num_threads: Threads that a call may use unless it says otherwise.
+        **params: What `predict` takes as `params` unless a call says otherwise.
 
     Attributes:
-        content: The file itself.
+        content: The file.
+        params: All that `predict` takes, with this model's defaults.
         inputs: In the order of the file's signature: alphabetical, as TensorFlow writes it.
         outputs: In that order too.
         rows: Samples a call: -1 any number; None if the first axis is not that of samples.
         signature: Its name; None if the file has none.
 
     Raises:
-        ValueError: `content` is not a `.tflite` file, is damaged, or LiteRT cannot run it.
+        ValueError: Not a `.tflite` file, or one that LiteRT cannot run; or unknown params.
     """
 
-    def __init__(self, content: bytes, *, num_threads: int = PARAMS["num_threads"]) -> None:
+    def __init__(self, content: bytes, **params: Any) -> None:
         self.content = bytes(content)
-        self._defaults = PARAMS | {"num_threads": num_threads}
-        self._num_threads = num_threads
+        self.params: dict[str, Any] = dict(PARAMS)
+        self.params = self._settings(params)
+        self._num_threads = int(self.params["num_threads"])
         self._lock = threading.Lock()
-        self._interpreter = _interpreter(self.content, num_threads)
+        self._interpreter = _interpreter(self.content, self._num_threads)
         self.signature, (self.inputs, self.outputs) = _tensors(self._interpreter)
         leading = {tensor.shape[:1] for tensor in (*self.inputs, *self.outputs)}
         self.rows = leading.pop()[0] if len(leading) == 1 and () not in leading else None
         if self.rows is not None:  # predict() takes any number, in calls of that many
-            self.inputs, self.outputs = (
-                tuple(replace(tensor, shape=(-1, *tensor.shape[1:])) for tensor in side)
-                for side in (self.inputs, self.outputs)
-            )
+            self.inputs = tuple(replace(each, shape=(-1, *each.shape[1:])) for each in self.inputs)
+            self.outputs = tuple(replace(t, shape=(-1, *t.shape[1:])) for t in self.outputs)
 
-    def predict(
-        self, data: Any, params: Mapping[str, Any] | None = None
-    ) -> np.ndarray | dict[str, np.ndarray]:
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> np.ndarray | Arrays:
         """Predicts, in batches.
 
         Args:
-            data: For one input an array of shape (samples, …), a nested list, or a DataFrame whose
-                columns are the features or whose column of the input's name holds a sample a cell.
-                For several a dict of arrays by name, a DataFrame with a column each, or a list of
-                arrays in the order of `inputs`.
+            data: For one input an array of shape (samples, …), a nested list, or a DataFrame with
+                a column for each feature, or one of the input's name with a sample a cell. For
+                several a dict of arrays, a DataFrame with a column each, or a list in their order.
             params: `batch_size`, samples per call, where the file leaves their number free;
-                `num_threads`; `dequantize`: False to get the integers of an integer output.
+                `num_threads`; `dequantize`: False to get the integers of an integer output;
+                `output`: "scores", what the file gives; "class", the class with the highest score,
+                -1 where one is NaN; "value", without a last axis of 1. The last two are what
+                `mlflow.models.evaluate` wants of a classifier and of a regressor.
 
         Returns:
             Shape (samples, …); from several outputs a dict of such arrays by name.
@@ -148,14 +142,11 @@ class LiteRTModel:
             found = self._in_batches(feeds, settings["batch_size"])
         if settings["dequantize"]:
             found = {tensor.name: tensor.decode(found[tensor.name]) for tensor in self.outputs}
+        found = {name: _asked(name, found[name], settings["output"]) for name in found}
         return found if len(found) > 1 else next(iter(found.values()))
 
     def invoke(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        """One call of the interpreter, as it is: no batches, no scales, one thread at a time.
-
-        Args:
-            feeds: By name, of the dtype and shape of the inputs; so is what is returned.
-        """
+        """One call of the interpreter: arrays by name, of the dtypes and shapes of the file."""
         try:
             for tensor in self.inputs:  # costs nothing where the sizes are those of the last call
                 shape = feeds[tensor.name].shape
@@ -173,13 +164,14 @@ class LiteRTModel:
         return self
 
     def _settings(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        settings = {**self._defaults, **(params or {})}
-        unknown = sorted(set(settings) - set(PARAMS))
-        if unknown:
+        settings = {**self.params, **(params or {})}
+        if unknown := sorted(set(settings) - set(PARAMS)):
             raise ValueError(f"params may hold {', '.join(PARAMS)}; got {', '.join(unknown)}")
         for name in ("batch_size", "num_threads"):
             if int(settings[name]) != settings[name] or settings[name] < 1:
                 raise ValueError(f"{name} must be a whole number from 1; got {settings[name]!r}")
+        if settings["output"] not in OUTPUTS:
+            raise ValueError(f"output must be one of {OUTPUTS}; got {settings['output']!r}")
         return settings
 
     def _in_batches(self, feeds: Arrays, batch_size: int) -> Arrays:
@@ -189,9 +181,8 @@ class LiteRTModel:
         count = min(counts.values())
         if count == 0 or len(set(counts.values())) > 1:
             raise ValueError(f"every input needs the same count of samples, above 0; got {counts}")
-        size, padding = batch_size, 0
-        if self.rows != -1:  # the file takes that many, no fewer
-            size, padding = self.rows, -count % self.rows
+        # Unless it is -1, the file takes that many, no fewer.
+        size, padding = (batch_size, 0) if self.rows == -1 else (self.rows, -count % self.rows)
         padded = {k: np.concatenate([v, np.repeat(v[-1:], padding, 0)]) for k, v in feeds.items()}
         parts = [
             self.invoke({name: array[start : start + size] for name, array in padded.items()})
@@ -211,14 +202,13 @@ class LiteRTModel:
             return dict(data)
         if len(names) == 1:
             return {names[0]: np.asarray(data)}
-        if not isinstance(data, (list, tuple)) or len(data) != len(names):
-            how = f"a dict of arrays, a DataFrame with these columns, or {len(names)} arrays"
-            raise ValueError(f"send the inputs {names} as {how}; got a {type(data).__name__}")
-        return dict(zip(names, data, strict=True))
+        if isinstance(data, (list, tuple)) and len(data) == len(names):
+            return dict(zip(names, data, strict=True))
+        how = f"a dict of arrays, a DataFrame with these columns, or {len(names)} arrays"
+        raise ValueError(f"send the inputs {names} as {how}; got a {type(data).__name__}")
 
     def _columns(self, table: Any) -> dict[str, Any]:
-        columns = list(getattr(table, "columns", []))
-        names = [tensor.name for tensor in self.inputs]
+        columns, names = list(getattr(table, "columns", [])), [each.name for each in self.inputs]
         if len(names) == 1 and names[0] not in columns:
             values = table.to_numpy()
             cells = {names[0]: values.reshape(-1) if values.dtype == object else values}
@@ -238,38 +228,32 @@ def load(folder: str | Path) -> LiteRTModel:
     path, description = Path(folder) / MODEL_FILE, Path(folder) / DESCRIPTION_FILE
     try:
         content = path.read_bytes()
-        expected = json.loads(description.read_text())["sha256"]
+        described = json.loads(description.read_text())
+        expected, params = described["sha256"], dict(described.get("params", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} holds no complete LiteRT model ({error!r}); download or log it again"
-        ) from error
+        reason = f"{folder} holds no complete LiteRT model ({error!r}); download or log it again"
+        raise ValueError(reason) from error
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise ValueError(
-            f"{path} is not the file that was logged: its sha256 is {found}, expected {expected}; "
-            "download or log it again"
-        )
-    return LiteRTModel(content)
+        difference = f"its sha256 is {found}, expected {expected}; download or log it again"
+        raise ValueError(f"{path} is not the file that was logged: {difference}")
+    return LiteRTModel(content, **params)
 
 
-def _load_pyfunc(path: str) -> LiteRTModel:
-    """The hook of MLflow's python_function flavor; `path` is the folder that `load` reads."""
-    return load(path)
+_load_pyfunc = load  # the hook of MLflow's python_function flavor
 
 
 def _interpreter(content: bytes, num_threads: int) -> Interpreter:
     if content[4:8] != b"TFL3":
-        raise ValueError(
-            f"this is not a .tflite file: bytes 4 to 8 are {content[4:8]!r}, expected b'TFL3'"
-        )
+        found = f"bytes 4 to 8 are {content[4:8]!r}, expected b'TFL3'"
+        raise ValueError(f"this is not a .tflite file: {found}")
     try:
         interpreter = Interpreter(model_content=content, num_threads=num_threads)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"LiteRT cannot run this .tflite file of {len(content)} bytes, which may be damaged "
-            f"or need operations that LiteRT does not have: {error}"
-        ) from error
+        why = f"which may be damaged or need operations that LiteRT does not have: {error}"
+        message = f"LiteRT cannot run this .tflite file of {len(content)} bytes, {why}"
+        raise ValueError(message) from error
     return interpreter
 
 
@@ -278,11 +262,16 @@ def _tensors(interpreter: Interpreter) -> tuple[str | None, list[tuple[Tensor, .
     if len(keys) > 1:
         raise ValueError(f"this .tflite file has the signatures {keys}; give a file with one")
     if keys:
-        runner = interpreter.get_signature_runner(keys[0])
-        sides = [runner.get_input_details(), runner.get_output_details()]
+        try:
+            runner = interpreter.get_signature_runner(keys[0])
+            sides = [runner.get_input_details(), runner.get_output_details()]
+        except TypeError as error:
+            raise ValueError(
+                "this .tflite file is damaged: its signature names no tensor"
+            ) from error
     else:
-        details = [interpreter.get_input_details(), interpreter.get_output_details()]
-        sides = [{each["name"]: each for each in side} for side in details]
+        listed = interpreter.get_input_details(), interpreter.get_output_details()
+        sides = [{each["name"]: each for each in side} for side in listed]
     tensors = [tuple(_tensor(name, each) for name, each in side.items()) for side in sides]
     return next(iter(keys), None), tensors
 
@@ -296,9 +285,16 @@ def _tensor(name: str, details: Mapping[str, Any]) -> Tensor:
     return Tensor(name, int(details["index"]), dtype, shape, float(scale), int(zero_point))
 
 
+def _asked(name: str, values: np.ndarray, output: str) -> np.ndarray:
+    if output == "class":
+        if values.ndim < 2 or values.shape[-1] < 2:
+            raise ValueError(f"{name!r} of shape {values.shape} has no classes to choose among")
+        return np.where(np.isnan(values).any(axis=-1), -1, values.argmax(axis=-1))
+    return values[..., 0] if output == "value" and values.shape[1:][-1:] == (1,) else values
+
+
 def _reshaped(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Columns of numbers or of flat samples in the shape of the input, where that is known."""
     values = np.stack([np.asarray(cell) for cell in cells])
-    rest = shape[1:]
-    fits = -1 not in rest and values.size == len(values) * int(np.prod(rest))
-    return values.reshape(len(values), *rest) if fits else values
+    fits = -1 not in shape[1:] and values.size == len(values) * int(np.prod(shape[1:]))
+    return values.reshape(len(values), *shape[1:]) if fits else values

@@ -1,35 +1,50 @@
-"""Courier: a process of its own that sends metric values to the store.
+"""Courier: a process of its own that sends values to the store.
 
 To turn a value into a request or a row takes MLflow about 0.1 ms of Python. On a thread of the
 trainer it takes them from the training, whose own Python waits for the interpreter meanwhile: a
 small model with five values a step becomes half as fast. So a trainer that sends many gets a
-courier; it ends with the trainer, or when nobody needs it any more.
+courier, which is handed them as they stand in the journal; it ends with the trainer, or when nobody
+needs it any more.
 """
 
 import atexit
 import json
 import logging
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from threading import Lock
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INVALID_PARAMETER_VALUE,
     TEMPORARILY_UNAVAILABLE,
     ErrorCode,
 )
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-from mlflow_keras_adv.tracking.store import may_succeed_later
+from mlflow_keras_adv.tracking.items import Points, Series
+from mlflow_keras_adv.tracking.records import decode, encode
+from mlflow_keras_adv.tracking.store import may_succeed_later, probe
 
 _logger = logging.getLogger(__name__)
 
-# A run that has sent so many values will send more. A courier takes seconds of CPU time to start.
+# A process that has sent so many values to a store will send more. A courier takes seconds of CPU
+# time to start.
 POINTS_BEFORE = 5000
+
+# The training goes first where there are fewer processors than work.
+NICENESS = 19
+
+# What a courier answers after each batch but the last thing it does.
+_TAKEN = "taken"
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
@@ -60,17 +75,34 @@ class Courier:
             )
         self._pipe.send(tracking_uri)  # not as an argument, which everybody could read
 
-    def log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        """Logs metric values in one call.
+    def log(
+        self,
+        run_id: str,
+        values: Sequence[Points | Series],
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+        *,
+        progress: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Logs metric values, then params and tags, after a look whether the store answers.
+
+        Args:
+            run_id: The run.
+            values: However many: they are sent in batches.
+            params: At most 100.
+            tags: At most 100.
+            progress: Called after each batch that the store has taken.
 
         Raises:
             MlflowException: What the store, or the connection to it, has raised.
             OSError: If the courier is gone.
         """
+        texts = ([(each.key, each.value) for each in entities] for entities in (params, tags))
         with self._calling:
             try:
-                self._pipe.send((run_id, [_fields(metric) for metric in metrics]))
-                answer = self._pipe.recv()
+                self._pipe.send((run_id, [encode(each, Path()) for each in values], *texts))
+                while (answer := self._pipe.recv()) == _TAKEN:
+                    progress()
             except EOFError as error:
                 raise BrokenPipeError("the courier has ended") from error
         if answer is not None:
@@ -84,8 +116,15 @@ class Courier:
         self._process.wait()
 
 
+def count(tracking_uri: str, points: int) -> None:
+    """Notes that a store is about to be sent metric values."""
+    _sent[tracking_uri] += points
+
+
 def courier_to(tracking_uri: str) -> Courier | None:
-    """The courier of this process to a store; None if there can be none."""
+    """The courier of this process to a store that has had many values; None without."""
+    if _sent[tracking_uri] <= POINTS_BEFORE:
+        return None
     with _starting:
         if tracking_uri not in _couriers:
             try:
@@ -107,33 +146,55 @@ def dismiss(courier: Courier) -> None:
 
 def serve(file_descriptor: int) -> None:
     """The work of the process: takes calls until the trainer is gone."""
+    os.nice(NICENESS)
     with Connection(file_descriptor) as pipe:
         try:
             client = MlflowClient(pipe.recv())
             while True:
-                run_id, fields = pipe.recv()
-                pipe.send(_answer(client, run_id, [Metric(*each) for each in fields]))
+                pipe.send(_answer(client, pipe, *pipe.recv()))
         except (EOFError, OSError):
             return
 
 
-def _answer(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> tuple[str, int] | None:
+def _answer(
+    client: MlflowClient,
+    pipe: Connection,
+    run_id: str,
+    records: Sequence[bytes],
+    params: Sequence[tuple[str, str]],
+    tags: Sequence[tuple[str, str]],
+) -> tuple[str, int] | None:
     try:
-        client.log_batch(run_id, metrics=metrics, synchronous=True)
+        probe(client.tracking_uri)
+        for batch in batches(_values(records)):
+            client.log_batch(run_id, metrics=batch, synchronous=True)
+            pipe.send(_TAKEN)
+        if params or tags:
+            texts = [Param(*each) for each in params], [RunTag(*each) for each in tags]
+            client.log_batch(run_id, (), *texts, synchronous=True)
     except MlflowException as error:
         return error.message, ErrorCode.Value(error.error_code)
+    except OSError as error:
+        return str(error), TEMPORARILY_UNAVAILABLE
     except Exception as error:
         passing = may_succeed_later(error)
         return str(error), TEMPORARILY_UNAVAILABLE if passing else INVALID_PARAMETER_VALUE
     return None
 
 
-def _fields(metric: Metric) -> tuple[object, ...]:
-    moment = (metric.key, metric.value, metric.timestamp, metric.step)
-    return (*moment, metric.model_id, metric.dataset_name, metric.dataset_digest)
+def batches(values: Iterator[Metric]) -> Iterator[list[Metric]]:
+    """Metric values in lists that MLflow takes in one call."""
+    while batch := list(islice(values, MAX_METRICS_PER_BATCH)):
+        yield batch
+
+
+def _values(records: Sequence[bytes]) -> Iterator[Metric]:
+    items = (decode(record, Path()) for record in records)
+    return chain.from_iterable(item for item in items if isinstance(item, Points | Series))
 
 
 _couriers: dict[str, Courier | None] = {}
+_sent: Counter[str] = Counter()
 _starting = Lock()
 
 
@@ -144,3 +205,4 @@ def _end_all() -> None:
             if courier is not None:
                 courier.close()
         _couriers.clear()
+        _sent.clear()

@@ -1,24 +1,23 @@
 """Delivery: takes what was handed in for a run to its store. Used by the writer's thread alone."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from queue import Empty, SimpleQueue
-from threading import Lock
-from typing import TypeVar
+from itertools import chain
 
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.uri import get_uri_scheme
 from mlflow.utils.validation import (
     MAX_PARAM_VAL_LENGTH,
     MAX_PARAMS_TAGS_PER_BATCH,
     MAX_TAG_VAL_LENGTH,
 )
 
-from mlflow_keras_adv.tracking.courier import POINTS_BEFORE, courier_to, dismiss
+from mlflow_keras_adv.tracking.attempts import AbandonedError, Attempts
+from mlflow_keras_adv.tracking.courier import batches, count, courier_to, dismiss
 from mlflow_keras_adv.tracking.items import (
     Artifact,
     Deletion,
@@ -27,53 +26,65 @@ from mlflow_keras_adv.tracking.items import (
     Input,
     Model,
     Params,
+    Points,
     Record,
     Refusal,
+    Series,
     Table,
     Tags,
 )
 from mlflow_keras_adv.tracking.logged_models import ModelIds, deliver_model
 from mlflow_keras_adv.tracking.names import metric_key, same_param
 from mlflow_keras_adv.tracking.pending import Pending
-from mlflow_keras_adv.tracking.store import may_succeed_later, probe
+from mlflow_keras_adv.tracking.store import probe
 from mlflow_keras_adv.tracking.tables import write_table
 
 _logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
-
-# Between two attempts at a store that fails: doubled from the first to the longest.
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
-
-
-class AbandonedError(Exception):
-    """The store did not take what was left in the time that was given."""
 
 
 class Delivery:
     """Calls the store until it has answered.
 
-    An error of the connection or the server is retried until it passes, with one warning for each
-    kind. What the store rejects is refused by name, and the rest of its batch delivered. Everything
-    may be delivered twice without harm, so that an answer that was lost needs no care.
+    What the store rejects is refused by name, and the rest of its batch delivered. Everything may
+    be delivered twice without harm, so that an answer that was lost needs no care.
 
     Args:
         run_id: The run to write to.
         client: Its store.
         pending: Where what is refused is counted.
+
+    Attributes:
+        attempts: What repeats the calls.
+        to_file: Whether the store is a database file.
     """
 
     def __init__(self, run_id: str, client: MlflowClient, pending: Pending) -> None:
         self._run_id = run_id
         self._client = client
         self._pending = pending
-        self._warning = Lock()
-        self._warned: set[str] = set()
-        self._nudges: SimpleQueue[None] = SimpleQueue()
-        self._abandoned = False
-        self._sent = 0
-        self._failing_since: float | None = None
+        self.to_file = get_uri_scheme(client.tracking_uri).startswith("sqlite")
+        self.attempts = Attempts(run_id, self._ask, pending.progress)
         self._model_ids = ModelIds(client, run_id)
+
+    def send_values(self, items: Sequence[Points | Series]) -> None:
+        """Logs metric values, however many; if they are rejected, finds out which of them.
+
+        Raises:
+            AbandonedError: If the attempts were abandoned meanwhile.
+        """
+        count(self._client.tracking_uri, sum(len(item) for item in items))
+        if courier_to(self._client.tracking_uri) is not None:
+            try:
+                self.attempts.until_answered(
+                    lambda: self._log([self._model_ids.values(item) for item in items], [], [])
+                )
+                return
+            except AbandonedError:
+                raise
+            except Exception as error:
+                _logger.debug("the values of run %s are sent one by one: %r", self._run_id, error)
+        for batch in batches(chain.from_iterable(items)):
+            self.send(batch)
 
     def send(self, entities: Sequence[Metric | Param | RunTag]) -> None:
         """Logs metrics, params or tags in one call; if it is rejected, finds out which of them.
@@ -82,7 +93,7 @@ class Delivery:
             entities: At most 1000.
 
         Raises:
-            AbandonedError: If `abandon` was called meanwhile.
+            AbandonedError: If the attempts were abandoned meanwhile.
         """
         if not entities:
             return
@@ -90,9 +101,9 @@ class Delivery:
         params = [entity for entity in entities if isinstance(entity, Param)]
         tags = [entity for entity in entities if isinstance(entity, RunTag)]
         try:
-            self._attempt(
-                lambda: self._log_batch(
-                    [self._model_ids.metric(metric) for metric in metrics],
+            self.attempts.until_answered(
+                lambda: self._log(
+                    [self._model_ids.values(Points(metrics))],
                     params,
                     [RunTag(tag.key, self._model_ids.true(tag.value)) for tag in tags],
                 )
@@ -112,7 +123,7 @@ class Delivery:
         """Delivers one item.
 
         Raises:
-            AbandonedError: If `abandon` was called meanwhile.
+            AbandonedError: If the attempts were abandoned meanwhile.
         """
         match item:
             case Params(values):
@@ -146,20 +157,6 @@ class Delivery:
             case Flush(answer):
                 answer.put(True)
 
-    def hurry(self) -> None:
-        """Ends the pause before the next attempt: somebody waits."""
-        self._nudges.put(None)
-
-    def abandon(self) -> None:
-        """Makes the attempts end, as soon as the call to the store that is under way returns."""
-        self._abandoned = True
-        self.hurry()
-
-    def failing_for(self) -> float:
-        """Seconds since the store began to fail; 0 if it does not."""
-        since = self._failing_since
-        return 0.0 if since is None else time.monotonic() - since
-
     def refuse(self, name: str, reason: str, points: int = 0) -> None:
         """Counts what cannot be recorded, and says so once for each name.
 
@@ -173,44 +170,57 @@ class Delivery:
 
     def warn_refused(self, name: str, reason: str) -> None:
         """Says once for each name that it cannot be recorded."""
-        self.warn_once(
+        self.attempts.warn_once(
             f"refused {name}", "%s of run %s is not recorded: %s", name, self._run_id, reason
         )
 
-    def warn_once(self, kind: str, message: str, *arguments: object) -> None:
-        """Logs a warning, the first time for its kind."""
-        with self._warning:
-            if kind in self._warned:
-                return
-            self._warned.add(kind)
-        _logger.warning(message, *arguments)
-
-    def _log_batch(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
-        self._sent += len(metrics)
-        courier = None
-        if self._sent > POINTS_BEFORE and not params and not tags:
-            courier = courier_to(self._client.tracking_uri)
+    def _log(
+        self, values: Sequence[Points | Series], params: list[Param], tags: list[RunTag]
+    ) -> None:
+        """One call to the store, by the courier if there is one."""
+        courier = courier_to(self._client.tracking_uri)
         if courier is None:
+            metrics = list(chain.from_iterable(values))
             self._client.log_batch(
                 self._run_id, metrics=metrics, params=params, tags=tags, synchronous=True
             )
             return
         try:
-            courier.log_metrics(self._run_id, metrics)
+            courier.log(self._run_id, values, params, tags, progress=self._pending.progress)
         except OSError:
             dismiss(courier)
             raise ConnectionError("the process that sends values has ended") from None
 
+    def _ask(self) -> None:
+        """Asks the store whether it answers, within seconds: MLflow would go on for minutes."""
+        if courier_to(self._client.tracking_uri) is None:  # which asks by itself
+            probe(self._client.tracking_uri)
+
     def _write_params(self, values: Mapping[str, object]) -> None:
+        """Sends them at once; only if the store rejects them, looks which of them it has."""
+        texts = {metric_key(name): str(value) for name, value in values.items()}
+        short = all(len(text) <= MAX_PARAM_VAL_LENGTH for text in texts.values())
         try:
-            stored = self._attempt(lambda: self._client.get_run(self._run_id)).data.params
+            if short and len(texts) <= MAX_PARAMS_TAGS_PER_BATCH:
+                params = [Param(*each) for each in texts.items()]
+                self.attempts.until_answered(lambda: self._log([], params, []))
+                return
+        except AbandonedError:
+            raise
+        except Exception as error:
+            _logger.debug("the params of run %s are sent one by one: %r", self._run_id, error)
+        self._write_new_params(values)
+
+    def _write_new_params(self, values: Mapping[str, object]) -> None:
+        try:
+            run = self.attempts.until_answered(lambda: self._client.get_run(self._run_id))
         except AbandonedError:
             raise
         except Exception as error:
             for name in values:
                 self.refuse(name, str(error))
             return
-        params, changes = [], {}
+        params, changes, stored = [], {}, run.data.params
         for name, value in values.items():
             key, text = metric_key(name), str(value)
             if key not in stored:
@@ -248,7 +258,7 @@ class Delivery:
             )
             place.delete_artifacts(name)
         except Exception as error:
-            self.warn_once(
+            self.attempts.warn_once(
                 "delete",
                 "Run %s keeps artifacts that should be gone: deleting %s failed with %r",
                 self._run_id,
@@ -258,47 +268,15 @@ class Delivery:
 
     def _deliver(self, name: str, call: Callable[[], object]) -> None:
         try:
-            self._attempt(call)
+            self.attempts.until_answered(call)
         except AbandonedError:
             raise
         except Exception as error:
             self.refuse(name, str(error))
 
-    def _attempt(self, call: Callable[[], _T]) -> _T:
-        """What the call returns, or raises because the store rejects it."""
-        while not self._nudges.empty():
-            self._nudges.get()
-        pause = FIRST_PAUSE_SECONDS
-        while not self._abandoned:
-            try:
-                # MLflow would go on for minutes with a server that is gone.
-                probe(self._client.tracking_uri)
-                result = call()
-                self._pending.progress()
-                self._failing_since = None
-                return result
-            except Exception as error:
-                if not may_succeed_later(error):
-                    self._failing_since = None
-                    raise
-                self._failing_since = self._failing_since or time.monotonic()
-                self.warn_once(
-                    f"retry {getattr(error, 'error_code', type(error).__name__)}",
-                    "The tracking store does not take the values of run %s for now; "
-                    "they are kept and sent again: %s",
-                    self._run_id,
-                    error,
-                )
-            try:
-                self._nudges.get(timeout=pause)
-                pause = FIRST_PAUSE_SECONDS
-            except Empty:
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        raise AbandonedError
-
     def _run_takes_values(self) -> bool:
         try:
-            info = self._attempt(lambda: self._client.get_run(self._run_id)).info
+            info = self.attempts.until_answered(lambda: self._client.get_run(self._run_id)).info
         except MlflowException:
             return False
         return bool(info.lifecycle_stage == LifecycleStage.ACTIVE)

@@ -6,6 +6,7 @@ then waits for the system metrics. Here both happen on other threads, within a g
 
 import logging
 import traceback
+from collections import deque
 from threading import Thread
 
 from mlflow.entities import Run
@@ -21,16 +22,17 @@ _logger = logging.getLogger(__name__)
 MAX_ERROR_LENGTH = 500
 
 
-def end(writer: RunWriter, error: BaseException | None, seconds: float) -> bool:
+def end(writer: RunWriter, error: BaseException | None, seconds: float | None) -> bool:
     """Delivers what is left of a run, and then its status.
 
     Args:
         writer: Of the run.
         error: What its block raised.
-        seconds: How long to wait for a store that takes nothing.
+        seconds: How long to wait for a store that takes nothing. None does not wait:
+            `settle_ended` does.
 
     Returns:
-        Whether everything is in the store.
+        Whether everything is in the store, and is known to be.
     """
     finishing = _finish_system_metrics(writer.run_id)
     status = status_of(error)
@@ -39,9 +41,31 @@ def end(writer: RunWriter, error: BaseException | None, seconds: float) -> bool:
             writer.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_ERROR_LENGTH]})
             writer.log_text("".join(traceback.format_exception(error)), "traceback.txt")
     finally:
-        delivered = writer.close(seconds, status=status)
+        writer.hand_in_end(status)
+        if seconds is None:
+            _unsettled.append(writer)
+        delivered = seconds is not None and _settle(writer, seconds)
         if finishing is not None:
             finishing.join(seconds if delivered else 0)
+    return delivered
+
+
+def settle_ended(seconds: float, *, but: int = 0) -> None:
+    """Waits until the runs are in the store whose end was not waited for; the oldest first.
+
+    Args:
+        seconds: How long to wait for a store that takes nothing.
+        but: How many of them may still be on their way.
+    """
+    while len(_unsettled) > but:
+        _settle(_unsettled.popleft(), seconds)
+
+
+_unsettled: deque[RunWriter] = deque()
+
+
+def _settle(writer: RunWriter, seconds: float) -> bool:
+    delivered = writer.close(seconds)
     if delivered:
         receipt = writer.receipt
         say = _logger.warning if receipt.refused_names else _logger.info

@@ -10,7 +10,6 @@ A journal belongs to one process, which holds a lock on it as long as it lives. 
 to the user, and hold no credentials.
 """
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -21,20 +20,20 @@ import struct
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, Self
-from urllib.parse import quote, unquote
+
+from mlflow_keras_adv.tracking.marks import Marks
 
 _logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 4_000_000
 _HEAD = struct.Struct(">II")  # length and CRC-32 of what follows
 _ABOUT, _LOCK, _SETTLED = "about.json", "lock", "settled.json"
-_ENDED, _LOST = "ended-", "lost-"
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,14 @@ class Journal:
         folder: Where it is.
         about: Whose it is.
         settled: What is gone from it.
+        marks: What can be noted in it even if its disk is full.
     """
 
     def __init__(self, folder: Path, about: About, lock: IO[bytes]) -> None:
         self.folder = folder
         self.about = about
         self.settled = _read_settled(folder / _SETTLED)
+        self.marks = Marks(folder)
         self._lock = lock
         self._segment = max([self.settled.segment, *_segments(folder)])
         self._log: FileIO | None = None
@@ -215,30 +216,6 @@ class Journal:
             self._finished[place.segment] = settled.of(place.segment)
             if place.segment != self._segment or self._log is None:
                 self._delete(place.segment)
-
-    def mark_ended(self, status: str) -> None:
-        """Notes the status of the run where no record can be written: a name takes no room."""
-        with contextlib.suppress(OSError):
-            (self.folder / f"{_ENDED}{status}").touch()
-
-    def mark_lost(self, points: Mapping[str, int]) -> None:
-        """Notes, in the same way, how many values of each metric have found no room."""
-        for name, count in points.items():
-            with contextlib.suppress(OSError):
-                (self.folder / f"{_LOST}{count}-{quote(name, safe='')[:200]}").touch()
-
-    def take_lost(self) -> dict[str, int]:
-        """What `mark_lost` has noted; it is forgotten."""
-        lost = {}
-        for path in self.folder.glob(f"{_LOST}*"):
-            count, _, name = path.name[len(_LOST) :].partition("-")
-            lost[unquote(name)] = int(count)
-            path.unlink()
-        return lost
-
-    def ended(self) -> str | None:
-        """What `mark_ended` has noted."""
-        return next((path.name[len(_ENDED) :] for path in self.folder.glob(f"{_ENDED}*")), None)
 
     def close(self, *, delete: bool) -> None:
         """Releases it, so that another process may take it over.

@@ -56,7 +56,7 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
     if not end_run or not journal.about.ends_run or writer.has_ended:
         writer.close(seconds)
     else:
-        ended = journal.ended() or "KILLED"
+        ended = journal.marks.ended() or "KILLED"
         status = ended if _is_running(client, journal.about.run_id) else None
         writer.close(seconds, status=status, end_time=int(last_word * 1000))
     return writer.receipt

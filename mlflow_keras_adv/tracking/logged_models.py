@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model as ModelFolder
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from mlflow_keras_adv.tracking.items import Model
+from mlflow_keras_adv.tracking.items import Model, Points, Series
 from mlflow_keras_adv.tracking.names import UID_TAG
 
 # The ids of models that the store does not know yet begin so.
@@ -40,8 +40,13 @@ class ModelIds:
             self._known[text] = found[0].model_id
         return self._known[text]
 
-    def metric(self, metric: Metric) -> Metric:
-        """A metric, with the store's id for its model."""
+    def values(self, item: Points | Series) -> Points | Series:
+        """Metric values, with the store's ids for their models."""
+        if isinstance(item, Series):  # they belong to no model
+            return item
+        return Points([self._metric(metric) for metric in item])
+
+    def _metric(self, metric: Metric) -> Metric:
         if metric.model_id is None or not metric.model_id.startswith(UID_PREFIX):
             return metric
         model_id, on = self.true(metric.model_id), (metric.dataset_name, metric.dataset_digest)

@@ -63,7 +63,9 @@ def open_run(
     return active.info
 
 
-def open_child(name: str | None, parent_run_id: str, stores: ExitStack) -> RunInfo:
+def open_child(
+    name: str | None, parent_run_id: str, experiment_id: str | None, stores: ExitStack
+) -> RunInfo:
     """Opens a run nested in another and makes it the active one of this thread.
 
     Not by `mlflow.start_run`: in another thread it would not know the parent, and where
@@ -72,6 +74,7 @@ def open_child(name: str | None, parent_run_id: str, stores: ExitStack) -> RunIn
     Args:
         name: Its name.
         parent_run_id: The other.
+        experiment_id: Its experiment, where it is known.
         stores: Keeps the choice of the store.
 
     Raises:
@@ -83,15 +86,20 @@ def open_child(name: str | None, parent_run_id: str, stores: ExitStack) -> RunIn
     else:
         with opening_runs():
             client = MlflowClient()
-            parent = client.get_run(parent_run_id).info
-            if parent.lifecycle_stage == LifecycleStage.DELETED:
-                raise UserError(f"The run {parent_run_id} is deleted: it cannot have a new child.")
+            if experiment_id is None:
+                experiment_id = _experiment_of(client.get_run(parent_run_id).info)
             uid = uuid.uuid4().hex
             tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uid})
-            child = client.create_run(parent.experiment_id, tags=tags, run_name=name)
+            child = client.create_run(experiment_id, tags=tags, run_name=name)
             _delete_twins(child.info, uid)
     activate(child, log_system_metrics=False)
     return child.info
+
+
+def _experiment_of(parent: RunInfo) -> str:
+    if parent.lifecycle_stage == LifecycleStage.DELETED:
+        raise UserError(f"The run {parent.run_id} is deleted: it cannot have a new child.")
+    return parent.experiment_id
 
 
 def _delete_twins(info: RunInfo, uid: str) -> None:

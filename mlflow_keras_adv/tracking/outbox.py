@@ -2,13 +2,14 @@
 
 import atexit
 import logging
+import time
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
-from mlflow.entities import Metric
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-from mlflow_keras_adv.tracking.delivery import AbandonedError, Delivery
+from mlflow_keras_adv.tracking.attempts import AbandonedError
+from mlflow_keras_adv.tracking.delivery import Delivery
 from mlflow_keras_adv.tracking.items import (
     Artifact,
     Flush,
@@ -27,6 +28,11 @@ _logger = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
 # The same, of a store that has been known to fail for as long as that.
 SHORT_GRACE_SECONDS = 1.0
+# The same, of a database file that has not failed: it only waits for its disk, which may have much
+# to do, and there is no network to be cut.
+DISK_GRACE_SECONDS = 60.0
+# Values wait so long for others to be sent with: a call to a store costs as much as 50 values.
+GATHER_SECONDS = 0.2
 # A thread that has had nothing to do for so long ends; the next item starts another.
 IDLE_SECONDS = 1.0
 
@@ -59,7 +65,7 @@ class Outbox:
     def put(self, item: Item) -> None:
         """Appends an item, and starts the thread if it is not at work."""
         if self._closed:
-            self._delivery.warn_once(
+            self._delivery.attempts.warn_once(
                 "closed", "Run %s has ended here and takes no more values.", self._run_id
             )
             return
@@ -78,7 +84,7 @@ class Outbox:
                 return self._pending.count() == 0
         answer: SimpleQueue[bool] = SimpleQueue()
         self.put(Flush(answer))
-        self._delivery.hurry()
+        self._delivery.attempts.hurry()
         try:
             return answer.get(timeout=timeout)
         except Empty:
@@ -90,26 +96,32 @@ class Outbox:
         What is left then stays in the journal, which is released.
 
         Args:
-            timeout: Seconds to wait for a store that takes nothing; less if it has been failing.
+            timeout: Seconds to wait for a store that takes nothing; less if it has been failing,
+                more if it is a file.
 
         Returns:
             Whether all items are settled.
         """
         while True:
             before = self._pending.steps
-            patience = timeout - self._delivery.failing_for()
-            settled = self.flush(max(patience, min(timeout, SHORT_GRACE_SECONDS)))
+            settled = self.flush(self._patience(timeout))
             if settled or self._pending.steps == before:
                 break
         self._closed = True
         if settled:
             self._pending.release()
         else:
-            self._delivery.abandon()
+            self._delivery.attempts.abandon()
             _at_work.discard(self)
             self._pending.release()
             self._say_what_is_left()
         return settled
+
+    def _patience(self, timeout: float) -> float:
+        failing = self._delivery.attempts.failing_for()
+        if not failing and self._delivery.to_file:
+            return max(timeout, DISK_GRACE_SECONDS)
+        return max(timeout - failing, min(timeout, SHORT_GRACE_SECONDS))
 
     def _say_what_is_left(self) -> None:
         receipt = self._pending.receipt()
@@ -129,19 +141,20 @@ class Outbox:
 
     def _work(self) -> None:
         """The thread: gathers what waits into batches, and takes it to the store in order."""
-        batch: list[Metric] = []
         gathered: list[tuple[Place | None, Points | Series]] = []
+        points, send_at = 0, 0.0
         try:
             while True:
-                taken = self._pending.take(timeout=0 if gathered else IDLE_SECONDS)
+                patience = max(send_at - time.monotonic(), 0) if gathered else IDLE_SECONDS
+                taken = self._pending.take(timeout=patience)
                 if taken is None:
-                    self._send(batch, gathered)
+                    self._send(gathered)
                     if self._closed or self._leave():
                         return
                     continue
                 place, item = taken
                 if not isinstance(item, Points | Series):
-                    self._send(batch, gathered)
+                    self._send(gathered)
                     self._delivery.write(item)
                     if not isinstance(item, Flush):
                         self._pending.settle(place, item)
@@ -150,20 +163,19 @@ class Outbox:
                     continue
                 # What is counted as settled at the end of a segment is all of that segment.
                 if gathered and _segment(gathered[-1][0]) != _segment(place):
-                    self._send(batch, gathered)
-                for metric in item:
-                    batch.append(metric)
-                    if len(batch) == MAX_METRICS_PER_BATCH:
-                        self._send(batch, gathered)
+                    self._send(gathered)
+                if not gathered:
+                    points, send_at = 0, time.monotonic() + GATHER_SECONDS
                 gathered.append((place, item))
+                points += len(item)
+                if points >= MAX_METRICS_PER_BATCH:
+                    self._send(gathered)
         except AbandonedError:
             self._answer_all(False)
 
-    def _send(
-        self, batch: list[Metric], gathered: list[tuple[Place | None, Points | Series]]
-    ) -> None:
-        self._delivery.send(batch)
-        batch.clear()
+    def _send(self, gathered: list[tuple[Place | None, Points | Series]]) -> None:
+        if gathered:
+            self._delivery.send_values([item for _, item in gathered])
         for place, item in gathered:
             self._pending.settle(place, item)
         gathered.clear()

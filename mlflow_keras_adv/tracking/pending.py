@@ -122,7 +122,7 @@ class Pending:
             except OSError as error:
                 self._warn_of(error)
                 if isinstance(item, End) and self._journal is not None:
-                    self._journal.mark_ended(item.status)
+                    self._journal.marks.mark_ended(item.status)
                 if self._in_memory.total() + points > POINTS_IN_MEMORY:
                     self._lose(names_of(item), names_of(item) if points else Counter())
                     return error
@@ -204,7 +204,7 @@ class Pending:
             self._lose(self._in_memory, self._points_in_memory)
             self._in_memory, self._points_in_memory = Counter(), Counter()
             if self._journal is not None:
-                self._journal.mark_lost(self._lost)
+                self._journal.marks.mark_lost(self._lost)
                 self._journal.close(delete=self.count() == 0)
                 self._journal = None
 

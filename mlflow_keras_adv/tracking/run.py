@@ -115,6 +115,7 @@ def track(
     tags: Mapping[str, object] | None = None,
     description: str | None = None,
     log_system_metrics: bool = True,
+    await_delivery: bool = True,
 ) -> Iterator[Run]:
     """Opens the run to write to, or adopts it, and ends what it opened with the true status.
 
@@ -143,6 +144,8 @@ def track(
         log_system_metrics: Let MLflow record the machine's load, if this run is opened here and is
             not inside another: all runs of a process would show the same. MLflow's first values
             come after its sampling interval of 10 s; a shorter run has none.
+        await_delivery: Wait at the end until the store has everything. Without, a run that is ended
+            here is delivered beside what follows, and `ending.settle_ended` waits for it.
 
     Yields:
         The run.
@@ -178,7 +181,7 @@ def track(
             raise
         finally:
             with holds_back_terminated():
-                note(block.leave(error))
+                note(block.leave(error, GRACE_SECONDS if await_delivery else None))
 
 
 def current_run() -> Run | None:
@@ -249,8 +252,8 @@ class _Track:
         self._enclosing = _tracks()
         self._enclosing.append(self)
 
-    def leave(self, error: BaseException | None) -> bool:
-        """Ends the block, and says whether everything is in the store."""
+    def leave(self, error: BaseException | None, seconds: float | None) -> bool:
+        """Ends the block; see `ending.end`."""
         delivered = True
         try:
             if self._holds:
@@ -263,9 +266,9 @@ class _Track:
                 del _holders[self.run.run_id]
             if self._opened:
                 del _runs[self.run.run_id]
-                delivered = end(self.run, error, GRACE_SECONDS)
-            elif self._holds:
-                delivered = self.run.flush(GRACE_SECONDS)
+                delivered = end(self.run, error, seconds)
+            elif self._holds and seconds is not None:
+                delivered = self.run.flush(seconds)
         return delivered
 
 
@@ -291,5 +294,9 @@ def _enter(
 
 
 def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Track:
-    child = open_child(name, parent_run_id, stores)
+    parent = known_run(parent_run_id)
+    experiment_id = None
+    if parent is not None and parent.tracking_uri == mlflow.get_tracking_uri():
+        experiment_id = parent.experiment_id
+    child = open_child(name, parent_run_id, experiment_id, stores)
     return _Track(_run_of(child, new=True), activated=True, opened=True)

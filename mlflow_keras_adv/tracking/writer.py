@@ -77,7 +77,7 @@ class RunWriter:
         self._pending = Pending(self._new_journal, left)
         self._delivery = Delivery(run_id, client, self._pending)
         self._outbox = Outbox(run_id, self._pending, self._delivery)
-        lost = {} if left is None else left.take_lost()
+        lost = {} if left is None else left.marks.take_lost()
         reason = "the disk of the journal was full"
         self._refuse(Refusal(name, reason, points) for name, points in lost.items())
 
@@ -287,6 +287,15 @@ class RunWriter:
         """
         return self._outbox.flush(timeout)
 
+    def hand_in_end(self, status: str, end_time: int | None = None) -> None:
+        """Hands in the status with which the run ended: FINISHED, FAILED or KILLED.
+
+        Args:
+            status: The status.
+            end_time: When, in milliseconds since the epoch; default: now.
+        """
+        self._outbox.put(End(status, end_time or time.time_ns() // 1_000_000))
+
     def close(
         self, timeout: float, *, status: str | None = None, end_time: int | None = None
     ) -> bool:
@@ -302,7 +311,7 @@ class RunWriter:
             Whether everything is in the store.
         """
         if status is not None:
-            self._outbox.put(End(status, end_time or time.time_ns() // 1_000_000))
+            self.hand_in_end(status, end_time)
         return self._outbox.close(timeout)
 
     def _staging(self) -> StagingClient:

@@ -146,7 +146,7 @@ class Loop:
             for index, batch in enumerate(data):
                 session.steps_begin(1, index)
                 self._callback_list.on_train_batch_begin(index)
-                session.advance(batch)
+                session.advance_on_host(batch)
                 yield batch
                 self._callback_list.on_train_batch_end(index, {})
                 if self.model.stop_training:

@@ -69,13 +69,13 @@ class OptimizerProbe:
             _trace.clip_was_called = True
             gradients = list(gradients)
             clipped = list(original(gradients))
-            squares = _squares(gradients)
-            recorder.write("norm", tf.sqrt(tf.add_n(squares)) if squares else 0.0)
-            if self.layers is not None and len(squares) == len(_trace.paths):
-                self.layers.write_all(_norms_by_layer(squares, _trace.paths))
+            halves = _half_squares(gradients)
+            if self.layers is not None and len(halves) == len(_trace.paths):
+                self.layers.write_all(_norms_by_layer(halves, _trace.paths))
+            values = {"norm": _norm(halves), "learning_rate": optimizer.learning_rate}
             if any(after is not before for after, before in zip(clipped, gradients, strict=True)):
-                recorder.write("norm_clipped", global_norm(clipped))
-            recorder.write("learning_rate", optimizer.learning_rate)
+                values["norm_clipped"] = global_norm(clipped)
+            recorder.write_all(values)
             return clipped
 
         def apply(
@@ -92,10 +92,8 @@ class OptimizerProbe:
             _trace.clip_was_called = bool(optimizer.gradient_accumulation_steps)
             result = original(gradients, *rest, **kw)
             if not _trace.clip_was_called:
-                recorder.write(
-                    "norm", global_norm(gradients) / (optimizer.loss_scale_factor or 1.0)
-                )
-                recorder.write("learning_rate", rate)
+                norm = global_norm(gradients) / (optimizer.loss_scale_factor or 1.0)
+                recorder.write_all({"norm": norm, "learning_rate": rate})
             return result
 
         def scaled_apply(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -144,25 +142,6 @@ def find_optimizers(model: Any) -> dict[str, Any]:
     return named
 
 
-def count_batches(optimizers: Iterable[Any]) -> int | None:
-    """Training batches that a model has seen, as its optimizers count them, checkpoints included.
-
-    Right where each batch makes one update or, with `gradient_accumulation_steps`, a part of one.
-    Of several optimizers the largest count is taken.
-
-    Returns:
-        None where that cannot be told: a `LossScaleOptimizer` does not count what it skipped.
-    """
-    count, scaled = 0, False
-    for optimizer in optimizers:
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        scaled = scaled or inner is not optimizer
-        # Not `iterations`, which counts updates; tf_keras makes the variable late.
-        iterations = getattr(inner, "_iterations", None)
-        count = max(count, 0 if iterations is None else int(tf.convert_to_tensor(iterations)))
-    return None if scaled and count else count
-
-
 def is_optimizer(value: Any) -> bool:
     """Whether this is an optimizer of Keras 3, or of tf_keras where that is in use."""
     libraries = [keras, *filter(None, [sys.modules.get("tf_keras")])]
@@ -178,8 +157,7 @@ def global_norm(gradients: Iterable[Any]) -> Any:
     Args:
         gradients: Tensors, `IndexedSlices` or None, of any shape and float dtype.
     """
-    squares = _squares(gradients)
-    return tf.sqrt(tf.add_n(squares)) if squares else tf.constant(0.0)
+    return _norm(_half_squares(gradients))
 
 
 def reduced(value: Any) -> Any:
@@ -219,12 +197,17 @@ def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> Callable[
     return undo
 
 
-def _squares(gradients: Iterable[Any]) -> list[Any]:
+def _half_squares(gradients: Iterable[Any]) -> list[Any]:
+    """Half the sum of the squares of each gradient: one operation each, where squares take two."""
     return [
-        tf.reduce_sum(tf.square(tf.cast(_distinct_rows(reduced(gradient)), tf.float32)))
+        tf.nn.l2_loss(tf.cast(_distinct_rows(reduced(gradient)), tf.float32))
         for gradient in gradients
         if gradient is not None
     ]
+
+
+def _norm(half_squares: list[Any]) -> Any:
+    return tf.sqrt(2.0 * tf.add_n(half_squares)) if half_squares else tf.constant(0.0)
 
 
 def _paths(gradients: list[Any], variables: list[Any]) -> list[str]:
@@ -233,11 +216,11 @@ def _paths(gradients: list[Any], variables: list[Any]) -> list[str]:
     return [getattr(v, "path", v.name) for gradient, v in pairs if gradient is not None]
 
 
-def _norms_by_layer(squares: list[Any], paths: list[str]) -> dict[str, Any]:
+def _norms_by_layer(half_squares: list[Any], paths: list[str]) -> dict[str, Any]:
     layers: dict[str, list[Any]] = {}
-    for square, path in zip(squares, paths, strict=True):
-        layers.setdefault(path.rpartition("/")[0] or path, []).append(square)
-    return {layer: tf.sqrt(tf.add_n(own)) for layer, own in list(layers.items())[:MAX_LAYERS]}
+    for half_square, path in zip(half_squares, paths, strict=True):
+        layers.setdefault(path.rpartition("/")[0] or path, []).append(half_square)
+    return {layer: _norm(own) for layer, own in list(layers.items())[:MAX_LAYERS]}
 
 
 def _distinct_rows(gradient: Any) -> Any:

@@ -48,7 +48,7 @@ class StepRecorder:
     """A table of float32 cells, one row a training batch and one column a number.
 
     `advance` and `write` are graph operations: they may be called eagerly, inside a `tf.function`,
-    in a branch of `tf.cond` and under XLA. `read` is for the host.
+    in a branch of `tf.cond` and under XLA. `advance_on_host` and `read` are for the host.
 
     Args:
         capacity: Rows that fit between two reads; beyond it the oldest are overwritten.
@@ -60,12 +60,14 @@ class StepRecorder:
         self._names: dict[str, int] = {}
         self._empty_row = np.full([width], ABSENT, np.float32)
         self._taken = 0
+        self._on_host: list[Mapping[str, float]] = []  # what the last rows hold besides
+        self._last: tuple[int, np.ndarray[Any, Any]] | None = None
         # Eager even when the first step is being traced: a variable of a graph would die with it.
         with tf.init_scope():
-            self._table = tf.Variable(
-                np.full([capacity, width], ABSENT, np.float32), trainable=False, name="step_table"
-            )
+            self._empty_table = tf.fill([capacity, width], ABSENT)
+            self._table = tf.Variable(self._empty_table, trainable=False, name="step_table")
             self._begun = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun")
+            self._one = tf.constant(1, tf.int64)
 
     def advance(self, **values: Any) -> None:
         """Begins the row of the next batch, empty but for `values` (scalars, cast to float32)."""
@@ -79,6 +81,20 @@ class StepRecorder:
             )
         begun = self._begun.assign_add(1, read_value=True)
         self._table.scatter_nd_update([[(begun - 1) % self.capacity]], [row])
+
+    def advance_on_host(self, **values: float) -> None:
+        """As `advance`, outside of any graph: a loop in Python pays one operation, not ten.
+
+        Args:
+            **values: Numbers of the row that the host knows; they stay here until `read`.
+        """
+        # Rows that were read are empty, but the last one: a step outside of any loop may have
+        # written into it since.
+        if len(self._on_host) < self.capacity - 1:
+            self._begun.assign_add(self._one, read_value=False)
+        else:
+            self.advance()
+        self._on_host.append(values)
 
     def write(self, name: str, value: Any) -> None:
         """Writes one cell of the current row.
@@ -111,12 +127,23 @@ class StepRecorder:
         kept = min(count, self.capacity)
         order = np.arange(begun - kept, begun) % self.capacity
         table = self._table.numpy()[order]
+        for row, values in enumerate(reversed(self._on_host[-kept:]), start=1):
+            for name, value in values.items():
+                table[-row, self._column(name)] = value
+        if count:
+            self._table.assign(self._empty_table)
+            self._last = (int(order[-1]), table[-1])
+        self._on_host.clear()
         lost = np.full([count - kept, table.shape[1]], ABSENT, np.float32)
         cells = np.ma.masked_equal(np.concatenate([lost, table]), ABSENT)
         return Rows(count, {name: cells[:, column] for name, column in self._names.items()})
 
     def give_back(self) -> None:
         """Has the last row that was read be read once more: its step may not have ended."""
+        if self._last is None:
+            raise RuntimeError("No row has been read that could be given back.")
+        row, cells = self._last
+        self._table.scatter_nd_update([[row]], [cells])
         self._taken -= 1
 
     def _column(self, name: str) -> int:

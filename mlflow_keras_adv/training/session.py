@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.training.batches import (
+    batch_size,
+    count_batches,
+    examples_in,
+    steps_per_execution,
+)
 from mlflow_keras_adv.training.fit_probe import FitProbe
 from mlflow_keras_adv.training.observe import (
     OptimizerProbe,
-    count_batches,
     find_optimizers,
     reduced,
     wrap_method,
@@ -137,6 +142,12 @@ class TrainingSession:
             for recorder in self.recorders[1:]:
                 recorder.advance()
             self.primary.advance(examples=reduced(batch_size(data)))
+
+    def advance_on_host(self, data: Any) -> None:
+        """As `advance`, for a loop in Python: outside of any graph."""
+        for recorder in self.recorders[1:]:
+            recorder.advance_on_host()
+        self.primary.advance_on_host(examples=examples_in(data))
 
     def steps_begin(self, steps: int, batch: int) -> None:
         """Called on the host before `steps` more batches are consumed: reads if it is time to.
@@ -276,21 +287,3 @@ def _without_update(rows: Rows) -> bool:
     """Whether the last batch was consumed without an update of this optimizer."""
     norms = rows.columns.get("norm")
     return rows.count > 0 and (norms is None or bool(np.ma.getmaskarray(norms)[-1]))
-
-
-def steps_per_execution(model: Any) -> int:
-    """Number of batches that one call of the model's train function consumes at most."""
-    steps = getattr(model, "steps_per_execution", None)  # None in tf_keras before `compile`
-    return 1 if steps is None else int(steps)
-
-
-def batch_size(data: Any) -> Any:
-    """Number of examples in a batch: the first dimension of its first tensor, a float32 scalar.
-
-    Args:
-        data: Any nesting of tensors and arrays; 0 is returned where it holds none.
-    """
-    for leaf in tf.nest.flatten(data):
-        if leaf is not None and len(getattr(leaf, "shape", ())) > 0:
-            return tf.cast(tf.shape(leaf)[0], tf.float32)
-    return tf.constant(0.0)

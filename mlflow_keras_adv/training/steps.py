@@ -107,6 +107,20 @@ def clip_by_global_norm(gradients: Iterable[Any], norm: Any) -> tuple[list[Any],
     return clipped, norm_before
 
 
+def gradient_cosine(first: Iterable[Any], second: Iterable[Any]) -> Any:
+    """Cosine of the angle between two gradients: whether two losses pull the same way.
+
+    Args:
+        first: Tensors of any shape, one for each weight.
+        second: As many, of the same shapes.
+
+    Returns:
+        A scalar tensor from -1 to 1; 0 where one of the gradients is zero.
+    """
+    a, b = (tf.concat([tf.reshape(each, [-1]) for each in parts], 0) for parts in (first, second))
+    return tf.math.divide_no_nan(tf.reduce_sum(a * b), tf.norm(a) * tf.norm(b))
+
+
 class GradientAccumulator:
     """Updates once every `steps` micro-batches, with the mean of their gradients.
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from keras_tuner import Oracle
 from keras_tuner.engine.base_tuner import BaseTuner
 
+from mlflow_keras_adv.tracking.ending import settle_ended
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import track
 from mlflow_keras_adv.tuner.hooks import hooked
 from mlflow_keras_adv.tuner.run_ids import open_run, read_run_ids
@@ -50,7 +52,8 @@ def track_search(tuner: _Tuner, *, name: str | None = None) -> _Tuner:
     and not be overwritten.
 
     The tuner, its callbacks and its models are left as they were, but for `search`. A fault of the
-    record is logged and the search goes on.
+    record is logged and the search goes on. No trial waits for the store: what one has produced is
+    delivered beside the next, and `search` returns when the store has all of it, or takes nothing.
 
     Args:
         tuner: Any tuner of Keras Tuner, or of a subclass.
@@ -117,12 +120,14 @@ def _recorded(tuner: Any, name: str) -> Iterator[None]:
         if isinstance(tuner.oracle, Oracle):
             # Keras Tuner makes the folder anew when the user asks for that: then the run is new.
             run, _ = open_run(stack, tuner.project_dir, "search", track(name, nested=True))
+            stack.callback(settle_ended, GRACE_SECONDS)
             record = SearchRecord(run, tuner)
             record.begin()
             stack.callback(record.finish)
             stack.enter_context(hooked(tuner.oracle, end_trial=_end_trial(tuner.oracle, record)))
             trials = TrialRuns(tuner, lambda: run.run_id)
         else:  # a worker's client of the oracle, which is in the chief
+            stack.callback(settle_ended, GRACE_SECONDS)
             trials = TrialRuns(tuner, lambda: _run_id_of_the_chief(tuner))
         stack.push(lambda _type, error, _traceback: trials.abandon(error))
         stack.enter_context(hooked(tuner, **_hooks(tuner, trials)))

@@ -15,6 +15,7 @@ from keras_tuner.src.distribute.utils import is_chief_oracle
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
+from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.store import opening_runs
 from mlflow_keras_adv.tuner.figures import (
@@ -80,6 +81,9 @@ class SearchRecord:
         self._run.log_params({"tuner": self._settings()})
         for trial_id in self._oracle.end_order:
             self._count(self._oracle.trials[trial_id])
+            # Of a process that was killed: what was still on its way.
+            for run_id in read_run_ids(self._tuner.get_trial_dir(trial_id)).values():
+                deliver_left(run_id)
         self._log_space()
         self._say_how_far()
 

@@ -3,18 +3,23 @@
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from keras_tuner.src.engine import tuner_utils
 from mlflow import MlflowClient
 
+from mlflow_keras_adv.tracking.ending import settle_ended
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, track
 from mlflow_keras_adv.tuner.fits import recorded_fits
 from mlflow_keras_adv.tuner.hooks import harmless
 from mlflow_keras_adv.tuner.run_ids import open_run, read_run_ids
 from mlflow_keras_adv.tuner.trial_table import OWN_PREFIX, active_values, score_of, trial_name
+
+# Trials that have ended and are still on their way to the store, while the next ones run.
+TRIALS_ON_THE_WAY = 8
 
 
 @dataclass
@@ -25,6 +30,7 @@ class _Open:
         trial: Keras Tuner's.
         run: Its run.
         stack: What holds the run open.
+        params: Those that it was given.
         executions: Executions that have begun.
         scores: Of the executions that have ended.
         error: What its work raised.
@@ -33,6 +39,7 @@ class _Open:
     trial: Any
     run: Run
     stack: ExitStack
+    params: dict[str, object] = field(default_factory=dict)
     executions: int = 0
     scores: list[float] = field(default_factory=list)
     error: BaseException | None = None
@@ -56,8 +63,10 @@ class TrialRuns:
         """Opens the run of a trial, or that of its earlier attempt again."""
         self.end(trial=None)
         folder = self._tuner.get_trial_dir(trial.trial_id)
-        new = track(trial_name(trial.trial_id), parent_run_id=self._parent_run_id())
+        if read_run_ids(folder):
+            settle_ended(GRACE_SECONDS)  # the end of its earlier attempt comes before this one
         stack = ExitStack()
+        new = _nested(trial_name(trial.trial_id), self._parent_run_id())
         run, again = open_run(stack, folder, "trial", new)
         self._open = _Open(trial, run, stack)
         tags: dict[str, object] = {
@@ -65,7 +74,8 @@ class TrialRuns:
             "tuner.worker": self._tuner.tuner_id,
         }
         run.set_tags(tags | self._lineage(trial))
-        run.log_params(self._params(trial))
+        self._open.params = self._params(trial)
+        run.log_params(self._open.params)
         if again:
             _begin_again(run)
 
@@ -110,10 +120,15 @@ class TrialRuns:
             if trial is not None:
                 final = self._tuner.oracle.get_trial(trial.trial_id)
                 error = error or _error_of(final)
-                ended.run.log_params(self._params(trial))
+                params = self._params(trial)
+                # A build may have met some that were not known before.
+                ended.run.log_params(
+                    {name: v for name, v in params.items() if ended.params.get(name) != v}
+                )
                 ended.run.log_metrics(_results(final, ended.scores))
         finally:
             _leave(ended.stack, error)
+            settle_ended(GRACE_SECONDS, but=TRIALS_ON_THE_WAY)
 
     def abandon(self, error: BaseException | None) -> None:
         """Ends the run of a trial that a search was in when it ended.
@@ -133,7 +148,7 @@ class TrialRuns:
         name = f"execution-{number}"
         folder = self._tuner.get_trial_dir(self._open.trial.trial_id)
         stack = ExitStack()
-        run, again = open_run(stack, folder, name, self._open.run.child(name))
+        run, again = open_run(stack, folder, name, _nested(name, self._open.run.run_id))
         run.set_tags({"tuner.trial_id": self._open.trial.trial_id, "tuner.execution": number})
         if again:
             _begin_again(run)
@@ -162,6 +177,11 @@ class TrialRuns:
             return {}
         run_id = read_run_ids(self._tuner.get_trial_dir(continued)).get("trial", "unknown")
         return {"tuner.continues": trial_name(continued), "tuner.continues_run_id": run_id}
+
+
+def _nested(name: str, parent_run_id: str) -> AbstractContextManager[Run]:
+    """A new run; the next trial does not wait for its delivery."""
+    return track(name, parent_run_id=parent_run_id, await_delivery=False)
 
 
 def _begin_again(run: Run) -> None:

@@ -1,10 +1,13 @@
 """What the record of a search costs: of trials that train, and of very many that do nothing.
 
-Two searches of the same seed, one with `track_search` and one without, take turns, trial by trial:
-each in a thread of its own, one of them at work at a time. So each trial is compared with its twin,
-and what slows the machine down slows both.
+Two searches of the same seed, one with `track_search` and one without, take turns of five trials:
+each in a thread of its own, one of them at work at a time. So each turn is compared with its twin,
+and what slows the machine down slows both. A turn ends when the store has all of it: what is
+delivered beside the next trial is paid for by that trial and by the end of the turn, not by the
+twin.
 """
 
+import itertools
 import os
 import sys
 import tempfile
@@ -21,12 +24,16 @@ import mlflow
 import numpy as np
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv.tracking.ending import settle_ended
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tuner.processes import search_in_processes
 from mlflow_keras_adv.tuner.run_ids import read_run_ids
 
 # Of a trial that trains: about a second on a machine that has nothing else to do.
 EPOCHS = 2
 SAMPLES = 32 * 200
+# Trials of a turn.
+TURN = 5
 # Trials at the begin and at the end of a long search, whose medians are compared.
 WINDOW = 50
 
@@ -36,12 +43,12 @@ class Searches:
     """What recording a search costs.
 
     Attributes:
-        trials: Trials that train, each compared with its twin.
-        trial_ms: Median time of one without the record, in milliseconds.
-        trial_ratio: Median time of one with the record, as a multiple of its twin's.
-        trial_overhead_ms: Median of what the record adds to one.
+        trials: Trials that train, those of a turn compared with their twins.
+        trial_ms: Median over the turns of the time of one without the record, in milliseconds.
+        trial_ratio: Median time of a turn with the record, as a multiple of its twin's.
+        trial_overhead_ms: Median of what the record adds to a trial.
         simulated: Trials that do nothing.
-        first_ms: Median of what the record adds to one of `WINDOW` from the 10th on.
+        first_ms: Median of what the record adds to one of `WINDOW` from the third turn on.
         last_ms: The same of the last `WINDOW`.
         growth_ms: By how much the median grows from there to there.
     """
@@ -128,14 +135,14 @@ def measure_searches(trials: int, simulated: int, seed: int) -> Searches:
     bare, recorded = _twins(Trains, trials, seed)
     nothing, noted = _twins(Simulated, simulated, seed)
     added = 1000 * (noted - nothing)
-    first = float(np.median(added[10 : 10 + WINDOW]))
-    last = float(np.median(added[-WINDOW:]))
+    first = float(np.median(added[1 : 1 + WINDOW // TURN]))
+    last = float(np.median(added[-(WINDOW // TURN) :]))
     return Searches(
-        trials=len(bare),
+        trials=TURN * len(bare),
         trial_ms=1000 * float(np.median(bare)),
         trial_ratio=float(np.median(recorded / bare)),
         trial_overhead_ms=1000 * float(np.median(recorded - bare)),
-        simulated=len(nothing),
+        simulated=TURN * len(nothing),
         first_ms=first,
         last_ms=last,
         growth_ms=last - first,
@@ -174,7 +181,7 @@ def _network(hp: keras_tuner.HyperParameters) -> keras.Model:
 def _twins(
     tuner_class: Callable[[str, int, int], keras_tuner.Tuner], trials: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each trial, without the record and with it."""
+    """Seconds of a trial, the mean of each turn but the first, without the record and with it."""
     turns = [threading.Semaphore(1), threading.Semaphore(0)]
     marks: list[list[float]] = [[], []]
     failures: list[BaseException] = []
@@ -184,9 +191,13 @@ def _twins(
             tuner = tuner_class(folder, trials, seed)
             if place == 1:
                 mka.track_search(tuner)
+            begun = itertools.count()
 
             def next_trial() -> None:
-                """Between two trials: now it is the other's turn."""
+                """Between two trials: after the last of a turn it is the other's."""
+                if next(begun) % TURN:
+                    return
+                settle_ended(GRACE_SECONDS)
                 marks[place].append(time.perf_counter())
                 turns[1 - place].release()
                 if not failures:
@@ -212,9 +223,9 @@ def _twins(
             thread.join()
     if failures:
         raise failures[0]
-    # Begin and end of each trial lie between the marks; what comes before the first and after the
-    # last is no trial. The first two trace what all later ones need.
-    seconds = [np.diff(each)[1::2][2:trials] for each in marks]
+    # Begin and end of each turn lie between the marks; what comes before the first and after the
+    # last is no turn. The first one traces what all later ones need.
+    seconds = [np.diff(each)[1::2][1 : trials // TURN] / TURN for each in marks]
     return seconds[0], seconds[1]
 
 

@@ -222,7 +222,7 @@ def test_every_step_is_on_record_once(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("round_", range(20))
+@pytest.mark.parametrize("round_", range(10))
 @pytest.mark.parametrize("how", ["fit", "loop"])
 def test_every_step_is_on_record_once_at_every_moment(
     how: str, round_: int, experiment: str, client: mlflow.MlflowClient, tmp_path: Path

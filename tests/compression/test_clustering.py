@@ -93,6 +93,18 @@ def test_the_zeros_of_a_pruned_kernel_stay() -> None:
     assert not np.array_equal(learned, kernel)
 
 
+def test_a_kernel_may_have_fewer_weights_left_than_values_are_allowed() -> None:
+    model = build()
+    kernel, bias = model.get_layer("last").get_weights()
+    kernel[np.abs(kernel) < np.sort(np.abs(kernel), axis=None)[-5]] = 0  # five are left
+    model.get_layer("last").set_weights([kernel, bias])
+    clustered = run(model, clusters=16)
+    learned = kernels(clustered.model)["last"][0]
+    assert np.count_nonzero(learned) == 5
+    rows = {row.name: row for row in clustered.layers}
+    assert (rows["last"].clusters, rows["last"].distinct <= 6) == (16, True)
+
+
 def test_a_layer_that_tfmot_cannot_cluster_is_left_and_shown() -> None:
     model = keras.Sequential(
         [

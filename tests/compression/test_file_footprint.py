@@ -48,6 +48,7 @@ def test_what_is_measured_equals_what_is_counted_by_hand(
     assert measured["agreement"] == np.mean(chosen == np.asarray(other(X)).argmax(axis=-1))
     assert 0 < measured["agreement"] < 1, "the two models must differ for this test to tell"
     assert measured["parameters"] == (4 * 5 + 5) + (5 * 3 + 3)
+    assert measured["nonzeros"] == measured["parameters"] - 8
     assert measured["sparsity"] == 8 / (4 * 5 + 5 * 3)
     assert measured["size_bytes"] == len(artifact.content)
     assert measured["gzip_bytes"] == len(gzip.compress(artifact.content, 9, mtime=0))

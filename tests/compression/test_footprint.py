@@ -13,6 +13,7 @@ from mlflow_keras_adv.compression.footprint import (
     highest,
     latency_ms,
     sparsity,
+    weight_rows,
 )
 from mlflow_keras_adv.training.saving import save_without_optimizer
 
@@ -36,7 +37,7 @@ def classifier(seed: int = 0) -> keras.Model:
 
 def test_keys_are_those_of_the_final_section() -> None:
     model = classifier()
-    sizes = ["parameters", "sparsity", "size_bytes", "gzip_bytes"]
+    sizes = ["parameters", "nonzeros", "sparsity", "size_bytes", "gzip_bytes"]
     latencies = ["latency_ms_p50", "latency_ms_p95"]
     measured = footprint(model, X, repeats=2)
     assert list(measured) == sizes + latencies
@@ -64,9 +65,22 @@ def test_parameters_and_sparsity_equal_those_counted_by_hand() -> None:
     model.layers[0].set_weights([kernel, bias])  # biases and statistics are zeros that do not count
     measured = footprint(model, X, repeats=1)
     assert measured["parameters"] == (4 * 5 + 5) + 4 * 5 + (5 * 3 + 3)
+    ones = 5 + 5  # scale and variance; biases, shift and mean are 0
+    assert measured["nonzeros"] == (4 * 5 - 9) + 5 * 3 + ones
     assert measured["sparsity"] == 9 / (4 * 5 + 5 * 3)
     model.trainable = False
     assert footprint(model, X, repeats=1)["sparsity"] == 9 / (4 * 5 + 5 * 3)
+
+
+def test_the_table_has_a_row_for_each_weight() -> None:
+    model = classifier()
+    model.layers[0].set_weights([np.eye(4, 5), np.ones(5)])
+    rows = {row["weight"].rpartition("/")[2]: row for row in weight_rows(model)[:2]}
+    kernel = rows["kernel"]
+    assert (kernel["shape"], kernel["numbers"], kernel["nonzeros"]) == ("4x5", 20, 4)
+    assert (kernel["dtype"], kernel["sparsity"], kernel["size_bytes"]) == ("float32", 0.8, 80)
+    assert rows["bias"]["sparsity"] == 0
+    assert len(weight_rows(model)) == 2 + 4 + 2
 
 
 def test_sparsity_without_kernels_is_zero() -> None:

@@ -334,6 +334,12 @@ def test_a_quantized_model_is_refused() -> None:
         run(model)
 
 
+def test_a_model_of_tf_keras_is_refused() -> None:
+    model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+    with pytest.raises(TypeError, match="expected a model of Keras 3; got a tf_keras"):
+        prune(model, (np.zeros((8, 4)), np.zeros(8)))
+
+
 def test_weights_that_are_nan_are_refused_before_and_after() -> None:
     model = functional()
     with pytest.raises(UserError, match="holds NaN or infinite"):

@@ -93,6 +93,11 @@ def test_the_widest_sample_sets_the_range() -> None:
     assert artifact.difference < 4 / 256  # inputs, weights and outputs in 256 steps each
 
 
+def test_samples_may_be_of_another_dtype(classifier: keras.Model, converted: Artifact) -> None:
+    doubles = quantize(classifier, quantization.int8, X.astype("float64"))
+    assert doubles.content == quantize(converted, quantization.int8).content
+
+
 def test_zeros_stay_zeros(classifier: keras.Model) -> None:
     pruned = keras.models.clone_model(classifier)
     for source, target in zip(classifier.layers, pruned.layers, strict=True):
@@ -133,6 +138,25 @@ def test_a_channel_without_weights_keeps_its_bias(scheme: quantization.Scheme) -
     x = RANDOM.normal(size=(50, 4)).astype("float32")
     artifact = quantize(model, scheme, x)
     assert artifact.difference < 8 / 127
+
+
+def test_a_large_file_is_mended_and_read_like_a_small_one() -> None:
+    # From 256 kB the quantizer puts large weights behind the flatbuffer.
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.Dense(600, activation="relu", bias_initializer="ones")
+    last = keras.layers.Dense(3, bias_initializer="ones")
+    model = keras.Sequential([keras.Input((600,)), hidden, last])
+    kernel, bias = hidden.get_weights()
+    kernel[:, :300] = 0
+    hidden.set_weights([kernel, bias])
+    x = RANDOM.normal(size=(20, 600)).astype("float32")
+    artifact = quantize(model, quantization.int8, x)
+    assert artifact.difference < 8 / 127
+    stored = {each.values.shape: each for each in file_weights(artifact.content)}
+    assert set(stored) == {(600, 600), (600,), (3, 600), (3,)}
+    assert stored[600, 600].dtype == "int8"
+    assert stored[600, 600].zeros >= 300 * 600
+    np.testing.assert_array_equal(stored[600, 600].values[:300], 0)
 
 
 # Other kinds of models.

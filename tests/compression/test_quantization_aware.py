@@ -101,6 +101,16 @@ def test_what_tfmot_cannot_quantize_stays_in_float_and_is_named() -> None:
     assert artifact.agreement is None
 
 
+@pytest.mark.slow
+def test_a_recurrent_model_is_refused_with_what_to_do() -> None:
+    model = keras.Sequential(
+        [keras.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2, name="head")]
+    )
+    x = RANDOM.normal(size=(32, 5, 3)).astype("float32")
+    with pytest.raises(UserError, match="quantize it after training"):
+        quantize_aware(model, (x, Y[:32]), loss=LOSS, verbose=0)
+
+
 def test_what_cannot_be_trained_quantized_is_refused() -> None:
     model = classifier()
     with pytest.raises(UserError, match="not compiled with a loss"):

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from projects import benchmark
-from projects.measuring import loggers, searches
+from projects.measuring import loggers, searches, subjects
 from projects.measuring.endurance import Delivery, Growth
 from projects.measuring.prices import Price
 
@@ -37,8 +37,8 @@ def test_each_logger_is_compared_with_bare_fit(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delitem(benchmark.MODELS, "cnn")
-    monkeypatch.delitem(benchmark.MODELS, "large")
+    monkeypatch.delitem(subjects.MODELS, "cnn")
+    monkeypatch.delitem(subjects.MODELS, "large")
 
     benchmark.main(what="fit", **TINY)
     printed = capsys.readouterr().out
@@ -77,9 +77,9 @@ def test_wandb_is_measured_where_it_is_installed(
     experiment: str, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.delitem(benchmark.MODELS, "cnn")
-    monkeypatch.delitem(benchmark.MODELS, "large")
-    monkeypatch.setattr(benchmark, "loggers", lambda: {"wandb_step": loggers.wandb_step})
+    monkeypatch.delitem(subjects.MODELS, "cnn")
+    monkeypatch.delitem(subjects.MODELS, "large")
+    monkeypatch.setattr(subjects, "loggers", lambda: {"wandb_step": loggers.wandb_step})
 
     benchmark.main(what="fit", **TINY)
 
@@ -97,9 +97,9 @@ def test_a_server_is_started_measured_and_stopped(
         addresses.append(mlflow.get_tracking_uri())
         return {"ours": loggers.ours}
 
-    monkeypatch.delitem(benchmark.MODELS, "cnn")
-    monkeypatch.delitem(benchmark.MODELS, "large")
-    monkeypatch.setattr(benchmark, "loggers", only_ours)
+    monkeypatch.delitem(subjects.MODELS, "cnn")
+    monkeypatch.delitem(subjects.MODELS, "large")
+    monkeypatch.setattr(subjects, "loggers", only_ours)
 
     benchmark.main(what="fit", store="http", **TINY)
 
@@ -146,10 +146,11 @@ def test_trials_are_compared_with_their_twins(
     experiment: str, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searches, "SAMPLES", 64)
+    monkeypatch.setattr(searches, "TURN", 2)
     benchmark.main(what="search", trials=4, simulated_trials=20, **TINY)
 
     final = runs_of(client, experiment)["searches"].data.metrics
-    assert final["final/trials"] == 4 - 2  # the first two trace what the others need
+    assert final["final/trials"] == 4 - 2  # the first turn traces what the others need
     assert final["final/simulated"] == 20 - 2
     assert 0 < final["final/trial_ratio"] < math.inf
     assert final["final/growth_ms"] == pytest.approx(
@@ -175,7 +176,7 @@ def price(ratio: float) -> Price:
 
 @pytest.mark.parametrize(("ratio", "holds"), [(1.03, True), (1.031, False)])
 def test_a_claim_about_a_price_is_checked(ratio: float, holds: bool) -> None:
-    assert list(benchmark.claims([price(ratio)], None, None).values()) == [holds]
+    assert [claim.holds for claim in benchmark.claims([price(ratio)])] == [holds]
 
 
 def test_claims_about_long_trainings_are_checked() -> None:
@@ -189,10 +190,11 @@ def test_claims_about_long_trainings_are_checked() -> None:
         step_ratio=1.0,
     )
 
-    assert list(benchmark.claims([], growing, waiting).values()) == [False, False, False]
+    assert [claim.holds for claim in benchmark.claims([], growing, waiting)] == [False] * 3
 
 
 @pytest.mark.parametrize(("ratio", "growth_ms", "holds"), [(1.05, 5.0, True), (1.06, 5.1, False)])
 def test_claims_about_searches_are_checked(ratio: float, growth_ms: float, holds: bool) -> None:
     measured = searches.Searches(48, 1e3, ratio, 50.0, 998, 50.0, 50.0 + growth_ms, growth_ms)
-    assert list(benchmark.claims([], None, None, measured).values()) == [holds, holds]
+    found = benchmark.claims([], searches=measured)
+    assert [claim.holds for claim in found] == [holds, holds]

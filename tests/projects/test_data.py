@@ -383,3 +383,15 @@ def test_a_failed_download_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) ->
         UserError, match=r"keras:mnist could not be downloaded \(URL fetch .*digits"
     ):
         data.load("keras:mnist")
+
+
+def test_batches_hold_each_training_example_once_and_in_another_order_each_time() -> None:
+    images = data.load("digits")
+    batches = images.batches(100)
+
+    first, second = ([y.numpy() for _, y in batches] for _ in range(2))
+
+    assert [len(y) for y in first] == [100] * 11 + [len(images.y_train) - 1100]
+    for labels in (first, second):
+        assert sorted(np.concatenate(labels)) == sorted(images.y_train)
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))

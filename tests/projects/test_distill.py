@@ -17,6 +17,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.models import Model, get_model_info
 
+from mlflow_keras_adv import entry_point
+from projects import distill
 from projects.data import Data, load
 from tests.mlflow_run import (
     Recorded,
@@ -33,6 +35,7 @@ pytestmark = pytest.mark.slow
 EPOCHS = 2  # of the run that `distill_store` makes
 VARIANTS = ("teacher", "scratch", "distilled")
 EXPERIMENT = "0"
+SCRIPT = (sys.executable, "-m", "projects.distill")
 EPS = float(np.finfo("float32").eps)
 
 Curves = dict[str, dict[int, float]]
@@ -117,7 +120,7 @@ def test_the_parent_is_the_run_of_mlflow_run(runs: dict[str, Run]) -> None:
 def test_progress_says_which_phase_of_how_many(distill_store: Recorded) -> None:
     phases = re.findall(r"^\[\d/\d\] .*$", distill_store.run.stdout, re.MULTILINE)
 
-    assert phases == ["[1/3] teacher", "[2/3] student from scratch", "[3/3] student distilled"]
+    assert phases == ["[1/3] teacher", "[2/3] scratch", "[3/3] distilled"]
     epochs = re.findall(r"^Epoch \d+/\d+$", distill_store.run.stdout, re.MULTILINE)
     assert epochs == [f"Epoch {number}/{EPOCHS}" for number in range(1, EPOCHS + 1)] * 3
 
@@ -324,7 +327,8 @@ def test_the_parent_carries_the_winners_values(runs: dict[str, Run]) -> None:
     score = {name: runs[name].data.metrics["val/accuracy"] for name in ("scratch", "distilled")}
 
     assert score[winner] == max(score.values())
-    assert final(runs["parent"]) == final(runs[winner])
+    ours = final(runs["parent"])
+    assert {key: ours[key] for key in ours if "/claim/" not in key} == final(runs[winner])
 
 
 def test_the_parents_table_compares_the_three(client: MlflowClient, runs: dict[str, Run]) -> None:
@@ -366,7 +370,18 @@ def test_the_description_begins_with_the_result(
         *(accuracy["distilled"], accuracy["scratch"], accuracy["teacher"]),
         *(agreement["distilled"], agreement["scratch"]),
     ]
-    assert distill_store.run.stdout.endswith(f"{result}\n")
+    assert f"\n{result}\n" in distill_store.run.stdout
+
+
+def test_the_claims_are_of_the_finished_models(runs: dict[str, Run]) -> None:
+    accuracy = {name: runs[name].data.metrics["final/accuracy"] for name in VARIANTS}
+    metrics = runs["parent"].data.metrics
+
+    kept = accuracy["distilled"] / accuracy["teacher"]
+    assert metrics["final/claim/accuracy_kept"] == pytest.approx(kept, rel=0, abs=1e-12)
+    gain = accuracy["distilled"] - accuracy["scratch"]
+    assert metrics["final/claim/accuracy_gain"] == pytest.approx(gain, rel=0, abs=1e-12)
+    assert runs["parent"].data.tags["claims"].split(":")[0] in ("hold", "missed")
 
 
 def test_mlflow_records_the_machine_on_the_parent_alone(
@@ -427,36 +442,36 @@ def test_the_models_load_in_a_fresh_process_and_score_what_the_record_says(
 # Bad input.
 
 
-@pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_project(tmp_path_factory.mktemp("bad_input"))
-
-
 # What TensorFlow's C++ writes to stderr, whatever its log level.
 TENSORFLOW_LOG = re.compile(r"[IWE]\d{4} |WARNING: All log messages before absl")
 
 
-def complaint(done: subprocess.CompletedProcess[str]) -> str:
+def complaint(said: str) -> str:
     """The one line that a script which refuses to run says."""
-    assert done.returncode not in (0, None)
-    assert done.stdout == ""
-    lines = [line for line in done.stderr.splitlines() if not TENSORFLOW_LOG.match(line)]
-    assert len(lines) == 1, done.stderr
+    lines = [line for line in said.splitlines() if not TENSORFLOW_LOG.match(line)]
+    assert len(lines) == 1, said
     assert lines[0].startswith("error: ")
     return lines[0]
 
 
-def call(
-    folder: Path, *arguments: str, prefix: tuple[str, ...] = (), **variables: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*prefix, sys.executable, "-m", "projects.distill", *arguments],
-        cwd=folder,
-        env=new_shell(**variables),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Calls the script in a folder of its own, where it refuses to run; what it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            entry_point.run(distill.main, arguments)
+        assert exit_.value.code not in (0, None)
+        printed, said = capfd.readouterr()
+        assert printed == ""
+        assert not (tmp_path / "mlflow.db").exists()
+        return complaint(said)
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -471,13 +486,12 @@ def call(
     ],
 )
 def test_a_bad_value_is_one_clear_line_and_no_run(
-    copied: Path, option: str, value: str, expected: str
+    refused: Callable[..., str], option: str, value: str, expected: str
 ) -> None:
-    line = complaint(call(copied, f"--{option}", value))
+    line = refused(f"--{option}", value)
 
     assert value in line
     assert expected in line
-    assert not (copied / "mlflow.db").exists()
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -500,19 +514,20 @@ def arrays() -> dict[str, np.ndarray]:
     ids=["shape", "dtype", "label"],
 )
 def test_a_file_that_holds_something_else_is_one_clear_line_and_no_run(
-    copied: Path, tmp_path: Path, changed: dict[str, np.ndarray], expected: str
+    refused: Callable[..., str], tmp_path: Path, changed: dict[str, np.ndarray], expected: str
 ) -> None:
     file = tmp_path / "images.npz"
     np.savez(file, **arrays() | changed)
 
-    line = complaint(call(copied, "--data", str(file)))
+    line = refused("--data", str(file))
 
     assert "images.npz" in line
     assert re.search(expected, line)
-    assert not (copied / "mlflow.db").exists()
 
 
-def test_a_corrupt_file_is_one_clear_line_and_no_run(copied: Path, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_one_clear_line_and_no_run(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
     file = tmp_path / "images.npz"
     np.savez(file, **arrays())
     content = bytearray(file.read_bytes())
@@ -520,20 +535,22 @@ def test_a_corrupt_file_is_one_clear_line_and_no_run(copied: Path, tmp_path: Pat
     content[middle : middle + 100] = bytes(100)
     file.write_bytes(content)
 
-    line = complaint(call(copied, "--data", str(file)))
+    line = refused("--data", str(file))
 
     assert str(file) in line
     assert "cannot be read" in line
-    assert not (copied / "mlflow.db").exists()
 
 
-def test_a_store_that_is_down_is_one_clear_line_before_training(copied: Path) -> None:
-    address = f"http://127.0.0.1:{free_port()}"
-
-    line = complaint(call(copied, MLFLOW_TRACKING_URI=address))
-
-    assert f"{address} does not answer" in line
-    assert not (copied / "mlflow.db").exists()
+def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command in a new shell."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=new_shell(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
@@ -542,12 +559,38 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     prefix = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
     tmp_path.chmod(0o555)
     try:
-        line = complaint(call(tmp_path, prefix=prefix))
+        done = call(tmp_path, *prefix, *SCRIPT)
     finally:
         tmp_path.chmod(0o755)
 
-    assert f"{tmp_path}/mlflow.db cannot be written" in line
+    assert done.returncode == 1
+    assert f"{tmp_path}/mlflow.db cannot be written" in complaint(done.stderr)
+    assert done.stdout == ""
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_without_a_server_it_is_recorded_here_and_carried_over_later(tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    variables = {
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}",
+        "MLFLOW_KERAS_ADV_HOME": str(tmp_path / "home"),
+    }
+
+    done = call(tmp_path, *SCRIPT, "--epochs", "1", **variables)
+
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "cannot be used now" in line)
+    assert f"The tracking server {variables['MLFLOW_TRACKING_URI']} cannot be used now" in line
+    assert "`mlflow-keras-adv sync` delivers it" in line
+
+    home = {"MLFLOW_KERAS_ADV_HOME": variables["MLFLOW_KERAS_ADV_HOME"]}
+    carried = call(tmp_path, "mlflow-keras-adv", "sync", "--to", store_in(tmp_path), **home)
+
+    assert carried.returncode == 0, carried.stdout + carried.stderr
+    assert statuses(tmp_path) == dict.fromkeys(["parent", *VARIANTS], "FINISHED")
+    client = MlflowClient(store_in(tmp_path))
+    models = client.search_logged_models([EXPERIMENT])
+    assert {model.name for model in models} == set(VARIANTS)
 
 
 def test_bad_input_of_mlflow_run_leaves_its_run_failed(tmp_path: Path) -> None:
@@ -601,7 +644,7 @@ def stop_in_training(command: list[str], folder: Path, number: signal.Signals) -
 def test_stopped_in_mid_training_every_open_run_is_killed(
     tmp_path: Path, interruptible: None, number: signal.Signals, code: int
 ) -> None:
-    command = [sys.executable, "-m", "projects.distill", "--epochs", "100000"]
+    command = [*SCRIPT, "--epochs", "100000"]
     copy_project(tmp_path)
 
     assert stop_in_training(command, tmp_path, number) == code
@@ -659,12 +702,12 @@ def test_with_uv_the_code_that_runs_is_the_folders(tmp_path: Path) -> None:
 
     script = folder / "projects" / "distill.py"
     code = script.read_text()
-    assert code.count("[{number}/3]") == 1
-    script.write_text(code.replace("[{number}/3]", "[edited]"))
+    assert code.count("The distilled student") == 1
+    script.write_text(code.replace("The distilled student", "The edited student"))
     done = run()
 
     assert done.returncode == 0, done.stderr
-    assert "[edited] teacher\n" in done.stdout
+    assert "The edited student" in done.stdout
     assert [path for path in environments.iterdir() if path.is_dir()] == [environment]
     client = MlflowClient(store_in(folder))
     assert {run.info.status for run in client.search_runs([EXPERIMENT])} == {"FINISHED"}

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from projects.meta_learning import adapted, crossentropy, draw_tasks, net
+import mlflow_keras_adv as mka
+from projects.meta_learning import adapted, crossentropy, main, net
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 2, 2, 1)).astype(np.float32)
@@ -56,16 +57,6 @@ def test_only_second_order_sees_how_the_step_depends_on_the_weights(model: keras
     assert abs(found[1] - slope) > 10 * tolerance
 
 
-def test_a_task_learns_from_some_images_and_is_judged_by_others() -> None:
-    classes = [np.arange(20.0).reshape(20, 1) + 100 * label for label in range(4)]
-
-    x, y, queries, labels = draw_tasks(RNG, classes, count=7, ways=3, shots=2)
-
-    assert x.shape == (7, 6, 1)
-    assert queries.shape == (7, 15, 1)
-    for task in range(7):
-        seen, asked = x[task, :, 0], queries[task, :, 0]
-        assert len({*seen, *asked}) == 21
-        of_class = {y[task, i]: seen[i] // 100 for i in range(6)}
-        assert len(set(of_class.values())) == 3
-        assert [of_class[label] for label in labels[task]] == (asked // 100).tolist()
+def test_tasks_that_the_data_do_not_hold_are_one_error(experiment: str) -> None:
+    with pytest.raises(mka.UserError, match=r"digits: ways and shots: got 30 and 1, .* 24 classes"):
+        main(ways=30)

@@ -2,20 +2,8 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from projects.multitask import cosine, turned
-
-ULP = float(np.spacing(np.float32(1)))
-
-
-def test_the_cosine_is_that_of_all_parts_together() -> None:
-    first = [tf.constant([[1.0, 0.0]]), tf.constant([2.0])]
-    second = [tf.constant([[0.0, 3.0]]), tf.constant([4.0])]
-
-    assert float(cosine(first, first)) == pytest.approx(1, abs=4 * ULP)
-    assert float(cosine(first, second)) == pytest.approx(8 / (5**0.5 * 5), abs=4 * ULP)
-    assert float(cosine(first, [tf.zeros((1, 2)), tf.zeros(1)])) == 0
+from projects.multitask import turned
 
 
 def test_the_angles_are_those_by_which_the_images_are_turned() -> None:

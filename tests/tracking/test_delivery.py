@@ -15,13 +15,13 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
 )
 
-from mlflow_keras_adv.tracking import delivery
+from mlflow_keras_adv.tracking import attempts
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(attempts, "FIRST_PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_artifacts_tables_and_the_status_are_retried_as_well(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = [MlflowException("away", INTERNAL_ERROR)]
-    for name in ("log_artifact", "get_run", "set_terminated"):
+    for name in ("log_artifact", "log_batch", "set_terminated"):
         monkeypatch.setattr(client, name, failing(getattr(client, name), away * 3))
     writer = RunWriter(run_id, client)
     writer.log_text("hello", "a.txt")

@@ -184,12 +184,12 @@ def test_a_run_that_ended_when_nothing_could_be_written_is_known_to_have_ended(
     tmp_path: Path,
 ) -> None:
     journal = Journal.create(tmp_path, ABOUT)
-    assert journal.ended() is None
-    journal.mark_ended("FINISHED")
-    journal.mark_lost({"batch/loss": 3, "a-b": 4})
+    assert journal.marks.ended() is None
+    journal.marks.mark_ended("FINISHED")
+    journal.marks.mark_lost({"batch/loss": 3, "a-b": 4})
     journal.close(delete=False)
     again = left_by(journal.folder)
-    assert again.ended() == "FINISHED"
-    assert again.take_lost() == {"batch/loss": 3, "a-b": 4}
-    assert again.take_lost() == {}
+    assert again.marks.ended() == "FINISHED"
+    assert again.marks.take_lost() == {"batch/loss": 3, "a-b": 4}
+    assert again.marks.take_lost() == {}
     again.close(delete=True)

@@ -36,6 +36,25 @@ def test_each_step_has_its_row(how: str) -> None:
     assert recorder.read().count == 0
 
 
+def test_a_loop_in_python_begins_its_rows_on_the_host() -> None:
+    recorder = StepRecorder(capacity=4)
+    recorder.write("value", 9)  # outside of any step, into the row that comes last
+    for begin in (0, 7):
+        for step in range(begin, begin + 6):
+            recorder.advance_on_host(examples=step + 10)
+            if step % 3:
+                recorder.write("value", step)
+        rows = recorder.read()
+        assert rows.count == 6
+        last = range(begin + 2, begin + 6)
+        assert rows.columns["examples"].tolist() == [None, None, *(step + 10 for step in last)]
+        values = [step if step % 3 else None for step in last]
+        assert rows.columns["value"].tolist() == [None, None, *values]
+    recorder.give_back()
+    recorder.advance(examples=1)
+    assert recorder.read().columns["examples"].tolist() == [22, 1]
+
+
 def test_nan_and_infinity_are_values() -> None:
     recorder = StepRecorder()
     for value in (np.nan, np.inf, -np.inf, 0.0):

@@ -21,6 +21,7 @@ from mlflow_keras_adv.training.steps import (
     clip_by_global_norm,
     clip_by_norm,
     clip_by_value,
+    gradient_cosine,
 )
 
 # Variables without gradient are trained on purpose; Keras warns of each.
@@ -430,3 +431,12 @@ def test_two_replicas() -> None:
     assert found["norms"] == [10.0, 10.0]
     np.testing.assert_allclose(found["weights"], [-3, -4], rtol=4 * EPS)
     assert "one of 2 replicas" in found["refusal"]
+
+
+def test_the_cosine_is_that_of_all_parts_together() -> None:
+    first = [tf.constant([[1.0, 0.0]]), tf.constant([2.0])]
+    second = [tf.constant([[0.0, 3.0]]), tf.constant([4.0])]
+
+    assert float(gradient_cosine(first, first)) == pytest.approx(1, abs=4 * EPS)
+    assert float(gradient_cosine(first, second)) == pytest.approx(8 / (5**0.5 * 5), abs=4 * EPS)
+    assert float(gradient_cosine(first, [tf.zeros((1, 2)), tf.zeros(1)])) == 0

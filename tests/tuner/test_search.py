@@ -424,6 +424,33 @@ def test_a_fault_of_the_record_leaves_the_search_alone(
         assert "the record is broken" in caplog.text
 
 
+def test_no_trial_waits_for_the_delivery_of_the_one_before(
+    runs: Callable[[], dict[str, Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_answers, in_vain = threading.Event(), []
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def held_back(*args: Any, **kwargs: Any) -> Any:
+        if not store_answers.wait(5):
+            in_vain.append(args)
+        return log_batch(*args, **kwargs)
+
+    class Answers(Formula):
+        def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> float:
+            if trial.trial_id == "3":
+                store_answers.set()
+            return super().run_trial(trial)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", held_back)
+    mka.track_search(formula_search(tmp_path, Answers)).search(verbose=0)
+    assert not in_vain
+    found = runs()
+    assert set(statuses(found).values()) == {"FINISHED"}
+    begin, end = (found[name].info for name in ("trial-003", "trial-000"))
+    assert end.end_time <= begin.start_time
+    assert all("trial/score" in found[f"trial-00{n}"].data.metrics for n in range(5))
+
+
 def test_a_store_out_of_reach_is_said_before_the_first_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,200 @@
+"""compare(): any runs side by side, as a table, as a page and as a prepared view of MLflow."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from mlflow_keras_adv.comparison.groups import Group, group_by_seed
+from mlflow_keras_adv.comparison.histories import read_curves
+from mlflow_keras_adv.comparison.page import MAX_COLOURS, Contents, curve_keys, render
+from mlflow_keras_adv.comparison.pictures import read_pictures
+from mlflow_keras_adv.comparison.selection import TECHNIQUE, Selection, select_runs
+from mlflow_keras_adv.comparison.table import comparison_frame, deciding_metric, sort_groups
+from mlflow_keras_adv.comparison.texts import number, safe
+from mlflow_keras_adv.comparison.view import say_where, view_address
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.run import current_run, track
+
+MAX_RUNS = 500
+# Of one variant; what is drawn of it is a mean and a band.
+_MAX_SEEDS = 10
+# Of a table on a terminal.
+_ROWS, _COLUMNS = 20, 7
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` has found.
+
+    Attributes:
+        sentence: The result, in Markdown.
+        table: One row per variant, the best first; see `comparison.table.comparison_frame`.
+        html: The page.
+        run_id: The run that holds `comparison/report.html` and `comparison/table.json`, or None.
+        address: MLflow's chart page of these runs, or None; see `comparison.view.view_address`.
+    """
+
+    sentence: str
+    table: pd.DataFrame
+    html: str
+    run_id: str | None
+    address: str | None
+
+    def __str__(self) -> str:
+        """The first columns and rows, for a terminal: what strangers wrote is made harmless."""
+        columns = [each for each in self.table if each not in ("run_ids", "params")]
+        shown = self.table[columns[:_COLUMNS]].head(_ROWS)
+        lines = [[safe(each, 24) for each in columns[:_COLUMNS]]]
+        lines += [
+            [number(v, key) if isinstance(v, float) else safe(v, 32) for key, v in row.items()]
+            for row in shown.to_dict("records")
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        if len(self.table) > len(shown):
+            texts.append(f"… and {len(self.table) - len(shown)} more")
+        return "\n".join(texts)
+
+
+def compare(
+    runs: Sequence[str] = (),
+    *,
+    experiments: Sequence[str] = (),
+    filter_string: str = "",
+    by: Sequence[str] = (),
+    score: str | None = None,
+    max_runs: int = MAX_RUNS,
+    output: str | os.PathLike[str] | None = None,
+    log: bool = True,
+) -> Comparison:
+    """Compares runs, prints where MLflow shows their charts, and logs the page and the table.
+
+    Runs that differ in the seed alone are one variant, with a mean and a spread.
+
+    Args:
+        runs: Ids of runs. One with nested runs stands for these.
+        experiments: Names or ids of experiments.
+        filter_string: As for `mlflow.search_runs`; holds for the experiments and for nested runs.
+        by: Params that make a variant, `name` for the run's name. Default: name and all params.
+        score: Metric that the variants are sorted by. Default: `final/accuracy`, else another.
+        max_runs: The newest so many are compared.
+        output: Where to write the page, too.
+        log: Whether to log it: to the run that this thread is in, else to a new one.
+
+    Returns:
+        The table and the page.
+
+    Raises:
+        UserError: Nothing is named or found, no run has the metric `score`, the file cannot be
+            written, or the store does not answer.
+        ValueError: If `max_runs` is below 1.
+    """
+    if max_runs < 1:
+        raise ValueError(f"Received max_runs={max_runs}. Expected 1 or more.")
+    holder = current_run()
+    without = holder.run_id if holder else ""
+    selection = select_runs(runs, experiments, filter_string, max_runs, without=without)
+    groups = group_by_seed(selection, by)
+    if score is not None and not any(group.value(score) for group in groups):
+        raise UserError(
+            f"None of the {len(selection.runs)} runs has the metric {score!r}. They have: "
+            f"{', '.join(_some_metrics(groups))}."
+        )
+    score = score or deciding_metric(groups)
+    groups = sort_groups(groups, score)
+    title = _title(groups, selection)
+    ordered = [run for group in groups for run in group.runs]
+    address = view_address(ordered, name=title, score=score)
+    shown = groups[:MAX_COLOURS]
+    pictures, notes = read_pictures(shown)
+    drawn = [run.info.run_id for group in shown for run in group.runs[:_MAX_SEEDS]]
+    html = render(
+        Contents(
+            title=title,
+            made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            groups=groups,
+            score=score,
+            curves=read_curves(drawn, curve_keys(shown)),
+            pictures=pictures,
+            experiments=selection.experiments,
+            notes=[*selection.notes, *_doubts(selection), *notes],
+            address=address,
+        )
+    )
+    table, sentence = comparison_frame(groups), _sentence(groups, score)
+    if output is not None:
+        _write(Path(output), html)
+    run_id = _log(html, table, sentence) if log else None
+    say_where(address)
+    return Comparison(sentence, table, html, run_id, address)
+
+
+def _log(html: str, table: pd.DataFrame, sentence: str) -> str:
+    with ExitStack() as stack:
+        run = current_run()
+        if run is None:
+            tags = {"technique": TECHNIQUE}
+            run = stack.enter_context(
+                track("comparison", tags=tags, description=sentence, log_system_metrics=False)
+            )
+        run.log_text(html, "comparison/report.html")
+        run.log_table(table, "comparison/table.json")
+        return run.run_id
+
+
+def _write(path: Path, html: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"The page cannot be written to {path}: {error.strerror}. Name another file."
+        ) from error
+
+
+def _title(groups: Sequence[Group], selection: Selection) -> str:
+    names = [group.name for group in groups]
+    if len(names) <= 3:
+        return "Comparison of " + ", ".join(safe(name, 40) for name in names)
+    if len(selection.experiments) == 1:
+        (experiment,) = selection.experiments.values()
+        return f"{len(names)} variants of {safe(experiment, 60)}"
+    return f"{len(names)} variants of {len(selection.experiments)} experiments"
+
+
+def _sentence(groups: Sequence[Group], score: str | None) -> str:
+    best = groups[0].value(score) if score else None
+    if score is None or best is None:
+        return f"{len(groups)} variants; see comparison/report.html."
+    # A description is Markdown: a name in it is code, and so no link, image or HTML.
+    name = safe(groups[0].name).replace("`", "'")
+    return f"First of {len(groups)} by {score}: `{name}`, {number(best.mean, score)}."
+
+
+def _doubts(selection: Selection) -> list[str]:
+    """Why a comparison may not hold: other data, runs that have not ended."""
+    found = []
+    data = {
+        (each.dataset.name, each.dataset.digest)
+        for run in selection.runs
+        for each in (run.inputs.dataset_inputs if run.inputs else [])
+    }
+    if len(data) > 1:
+        some = ", ".join(
+            f"{safe(name, 30)} #{safe(digest, 12)}" for name, digest in sorted(data)[:4]
+        )
+        found.append(f"Not all runs used the same data: {some}{', …' if len(data) > 4 else ''}.")
+    if unfinished := sum(run.info.status != "FINISHED" for run in selection.runs):
+        which = "run has" if unfinished == 1 else "runs have"
+        found.append(f"{unfinished} {which} failed or not ended; the values are the last ones.")
+    return found
+
+
+def _some_metrics(groups: Sequence[Group]) -> list[str]:
+    keys = sorted({key for group in groups for run in group.runs for key in run.data.metrics})
+    return [safe(key, 60) for key in keys[:20]] or ["none"]

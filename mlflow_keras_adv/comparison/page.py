@@ -1,0 +1,195 @@
+"""The page of a comparison: one HTML file, without a script and without anything from elsewhere.
+
+All that is in it was written by somebody: Jinja escapes every value, and the page's own policy lets
+a browser load nothing and run nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+from mlflow.entities import Run
+
+from mlflow_keras_adv.comparison import charts
+from mlflow_keras_adv.comparison.axes import is_place
+from mlflow_keras_adv.comparison.charts import Chart, cost_chart, curves_chart
+from mlflow_keras_adv.comparison.groups import Group, Value, differing, is_seed
+from mlflow_keras_adv.comparison.histories import Curves
+from mlflow_keras_adv.comparison.pictures import Picture
+from mlflow_keras_adv.comparison.table import better, metric_keys
+from mlflow_keras_adv.comparison.texts import safe, with_spread
+
+# What a page shows; the table that is logged beside it has all of it.
+MAX_COLOURS = 10
+MAX_METRICS = 24
+MAX_PARAMS = 24
+COSTS = ("final/gzip_bytes", "final/size_bytes", "final/latency_ms_p50", "final/parameters")
+CURVES = ("val/accuracy", "val/loss", "train/accuracy", "train/loss", "trial/score")
+GRADIENTS = ("gradient/norm", "gradient/norm_clipped", "optimizer/learning_rate")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a page is made of.
+
+    Attributes:
+        title: Its first line.
+        made: When, in words.
+        groups: The variants, the best first.
+        score: The metric that they are sorted by.
+        curves: Histories of the first `MAX_COLOURS` variants.
+        pictures: Of the first `MAX_COLOURS` variants.
+        experiments: Names by id.
+        notes: What a reader has to know, in sentences.
+        address: The prepared view in MLflow.
+    """
+
+    title: str
+    made: str
+    groups: Sequence[Group]
+    score: str | None
+    curves: Curves
+    pictures: Sequence[Picture] = ()
+    experiments: dict[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    address: str | None = None
+
+
+def render(contents: Contents) -> str:
+    """The page, as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mlflow_keras_adv", "comparison"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["safe_text"] = safe
+    shown = contents.groups[:MAX_COLOURS]
+    keys = metric_keys(contents.groups)
+    params = differing([group.params for group in contents.groups])
+    notes = list(contents.notes)
+    if len(contents.groups) > len(shown):
+        notes.append(
+            f"Of {len(contents.groups)} variants the {len(shown)} best have a colour, curves and "
+            "pictures; tables and dots are of all."
+        )
+    for name, all_of, limit in (("metrics", keys, MAX_METRICS), ("params", params, MAX_PARAMS)):
+        if len(all_of) > limit:
+            notes.append(f"Of {len(all_of)} {name} the page shows {limit}; table.json has them.")
+    return environment.get_template("page.html.j2").render(
+        title=contents.title,
+        made=contents.made,
+        score=contents.score,
+        tiles=_tiles(contents),
+        groups=contents.groups,
+        shown=shown,
+        runs=_runs(contents.groups),
+        experiments=contents.experiments,
+        notes=notes,
+        link=contents.address,
+        columns=[_column(key, contents.groups) for key in keys[:MAX_METRICS]],
+        params=params[:MAX_PARAMS],
+        costs=_costs(contents),
+        curves=_curves(CURVES, shown, contents.curves),
+        gradients=_small_multiples(shown, contents.curves),
+        steps=_curves(("batch/loss", *GRADIENTS[2:]), shown, contents.curves),
+        pictures=contents.pictures,
+        size=charts,
+    )
+
+
+def curve_keys(groups: Sequence[Group]) -> list[str]:
+    """The metrics whose curves the page shows, of those that the runs have."""
+    keys = {key for group in groups for run in group.runs for key in run.data.metrics}
+    return [key for key in (*CURVES, "batch/loss", *GRADIENTS) if key in keys]
+
+
+def _tiles(contents: Contents) -> list[dict[str, Any]]:
+    """Which variant is the best by the score, the smallest, the fastest."""
+    tiles: list[dict[str, Any]] = []
+    for key in (contents.score, "final/gzip_bytes", "final/latency_ms_p50"):
+        having = [
+            (value, index)
+            for index, group in enumerate(contents.groups)
+            if key and (value := group.value(key)) and is_place(value.mean)
+        ]
+        if key and having and key not in [tile["key"] for tile in tiles]:
+            sign = better(key) or 1
+            value, index = max(having, key=lambda each: (sign * each[0].mean, -each[1]))
+            mean, std = with_spread(value.mean, value.std, key)
+            tile = {"key": key, "mean": mean, "std": std if value.count > 1 else ""}
+            tiles.append(tile | {"index": index, "name": contents.groups[index].name})
+    return tiles
+
+
+def _column(key: str, groups: Sequence[Group]) -> dict[str, Any]:
+    """A column of the table of results."""
+    values = [group.value(key) for group in groups]
+    means = [v.mean for v in values if v and is_place(v.mean)]
+    low, high = (min(means), max(means)) if means else (0.0, 0.0)
+    sign = better(key)
+    best = (high if sign > 0 else low) if sign and high > low else None
+    section, _, name = key.rpartition("/")
+    cells = [_cell(v, key, len(g.runs), low, high) for v, g in zip(values, groups, strict=True)]
+    for value, cell in zip(values, cells, strict=True):
+        cell["best"] = bool(value and value.mean == best)
+    return {"section": section, "name": name, "better": sign, "cells": cells}
+
+
+def _cell(value: Value | None, key: str, runs: int, low: float, high: float) -> dict[str, Any]:
+    if value is None:
+        return {"mean": "-", "std": "", "few": "", "share": None}
+    mean, std = with_spread(value.mean, value.std, key)
+    drawn = is_place(value.mean) and high > low
+    return {
+        "mean": mean,
+        "std": std if value.count > 1 else "",
+        "few": f"{value.count} of {runs}" if value.count < runs else "",
+        "share": round(100 * (value.mean - low) / (high - low)) if drawn else None,
+    }
+
+
+def _costs(contents: Contents) -> list[Chart]:
+    if contents.score is None:
+        return []
+    keys = set(metric_keys(contents.groups))
+    drawn = [
+        cost_chart(contents.score, cost, contents.groups, MAX_COLOURS)
+        for cost in COSTS
+        if cost in keys and cost != contents.score
+    ]
+    return [chart for chart in drawn if chart]
+
+
+def _curves(keys: Sequence[str], shown: Sequence[Group], curves: Curves) -> list[Chart]:
+    drawn = [curves_chart(key, shown, curves.get(key, {})) for key in keys]
+    return [chart for chart in drawn if chart]
+
+
+def _small_multiples(shown: Sequence[Group], curves: Curves) -> list[Chart]:
+    """The gradient norm of each variant in a chart of its own, all with the same axes."""
+    histories = curves.get("gradient/norm", {})
+    together = curves_chart("gradient/norm", shown, histories)
+    if together is None:
+        return []
+    drawn = [
+        curves_chart(
+            "gradient/norm", [group], histories, title=group.name, like=together, colours=[colour]
+        )
+        for colour, group in enumerate(shown)
+    ]
+    return [chart for chart in drawn if chart]
+
+
+def _runs(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    return [
+        {"group": group.name, "info": run.info, "seed": _seed(run)}
+        for group in groups
+        for run in group.runs
+    ]
+
+
+def _seed(run: Run) -> str:
+    return ", ".join(value for key, value in run.data.params.items() if is_seed(key))

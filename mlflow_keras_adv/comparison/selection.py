@@ -1,0 +1,166 @@
+"""Which runs are compared: of ids, of experiments, of a search; parents give way to their runs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.store import require_store, without_password
+
+# Tag `technique` of the runs that hold comparisons, which are not compared themselves.
+TECHNIQUE = "comparison"
+
+_PAGE = 1000
+# A parent that is not among the runs itself costs a call; its params serve to tell runs apart.
+_MAX_PARENTS = 50
+
+
+@dataclass
+class Selection:
+    """The runs to compare.
+
+    Attributes:
+        runs: The runs, the newest first.
+        parents: Runs in which some of them are nested, by id; their params hold for those too.
+        experiments: Names of the experiments, by id.
+        notes: What was left out, in sentences.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    parents: dict[str, Run] = field(default_factory=dict)
+    experiments: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def params(self, run: Run) -> dict[str, str]:
+        """The params of a run, and those that it has from its parent."""
+        parent = self.parents.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
+        return (dict(parent.data.params) if parent else {}) | dict(run.data.params)
+
+
+def select_runs(
+    run_ids: Sequence[str],
+    experiments: Sequence[str],
+    filter_string: str,
+    max_runs: int,
+    *,
+    without: str = "",
+) -> Selection:
+    """Reads the runs that are to be compared; the metrics of all of them come with few calls.
+
+    Args:
+        run_ids: Ids of runs. One with nested runs stands for these.
+        experiments: Names or ids of experiments. Of their runs those with nested runs among them,
+            which repeat the numbers of a winner, are left out, and so are earlier comparisons.
+        filter_string: As for `mlflow.search_runs`; holds for the experiments, and for the nested
+            runs that a run stands for.
+        max_runs: The newest so many.
+        without: Id of a run of the experiments that is not compared: the one that will hold it.
+
+    Raises:
+        UserError: Nothing is named or found, or the store does not answer, does not know what is
+            named, or rejects the filter.
+    """
+    if not run_ids and not experiments:
+        raise UserError("Nothing to compare is named. Give ids of runs, or experiments.")
+    client = MlflowClient()
+    require_store(client.tracking_uri)
+    found: dict[str, Run] = {}
+    parents: dict[str, Run] = {}
+    for run_id in run_ids:
+        run = _run(client, run_id)
+        inside = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"
+        query = f"{filter_string} AND {inside}" if filter_string else inside
+        if nested := _search(client, [run.info.experiment_id], query, max_runs + 1):
+            parents[run.info.run_id] = run
+            found |= {each.info.run_id: each for each in nested}
+        else:
+            found[run.info.run_id] = run
+    if experiments:
+        ids = [_experiment_id(client, name) for name in experiments]
+        searched = _search(client, ids, filter_string, None)
+        results = [run for run in searched if run.data.tags.get("technique") != TECHNIQUE]
+        found |= {run.info.run_id: run for run in results if run.info.run_id != without}
+    selection = Selection(parents=parents)
+    above = {run.data.tags.get(MLFLOW_PARENT_RUN_ID) for run in found.values()}
+    for run in sorted(found.values(), key=lambda run: -(run.info.start_time or 0)):
+        if run.info.run_id in above:
+            parents[run.info.run_id] = run
+        else:
+            selection.runs.append(run)
+    if not selection.runs:
+        raise UserError(
+            f"There is no run to compare: runs {list(run_ids)}, experiments {list(experiments)}, "
+            f"filter {filter_string!r}. Widen the filter, or name others."
+        )
+    selection.notes = _notes(selection, max_runs)
+    selection.runs = selection.runs[:max_runs]
+    nested_in = dict.fromkeys(r.data.tags.get(MLFLOW_PARENT_RUN_ID) for r in selection.runs)
+    missing = [each for each in nested_in if each and each not in parents]
+    parents |= {run_id: _run(client, run_id) for run_id in missing[:_MAX_PARENTS]}
+    for experiment_id in dict.fromkeys(run.info.experiment_id for run in selection.runs):
+        selection.experiments[experiment_id] = client.get_experiment(experiment_id).name
+    return selection
+
+
+def _notes(selection: Selection, max_runs: int) -> list[str]:
+    notes = []
+    if parents := len(selection.parents):
+        which = "run stands" if parents == 1 else "runs stand"
+        notes.append(f"{parents} parent {which} for the nested runs, which are compared.")
+    if len(selection.runs) > max_runs:
+        notes.append(f"Of {len(selection.runs)} runs the newest {max_runs} are compared.")
+    return notes
+
+
+def _run(client: MlflowClient, run_id: str) -> Run:
+    with _asking(f"the run {run_id!r}", "Ids of runs are in the MLflow UI, 32 hexadecimal digits."):
+        return client.get_run(run_id)
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    advice = "`mlflow experiments search` lists names and ids."
+    with _asking(f"the experiment {name!r}", advice):
+        experiment = client.get_experiment_by_name(name)
+        return experiment.experiment_id if experiment else client.get_experiment(name).experiment_id
+
+
+def _search(
+    client: MlflowClient, experiment_ids: Sequence[str], query: str, at_most: int | None
+) -> list[Run]:
+    advice = "Expected what `mlflow.search_runs` takes: \"params.lr = '0.01'\"."
+    with _asking(f"the filter {query!r}", advice):
+        found = []
+        for run in _pages(client, experiment_ids, query):
+            found.append(run)
+            if len(found) == at_most:
+                break
+        return found
+
+
+def _pages(client: MlflowClient, experiment_ids: Sequence[str], query: str) -> Iterable[Run]:
+    token: str | None = None
+    while True:
+        newest = ["attributes.start_time DESC"]
+        page = client.search_runs(
+            list(experiment_ids), query, max_results=_PAGE, order_by=newest, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+@contextmanager
+def _asking(what: str, advice: str) -> Iterator[None]:
+    """Says in one sentence what the store answered."""
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(
+            f"The tracking store does not accept {what}: {without_password(error.message)} {advice}"
+        ) from error

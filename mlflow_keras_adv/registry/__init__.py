@@ -1,0 +1,55 @@
+"""Promotion that is earned: the champion of a registered model moves only through its gates.
+
+Example:
+    ```python
+    from mlflow_keras_adv import registry
+
+    done = registry.promote(
+        "digits",
+        "models:/m-…",
+        data=registry.Samples(x_test, y_test),
+        gates=[registry.floor("accuracy", 0.9), registry.non_inferiority(margin=0.01)],
+        measure=mka.measure_models,
+    )
+    print(done)  # a line for each gate, and what became of it
+    mka.load_model("models:/digits@champion")
+    ```
+"""
+
+from mlflow_keras_adv.registry.audit import Entry, history
+from mlflow_keras_adv.registry.gates import (
+    Gate,
+    Verdict,
+    agreement,
+    budget,
+    ceiling,
+    floor,
+    loads_and_serves,
+    non_inferiority,
+    same_dataset,
+)
+from mlflow_keras_adv.registry.promotion import Promotion, promote, rollback
+from mlflow_keras_adv.registry.registering import register
+from mlflow_keras_adv.registry.samples import Measure, Measurements, Samples, read_samples
+
+__all__ = [
+    "Entry",
+    "Gate",
+    "Measure",
+    "Measurements",
+    "Promotion",
+    "Samples",
+    "Verdict",
+    "agreement",
+    "budget",
+    "ceiling",
+    "floor",
+    "history",
+    "loads_and_serves",
+    "non_inferiority",
+    "promote",
+    "read_samples",
+    "register",
+    "rollback",
+    "same_dataset",
+]

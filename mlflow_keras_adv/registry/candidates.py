@@ -1,0 +1,223 @@
+"""Which model is meant: from what a person writes to a LoggedModel, and proof that it is the same.
+
+models:/m-…            a LoggedModel
+runs:/<run id>/<name>  the LoggedModel of that name that the run has made
+models:/digits/3       a version of a registered model, of this or of another one
+models:/dev.digits@champion
+best-of-experiment     see `best_of_experiment`
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.registry.gates import Gate, ReadyMade, judge
+from mlflow_keras_adv.registry.rights import READ_EXPERIMENT, READ_MODEL, asking
+from mlflow_keras_adv.registry.samples import Measurements
+
+BEST = "best-of-experiment"
+SHA256_TAG = "sha256"
+
+_FORMS = (
+    "models:/m-… (a logged model), runs:/<run id>/<name>, models:/<registered name>/<version>, "
+    f"models:/<registered name>@<alias> or {BEST}"
+)
+_COPIES = 10  # a version may be a copy of a version, of a copy, …
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be downloaded.
+
+    Attributes:
+        uri: `models:/m-…`, or for a version that is no LoggedModel `models:/name/version`.
+        logged: The LoggedModel, if it is one.
+        run_id: The run that made it; empty if there is none.
+        sha256: What was recorded of it when it was registered; empty if nothing was.
+    """
+
+    uri: str
+    logged: LoggedModel | None
+    run_id: str
+    sha256: str = ""
+
+    @property
+    def recorded_on(self) -> frozenset[str]:
+        """Digests of the datasets that its own run measured `final/…` on."""
+        metrics = self.logged.metrics if self.logged else None
+        return frozenset(
+            metric.dataset_digest
+            for metric in metrics or []
+            if metric.key.startswith("final/") and metric.run_id == self.run_id
+            if metric.dataset_digest
+        )
+
+
+def resolve(candidate: str) -> Model:
+    """The model that a URI names; see the top of this file for the forms.
+
+    Raises:
+        UserError: There is no such model, it was not finished, or the URI is of no known form.
+    """
+    client = MlflowClient()
+    if found := re.fullmatch(r"models:/(m-\w+)", candidate):
+        return _logged(client, found[1])
+    if found := re.fullmatch(r"runs:/([^/]+)(?:/(.+))?", candidate):
+        return _of_run(client, found[1], found[2])
+    if found := re.fullmatch(r"models:/([^/:@]+)/(\d+)", candidate):
+        with asking(f"{candidate} cannot be read", READ_MODEL):
+            return model_of(client.get_model_version(found[1], found[2]))
+    if found := re.fullmatch(r"models:/([^/:@]+)@([\w\-]+)", candidate):
+        with asking(f"{candidate} cannot be read", READ_MODEL):
+            return model_of(client.get_model_version_by_alias(found[1], found[2]))
+    raise UserError(f"{candidate!r} names no model. Give {_FORMS}.")
+
+
+def model_of(version: ModelVersion) -> Model:
+    """The model behind a version, also if that is a copy of another version.
+
+    Raises:
+        UserError: A version that it is a copy of, or the model itself, is gone.
+    """
+    client, sha256, source = MlflowClient(), version.tags.get(SHA256_TAG, ""), version
+    for _ in range(_COPIES):
+        if found := re.fullmatch(r"models:/(m-\w+)", source.source or ""):
+            return _logged(client, found[1], sha256)
+        copy = re.fullmatch(r"models:/([^/:@]+)/(\d+)", source.source or "")
+        if copy is None:
+            break
+        with asking(f"{version.name} version {version.version} is a copy", READ_MODEL):
+            source = client.get_model_version(copy[1], copy[2])
+    return Model(f"models:/{version.name}/{version.version}", None, version.run_id or "", sha256)
+
+
+def best_of_experiment(experiment_id: str, digest: str, gates: Sequence[Gate] = ()) -> Model:
+    """The finished model with the highest `final/accuracy`; of equals that of fewest gzip bytes.
+
+    Args:
+        experiment_id: Where to look.
+        digest: Of the dataset; accuracies on another one do not count.
+        gates: Floors, ceilings and budgets of bytes that the recorded numbers have to pass. Gates
+            that need a measurement of now are left for later.
+
+    Raises:
+        UserError: There is none; says what to run first.
+    """
+    client = MlflowClient()
+    asked = [
+        gate.on_record
+        for gate in gates
+        if isinstance(gate, ReadyMade) and gate.on_record is not None
+    ]
+    seen, best = 0, None
+    with asking("The models of the experiment cannot be read", READ_EXPERIMENT):
+        experiment = client.get_experiment(experiment_id).name
+        for model in _finished(client, experiment_id):
+            final = {
+                metric.key.removeprefix("final/"): metric.value
+                for metric in model.metrics or []
+                if metric.key.startswith("final/") and metric.dataset_digest == digest
+            }
+            if "accuracy" not in final:
+                continue
+            seen += 1
+            recorded = Measurements(final)
+            if all(judge(gate, recorded, None).passed for gate in asked):
+                order = (final["accuracy"], -final.get("gzip_bytes", float("inf")))
+                if best is None or order > best[0]:
+                    best = (order, model)
+    if best is not None:
+        return _logged(client, best[1].model_id)
+    where = (
+        f"experiment {experiment!r} has {seen} models with final/accuracy on the dataset {digest}"
+    )
+    if seen:
+        raise UserError(f"{where}, but none passes the floors. Lower them, or train a better one.")
+    raise UserError(
+        f"{where}. Train some on this dataset first, for example with "
+        "`mlflow run . -e compress --env-manager local`, or name a candidate: models:/m-…."
+    )
+
+
+def download(model: Model) -> Path:
+    """The folder of a model, which is what was registered.
+
+    Raises:
+        UserError: It cannot be downloaded, or its sha256 is not the one recorded.
+    """
+    with asking(f"{model.uri} cannot be downloaded", READ_EXPERIMENT):
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model.uri))
+    found = fingerprint(folder)
+    if model.sha256 not in ("", found):
+        raise changed(model.uri, found, model.sha256)
+    return folder
+
+
+def changed(uri: str, found: str, recorded: str) -> UserError:
+    """The error to raise for a model that is not what was registered."""
+    return UserError(
+        f"{uri} is not what was registered: its sha256 is {found}, recorded is {recorded}. "
+        "Somebody has changed its files: find out who, log the model again and register that one."
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 of names and content of what a model consists of.
+
+    These are the files in its folders, `data` and `code`; not `MLmodel` and the list of
+    requirements beside them, which MLflow may rewrite.
+    """
+    digest = hashlib.sha256()
+    inside = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder]
+    for path in sorted(inside or [path for path in folder.iterdir() if path.is_file()]):
+        name = path.relative_to(folder).as_posix()
+        if "__pycache__" not in path.parts and name != "registered_model_meta":
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{len(name)}:{name}:{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _logged(client: MlflowClient, model_id: str, sha256: str = "") -> Model:
+    uri = f"models:/{model_id}"
+    with asking(f"{uri} cannot be read", READ_EXPERIMENT):
+        logged = client.get_logged_model(model_id)
+    if logged.status != LoggedModelStatus.READY:
+        raise UserError(
+            f"{uri} is {LoggedModelStatus(logged.status).value}: its logging has not ended, or "
+            "failed. Log it again."
+        )
+    return Model(uri, logged, logged.source_run_id or "", sha256)
+
+
+def _of_run(client: MlflowClient, run_id: str, name: str | None) -> Model:
+    with asking(f"The run {run_id} cannot be read", READ_EXPERIMENT):
+        run = client.get_run(run_id)
+        made = [
+            model
+            for model in _finished(client, run.info.experiment_id)
+            if model.source_run_id == run.info.run_id
+        ]
+    found = [model for model in made if name in (None, model.name)]
+    if len(found) == 1:
+        return _logged(client, found[0].model_id)
+    names = ", ".join(f"{model.name} (models:/{model.model_id})" for model in made) or "none"
+    many = "several" if found else "no"
+    raise UserError(f"The run {run_id} has {many} finished models {name or ''}: {names}. Name one.")
+
+
+def _finished(client: MlflowClient, experiment_id: str) -> Iterator[LoggedModel]:
+    token = None
+    while True:
+        page = client.search_logged_models([experiment_id], page_token=token)
+        yield from (model for model in page if model.status == LoggedModelStatus.READY)
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,82 @@
+"""What `mlflow-keras-adv promote` is told, as samples and gates."""
+
+from collections.abc import Sequence
+
+from mlflow import MlflowClient
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.registry import gates as ready_made
+from mlflow_keras_adv.registry.gates import Gate
+from mlflow_keras_adv.registry.promotion import Promotion, promote
+from mlflow_keras_adv.registry.rights import READ_EXPERIMENT, asking
+from mlflow_keras_adv.registry.samples import Measure, read_samples
+
+
+def promotion_of(
+    name: str,
+    candidate: str,
+    *,
+    measure: Measure,
+    dry_run: bool,
+    data: str,
+    dataset: str,
+    digest: str,
+    experiment: str | None,
+    floors: Sequence[str],
+    ceilings: Sequence[str],
+    max_accuracy_drop: float,
+    confidence: float | None,
+    min_agreement: float | None,
+    max_size_bytes: int | None,
+    max_latency_ratio: float | None,
+    same_dataset: bool,
+    reason: str,
+) -> Promotion:
+    """`promote` with what stands on a command line; see `mlflow-keras-adv promote --help`.
+
+    Raises:
+        UserError: What `promote` raises, and values that are no values.
+    """
+    samples = read_samples(data, name=dataset, digest=digest)
+    try:
+        gates: list[Gate] = [ready_made.floor(*_limit("--min", text)) for text in floors]
+        gates += [ready_made.ceiling(*_limit("--max", text)) for text in ceilings]
+        gates += [ready_made.non_inferiority(margin=max_accuracy_drop, confidence=confidence)]
+        if min_agreement is not None:
+            gates += [ready_made.agreement(min_agreement)]
+        if max_size_bytes is not None:
+            gates += [ready_made.budget(max_size_bytes=max_size_bytes)]
+        if max_latency_ratio is not None:
+            gates += [ready_made.budget(max_latency_ratio=max_latency_ratio)]
+        if same_dataset:
+            gates += [ready_made.same_dataset()]
+        return promote(
+            name,
+            candidate,
+            data=samples,
+            gates=[*gates, ready_made.loads_and_serves()],
+            measure=measure,
+            dry_run=dry_run,
+            reason=reason,
+            experiment_id=None if experiment is None else _experiment_id(experiment),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _limit(option: str, text: str) -> tuple[str, float]:
+    metric, _, number = text.rpartition("=")
+    try:
+        if metric:
+            return metric, float(number)
+    except ValueError:
+        pass
+    raise UserError(f"{option}: got {text!r}, expected METRIC=NUMBER, as accuracy=0.9.")
+
+
+def _experiment_id(name: str) -> str:
+    with asking(f"The experiment {name!r} cannot be read", READ_EXPERIMENT):
+        found = MlflowClient().get_experiment_by_name(name)
+    if found is None:
+        raise UserError(f"There is no experiment {name!r}.")
+    return str(found.experiment_id)

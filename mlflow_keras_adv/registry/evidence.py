@@ -1,0 +1,196 @@
+"""What was measured and what the gates said, as JSON, as a page and as lines of text."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from mlflow_keras_adv.registry.gates import Judged
+from mlflow_keras_adv.registry.samples import Measurements, Samples
+
+_LONGEST = 500  # of one value on the page or in a line; the JSON file has the whole
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that a promotion was decided on.
+
+    Attributes:
+        name: Of the registered model.
+        candidate: URI of the candidate.
+        version: Its version; empty in a dry run.
+        champion: Version of the champion; empty if there is none.
+        samples: What both were measured on.
+        measured: What was measured, by role: candidate, champion.
+        facts: More about each, by role: run, sha256.
+        verdicts: What the gates said.
+        reason: What the author gave.
+        who: Who the author is.
+        when: UTC, ISO 8601.
+    """
+
+    name: str
+    candidate: str
+    version: str
+    champion: str
+    samples: Samples
+    measured: Mapping[str, Measurements]
+    facts: Mapping[str, Mapping[str, str]]
+    verdicts: Sequence[Judged]
+    reason: str
+    who: str
+    when: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def summary(self) -> str:
+        """How many gates passed, and which failed."""
+        failed = [verdict.gate for verdict in self.verdicts if not verdict.passed]
+        passed = f"{len(self.verdicts) - len(failed)} of {len(self.verdicts)} passed"
+        return f"{passed}; failed: {', '.join(failed)}" if failed else passed
+
+    @property
+    def headline(self) -> str:
+        """What was compared, on what."""
+        against = f"champion, version {self.champion}" if self.champion else "no champion yet"
+        version = f" (version {self.version})" if self.version else ""
+        data = f"{self.samples.count} samples of {self.samples.name} ({self.samples.digest})"
+        return f"{self.name}: {self.candidate}{version} against {against}, on {data}"
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as JSON can hold it: NaN and infinities as text."""
+        return {
+            "registered_model": self.name,
+            "candidate": self.candidate,
+            "version": self.version,
+            "champion_version": self.champion,
+            "dataset": {
+                "name": self.samples.name,
+                "digest": self.samples.digest,
+                "samples": self.samples.count,
+            },
+            "passed": self.passed,
+            "gates": [asdict(verdict) for verdict in self.verdicts],
+            "models": {
+                role: {
+                    **self.facts.get(role, {}),
+                    "problem": each.problem,
+                    "recorded_on": sorted(each.recorded_on),
+                    "metrics": {key: _number(value) for key, value in each.metrics.items()},
+                }
+                for role, each in self.measured.items()
+            },
+            "reason": self.reason,
+            "who": self.who,
+            "when": self.when,
+        }
+
+    def lines(self) -> list[str]:
+        """For a terminal: the comparison, then a line for each gate."""
+        width = min(60, max((len(verdict.gate) for verdict in self.verdicts), default=0))
+        rows = (
+            f"{'pass' if verdict.passed else 'FAIL'}  {verdict.gate:<{width}}  {verdict.reason}"
+            for verdict in self.verdicts
+        )
+        return [one_line(text) for text in (self.headline, *rows)]
+
+    def markdown(self) -> str:
+        """For the description of a run: a line of a list for each gate, as code."""
+        rows = [
+            one_line(f"{'pass' if each.passed else 'FAIL'} {each.gate}: {each.reason}")
+            for each in self.verdicts
+        ]
+        return "\n".join(f"- `{row.replace('`', chr(39))}`" for row in rows)
+
+    def page(self) -> str:
+        """A page that opens from disk, without script and without anything from elsewhere."""
+        gates = [
+            ("pass" if each.passed else "fail", each.gate, each.reason) for each in self.verdicts
+        ]
+        keys = list(dict.fromkeys(key for each in self.measured.values() for key in each.metrics))
+        metrics = [
+            ("", key, *(_shown(each.metrics.get(key)) for each in self.measured.values()))
+            for key in keys
+        ]
+        samples = self.samples
+        facts = {
+            "registered model": self.name,
+            "candidate": f"{self.candidate} {self.version and f'version {self.version}'}",
+            "champion": f"version {self.champion}" if self.champion else "none yet",
+            "measured on": f"{samples.name}, {samples.digest}, {samples.count} samples",
+            "why": self.reason or "-",
+            "who": self.who,
+            "when": self.when,
+        }
+        for role, known in self.facts.items():
+            facts |= {f"{role}: {key}": value for key, value in known.items() if value}
+        for role, each in self.measured.items():
+            facts |= {f"{role}: problem": each.problem} if each.problem else {}
+        result = "passed" if self.passed else "refused"
+        return _PAGE.format(
+            title=_cell(f"{self.name}: {result}"),
+            kind="pass" if self.passed else "fail",
+            facts=_table((), [("", *pair) for pair in facts.items()]),
+            gates=_table(("gate", "what was measured", "verdict"), [(*g, g[0]) for g in gates]),
+            metrics=_table(("metric", *self.measured), metrics),
+        )
+
+
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    """A text that a terminal shows as it is: one line, without control characters, not endless."""
+    joined = " ".join(text.splitlines())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in joined)
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def _number(value: float) -> float | str:
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _cell(text: str) -> str:
+    return escape(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…", quote=True)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a class and cells."""
+    heads = "".join(f"<th>{_cell(text)}</th>" for text in head)
+    body = "".join(
+        f'<tr class="{_cell(kind)}">{"".join(f"<td>{_cell(cell)}</td>" for cell in cells)}</tr>'
+        for kind, *cells in rows
+    )
+    return f"<table><tr>{heads}</tr>{body}</table>" if head else f"<table>{body}</table>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
+  padding: 0 1rem; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+td, th {{ border-bottom: 1px solid #8886; padding: .3rem .8rem .3rem 0; text-align: left;
+  vertical-align: top; overflow-wrap: anywhere; }}
+tr.pass td:last-child, h1.pass {{ color: light-dark(#16703a, #5dcf8b); }}
+tr.fail td:last-child, h1.fail {{ color: light-dark(#b3261e, #ff8a80); font-weight: 600; }}
+@media print {{ body {{ margin: 0; }} }}
+</style></head><body>
+<h1 class="{kind}">{title}</h1>
+{facts}
+<h2>Gates</h2>
+{gates}
+<h2>Measured now, side by side</h2>
+{metrics}
+</body></html>
+"""

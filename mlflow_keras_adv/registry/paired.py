@@ -1,0 +1,78 @@
+"""Two models on the same samples: is the difference more than chance?"""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from scipy.stats import binomtest, bootstrap  # type: ignore[import-untyped]
+
+
+def exact_mcnemar(only_champion: int, only_candidate: int) -> float:
+    """How likely chance alone makes the candidate look as bad as this, or worse.
+
+    Of the samples that one of two equally good models has right and the other wrong, each is the
+    candidate's with probability 1/2: the exact, one-sided binomial test of McNemar, Psychometrika
+    12, 1947.
+
+    Args:
+        only_champion: Samples that only the champion has right.
+        only_candidate: Samples that only the candidate has right.
+
+    Returns:
+        The p-value; 1 if they differ on no sample.
+    """
+    differ = only_champion + only_candidate
+    if differ == 0:
+        return 1.0
+    return float(binomtest(only_champion, differ, 0.5, alternative="greater").pvalue)
+
+
+def score_test(only_champion: int, only_candidate: int, samples: int, margin: float) -> float:
+    """How likely it would look as good as this, if the candidate really lost the margin.
+
+    The score test for paired proportions with a margin: Tango, Statistics in Medicine 17, 1998,
+    and Nam, Biometrics 53, 1997. At a margin of 0 the asymptotic test of McNemar.
+
+    Args:
+        only_champion: Samples that only the champion has right.
+        only_candidate: Samples that only the candidate has right.
+        samples: How many there are.
+        margin: Share of the samples that the candidate may lose.
+
+    Returns:
+        The p-value: small where non-inferiority is shown.
+    """
+    if margin >= 1:
+        return 0.0
+    # Tango's b is the champion's, his c the candidate's, and q the share of c if b - c is margin.
+    b, c, n = only_champion, only_candidate, samples
+    linear = -b - c + (2 * n - b + c) * margin
+    root = math.sqrt(max(0.0, linear**2 + 8 * n * c * margin * (1 - margin)))
+    q = (root - linear) / (4 * n)
+    variance = n * (2 * q + margin * (1 - margin))
+    if variance <= 0:  # nothing differs, and nothing may: no evidence either way
+        return 0.5
+    return NormalDist().cdf((b - c - n * margin) / math.sqrt(variance))
+
+
+def bootstrap_bound(losses: np.ndarray, confidence: float) -> float:
+    """What the mean loss is below, with the given confidence: the paired bootstrap, percentiles.
+
+    Efron and Tibshirani: An Introduction to the Bootstrap, 1993. 9999 resamples of a fixed seed.
+
+    Args:
+        losses: By how much the candidate is worse on each sample, shape (samples,).
+        confidence: From 0 to 1.
+    """
+    if len(losses) < 2 or np.ptp(losses) == 0:
+        return float(np.mean(losses))
+    found = bootstrap(
+        (losses,),
+        np.mean,
+        confidence_level=confidence,
+        alternative="less",
+        method="percentile",
+        batch=max(1, 2_000_000 // len(losses)),
+        rng=0,
+    )
+    return float(found.confidence_interval.high)

@@ -1,0 +1,119 @@
+"""The scales: candidate and champion are measured side by side, judged, and put on record."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.registry.candidates import Model, download, fingerprint
+from mlflow_keras_adv.registry.evidence import Evidence
+from mlflow_keras_adv.registry.gates import Gate, judge
+from mlflow_keras_adv.registry.rights import EDIT_EXPERIMENT, who
+from mlflow_keras_adv.registry.samples import Measure, Measurements, Samples
+from mlflow_keras_adv.tracking.names import metric_key
+from mlflow_keras_adv.tracking.run import Run
+
+EVIDENCE = "promotion/evidence"
+
+_EVIDENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """Who is to be compared.
+
+    Attributes:
+        name: Of the registered model.
+        model: The candidate.
+        folder: Where it was downloaded to.
+        version: Its version; empty in a dry run.
+        champion: The champion; None if there is none.
+        champion_version: Its version; empty if there is none.
+    """
+
+    name: str
+    model: Model
+    folder: Path
+    version: str
+    champion: Model | None
+    champion_version: str
+
+
+def weigh(
+    contest: Contest, samples: Samples, gates: Sequence[Gate], measure: Measure, reason: str
+) -> Evidence:
+    """Measures both on the same samples, and asks the gates.
+
+    A champion that cannot be measured fails the gates that compare with it; a candidate that cannot
+    be measured fails all that ask for a number.
+
+    Raises:
+        ValueError: `measure` does not return one measurement for each model.
+    """
+    folders, broken = [contest.folder], ""
+    if contest.champion is not None:
+        try:
+            folders.append(download(contest.champion))
+        except UserError as error:
+            broken = str(error)
+    results = list(measure(folders, samples))
+    if len(results) != len(folders):
+        raise ValueError(f"measure returned {len(results)} measurements for {len(folders)} models.")
+    if broken:
+        results.append(Measurements(problem=broken))
+    models = {"candidate": contest.model}
+    if contest.champion is not None:
+        models["champion"] = contest.champion
+    measured = {
+        role: replace(result, dataset=samples.dataset, recorded_on=each.recorded_on)
+        for (role, each), result in zip(models.items(), results, strict=True)
+    }
+    facts = {role: {"uri": each.uri, "run": each.run_id} for role, each in models.items()}
+    facts["candidate"]["sha256"] = fingerprint(contest.folder)
+    return Evidence(
+        name=contest.name,
+        candidate=contest.model.uri,
+        version=contest.version,
+        champion=contest.champion_version,
+        samples=samples,
+        measured=measured,
+        facts=facts,
+        verdicts=[judge(gate, measured["candidate"], measured.get("champion")) for gate in gates],
+        reason=reason,
+        who=who(),
+        when=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    )
+
+
+def put_on_record(run: Run, evidence: Evidence, model: Model) -> None:
+    """Puts the evidence on a run, and waits until it is there.
+
+    The candidate's numbers are `final/…`, the champion's `champion/…`.
+
+    Args:
+        run: The run.
+        evidence: What was found.
+        model: The candidate; unless this is a dry run its numbers are linked to it.
+
+    Raises:
+        UserError: The store does not take it.
+    """
+    run.log_dict(evidence.plain(), f"{EVIDENCE}.json")
+    run.log_text(evidence.page(), f"{EVIDENCE}.html")
+    linked = model.logged.model_id if evidence.version and model.logged else None
+    for role, prefix in (("candidate", "final"), ("champion", "champion")):
+        if role in evidence.measured:
+            metrics = evidence.measured[role].metrics
+            run.log_metrics(
+                {metric_key(f"{prefix}/{key}"): value for key, value in metrics.items()},
+                step=0,
+                model_id=linked if role == "candidate" else None,
+                dataset=evidence.samples.dataset,
+            )
+    run.set_tags({"registered_model": evidence.name, "promotion.gates": evidence.summary})
+    if not run.flush(_EVIDENCE_SECONDS):
+        raise UserError(
+            f"The evidence is not in the store after {_EVIDENCE_SECONDS:.0f} s: the server is away "
+            f"or this login lacks {EDIT_EXPERIMENT}. Nothing was promoted; promote again later."
+        )

@@ -1,0 +1,199 @@
+"""TradeOff: accuracy against size, over variants of one classifier; the smallest good one wins."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mlflow_keras_adv.compression.conversion import Artifact
+from mlflow_keras_adv.compression.footprint import accuracy, highest, scores_of, weight_rows
+from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.measure import FinishedModel
+from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.variants import Technique
+
+
+class Splits(Protocol):
+    """Data on which variants are chosen and judged."""
+
+    @property
+    def validation(self) -> tuple[Any, np.ndarray]:
+        """Samples and integer labels to choose by."""
+
+    @property
+    def test(self) -> tuple[Any, np.ndarray]:
+        """Samples and integer labels to judge the finished models on."""
+
+
+class Compressed(Protocol):
+    """What `compression.prune` and `compression.cluster` return."""
+
+    @property
+    def model(self) -> keras.Model:
+        """The smaller model."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """Rows of its table, dataclasses."""
+
+
+class TradeOff:
+    """Puts the variants of a classifier on record and chooses among them.
+
+    Each variant is a nested run and a LoggedModel with its `final/…` metrics and the table
+    `weights.json`. What was pruned or clustered has the table `layers.json` and, where the sparsity
+    grew step by step, the curve `batch/sparsity`. A `.tflite` file has the value `val/accuracy` at
+    step 0, and the tag `float_layers` if quantization left some in float.
+
+    Example:
+        ```python
+        with mka.technique("shrink", params, dataset=data.dataset) as technique:
+            trade = mka.TradeOff(technique, data)
+            with technique.variant("baseline") as run:
+                trade.add(run, model)
+            with technique.variant("int8") as run:
+                trade.add(run, mka.compression.quantize(model, mka.compression.int8, x[:200]))
+            trade.choose(max_accuracy_drop=0.01)
+        ```
+
+    Args:
+        technique: Whose variants these are.
+        data: To choose and to judge by.
+        baseline: The model that the others are held against, if it is on record already, by
+            `technique.finish`. Default: the first one added.
+        name: What `technique` calls it.
+
+    Attributes:
+        validation: Validation accuracy of each variant, by name.
+    """
+
+    def __init__(
+        self,
+        technique: Technique,
+        data: Splits,
+        *,
+        baseline: keras.Model | None = None,
+        name: str = "baseline",
+    ) -> None:
+        self._technique = technique
+        self._data = data
+        self._name = name
+        self._reference = baseline
+        self.validation: dict[str, float] = {}
+        if baseline is not None:
+            self.validation[name] = self._right(baseline)
+
+    def add(
+        self,
+        run: Run,
+        made: keras.Model | Compressed | Artifact,
+        *,
+        parent: str | None = None,
+        parent_model_id: str | None = None,
+    ) -> FinishedModel:
+        """Puts one variant on record.
+
+        Args:
+            run: The nested run that made it, which gives it its name.
+            made: A Keras model, what `prune` or `cluster` made of one, or a `.tflite` file.
+            parent: Name of the variant that it was made from. Default: the baseline.
+            parent_model_id: Instead, the id of a LoggedModel from elsewhere.
+
+        Raises:
+            ValueError: The first one added is no Keras model, or no classifier.
+        """
+        if self._reference is None and not isinstance(made, keras.Model):
+            raise ValueError(
+                "the first variant is the baseline and has to be a Keras model; got: "
+                f"{type(made).__name__}. Add the model that it was made from before it."
+            )
+        if parent_model_id is None and self._reference is not None:
+            parent_model_id = self._technique.finished[parent or self._name].info.model_id
+        origin: dict[str, Any] = {
+            "reference": self._reference,
+            "parent_model_id": parent_model_id,
+        }
+        if isinstance(made, Artifact):
+            self.validation[run.name] = right = self._right(LiteRTModel(made.content))
+            run.log_metrics({"val/accuracy": right}, step=0)
+            if made.float_layers:
+                run.set_tags({"float_layers": ", ".join(made.float_layers)})
+            return self._technique.finish_file(run, made.content, *self._data.test, **origin)
+        model = made if isinstance(made, keras.Model) else made.model
+        if not isinstance(made, keras.Model):
+            run.log_table(pd.DataFrame([asdict(row) for row in made.layers]), "layers.json")
+            _log_curve(run, made)
+        run.log_table(pd.DataFrame(weight_rows(model)), "weights.json")
+        self.validation[run.name] = self._right(model)
+        finished = self._technique.finish(run, model, *self._data.test, **origin)
+        if self._reference is None:
+            self._reference, self._name = model, run.name
+        return finished
+
+    def choose(
+        self,
+        *,
+        max_accuracy_drop: float,
+        candidates: Sequence[str] | None = None,
+        curves: Sequence[str] = ("train/loss", "val/accuracy"),
+    ) -> str:
+        """Chooses the fewest gzip bytes, and puts comparison and picture on the parent.
+
+        The picture `accuracy_against_size.png` has a point for each variant added.
+
+        Args:
+            max_accuracy_drop: Share of the validation samples that it may lose to the baseline.
+            candidates: Names among which is chosen, beside the baseline. Default: all of them.
+            curves: Metric keys of the learning curves.
+
+        Returns:
+            Its name.
+        """
+        chosen = self.smallest(max_accuracy_drop, candidates or tuple(self.validation))
+        self._technique.compare(candidates=[chosen], curves=curves)
+        self._technique.run.log_figure(self._figure(chosen), "accuracy_against_size.png")
+        return chosen
+
+    def smallest(self, max_accuracy_drop: float, candidates: Sequence[str]) -> str:
+        """The fewest gzip bytes of those that lose no more than that; if need be the baseline."""
+        least = self.validation[self._name] - max_accuracy_drop - 1e-9  # of rounding
+        considered = (self._name, *candidates)
+        within = [name for name in considered if self.validation[name] >= least]
+        return min(within, key=self._technique.final("gzip_bytes").__getitem__)
+
+    def _right(self, model: keras.Model | LiteRTModel) -> float:
+        x, y = self._data.validation
+        scores = model.predict(x) if isinstance(model, LiteRTModel) else scores_of(model, x, 256)
+        return accuracy(highest(scores), y)
+
+    def _figure(self, chosen: str) -> Figure:
+        """Test accuracy over kilobytes after gzip, each power of 2 as wide as the next."""
+        figure = Figure(figsize=(7.5, 5), layout="constrained")
+        panel = figure.subplots()
+        heights, sizes = self._technique.final("accuracy"), self._technique.final("gzip_bytes")
+        for number, name in enumerate(sorted(self.validation, key=sizes.__getitem__)):
+            at = sizes[name] / 1000, heights[name]
+            colour, area = ("C1", 70) if name == chosen else ("C0", 30)
+            panel.scatter(*at, s=area, color=colour)
+            # Slanted up and down in turn: neighbours are often of one height, or of one size.
+            slant, side = ((40, "bottom"), (-40, "top"))[number % 2]
+            turned: dict[str, Any] = {"rotation": slant, "rotation_mode": "anchor", "va": side}
+            panel.annotate(name, at, xytext=(4, 0), textcoords="offset points", **turned)
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
+        panel.margins(x=0.25, y=0.35)
+        panel.set(xlabel="kB after gzip", ylabel="accuracy on the test split")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        return figure
+
+
+def _log_curve(run: Run, made: Any) -> None:
+    for step, sparsity in zip(
+        getattr(made, "steps", ()), getattr(made, "sparsity", ()), strict=True
+    ):
+        run.log_metrics({"batch/sparsity": float(sparsity)}, step=int(step))

@@ -1,0 +1,190 @@
+"""technique(): the record of one technique: its run, a nested run per variant, what it claims."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from mlflow_keras_adv.claims import Claim, log_claims
+from mlflow_keras_adv.measure import FinishedModel, log_finished_model
+from mlflow_keras_adv.report import log_comparison
+from mlflow_keras_adv.tracking.run import Run, track
+from mlflow_keras_adv.tracking.writer import Dataset
+
+
+class Technique:
+    """The run of a technique, and the nested runs of what it compares. Made by `technique`.
+
+    Attributes:
+        run: The run; the parent of the variants.
+        variants: The nested runs that have ended, by name.
+        finished: The models that were logged, by name.
+    """
+
+    def __init__(
+        self, run: Run, tags: Mapping[str, object], dataset: Dataset | None, seed: int, count: int
+    ) -> None:
+        self.run = run
+        self.variants: dict[str, Run] = {}
+        self.finished: dict[str, FinishedModel] = {}
+        self._tags = tags
+        self._dataset = dataset
+        self._seed = seed
+        self._count = count
+        self._choice = ""
+
+    @contextmanager
+    def variant(self, name: str, *, params: Mapping[str, object] | None = None) -> Iterator[Run]:
+        """Opens the nested run of a variant and says so on the console.
+
+        All random numbers begin anew at the seed, so that variants of one shape begin from the same
+        weights and see the examples in the same order.
+
+        Args:
+            name: Of the nested run and of its model; short, and unlike the others' from the first
+                letters.
+            params: What it does not have from the parent.
+
+        Yields:
+            The nested run.
+        """
+        print(f"[{len(self.variants) + 1}/{self._count}] {name}", flush=True)
+        with self.run.child(name, params=params, tags=self._tags) as child:
+            keras.utils.set_random_seed(self._seed)
+            yield child
+        self.variants[name] = child
+
+    def finish(
+        self,
+        run: Run,
+        model: keras.Model,
+        x: Any,
+        y: np.ndarray | None = None,
+        *,
+        name: str | None = None,
+        scores: Mapping[str, float] | None = None,
+        reference: keras.Model | None = None,
+        parent_model_id: str | None = None,
+    ) -> FinishedModel:
+        """Logs a finished model with its `final/…` metrics, and keeps them in `finished`.
+
+        Args:
+            run: The run that made it.
+            model: See `log_finished_model`; so are the other arguments.
+            x: Test samples.
+            y: Their labels.
+            name: What to call it. Default: the name of its run.
+            scores: What else it scores.
+            reference: A model that it should agree with.
+            parent_model_id: Id of the LoggedModel that it comes from.
+        """
+        name = name or run.name
+        self.finished[name] = log_finished_model(
+            run,
+            model,
+            x,
+            y,
+            name=name,
+            scores=scores,
+            dataset=self._dataset,
+            reference=reference,
+            parent_model_id=parent_model_id,
+        )
+        return self.finished[name]
+
+    def finish_file(
+        self,
+        run: Run,
+        content: bytes,
+        x: Any,
+        y: np.ndarray | None = None,
+        *,
+        name: str | None = None,
+        reference: Any = None,
+        parent_model_id: str | None = None,
+    ) -> FinishedModel:
+        """The same for a `.tflite` file; the arguments are those of `log_finished_file`."""
+        from mlflow_keras_adv.measure_file import log_finished_file  # needs LiteRT
+
+        name = name or run.name
+        self.finished[name] = log_finished_file(
+            run,
+            content,
+            x,
+            y,
+            name=name,
+            dataset=self._dataset,
+            reference=reference,
+            parent_model_id=parent_model_id,
+        )
+        return self.finished[name]
+
+    def final(self, key: str) -> dict[str, float]:
+        """A `final/…` value of the finished models that have it, by name."""
+        finals = {name: each.final for name, each in self.finished.items()}
+        return {name: final[key] for name, final in finals.items() if key in final}
+
+    def compare(
+        self,
+        *,
+        candidates: Sequence[str] | None = None,
+        select_by: str = "val/accuracy",
+        curves: Sequence[str] = ("train/loss", "val/accuracy"),
+    ) -> str:
+        """Puts the comparison of the variants on the run; see `log_comparison`.
+
+        Returns:
+            The winner's name.
+        """
+        winner = log_comparison(
+            self.run, self.variants, candidates=candidates, select_by=select_by, curves=curves
+        )
+        chosen_before = candidates is not None and len(candidates) == 1  # by another measure
+        self._choice = "" if chosen_before else f"Best by {select_by}: {winner}."
+        return winner
+
+    def conclude(self, result: str, *claims: Claim, note: str = "") -> None:
+        """Ends the lesson: claims and result go to the record and to the console.
+
+        Args:
+            result: The result in a sentence or two; the description's first line.
+            *claims: What the technique promises, as measured; the one that matters most first.
+            note: Ends the description; Markdown.
+        """
+        lines = log_claims(self.run, *claims)
+        parts = (result, lines, self._choice, note)
+        self.run.describe("\n\n".join(part for part in parts if part))
+        print(f"{result}\n{lines}", flush=True)
+
+
+@contextmanager
+def technique(
+    name: str,
+    params: Mapping[str, object],
+    *,
+    dataset: Dataset | None = None,
+    seed: int = 0,
+    variants: int = 0,
+) -> Iterator[Technique]:
+    """Opens or adopts the run of a technique, as `track` does, and sets the random seed.
+
+    The run and its variants have the tag `technique`.
+
+    Args:
+        name: Of the technique, and of a new run.
+        params: The parameters of the run.
+        dataset: Name and digest of the data.
+        seed: Of Python's, NumPy's and TensorFlow's random numbers, from 0.
+        variants: How many nested runs there will be, for the console.
+
+    Yields:
+        The technique's record.
+    """
+    tags = {"technique": name}
+    with track(name, params=params, tags=tags) as run:
+        if dataset is not None:
+            run.log_dataset(dataset, context="training")
+        keras.utils.set_random_seed(seed)
+        yield Technique(run, tags, dataset, seed, variants)
