@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow_keras_adv.report import curve, log_comparison
     from mlflow_keras_adv.side_by_side import measure_models
     from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
-    from mlflow_keras_adv.tracking.writer import Dataset
+    from mlflow_keras_adv.tracking.values import Dataset
     from mlflow_keras_adv.trade_off import TradeOff
     from mlflow_keras_adv.training.distillation import Distiller
     from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
@@ -51,7 +51,7 @@ _HOMES = {
     "Comparison": "comparison.compare",
     "ConstantThenExponential": "training.schedules",
     "CyclicalRate": "training.schedules",
-    "Dataset": "tracking.writer",
+    "Dataset": "tracking.values",
     "Distiller": "training.distillation",
     "Hint": "training.distillation_losses",
     "LayerNorms": "callbacks.layer_norms",

@@ -11,7 +11,7 @@ from mlflow.models.model import ModelInfo
 from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.models import log_model
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.tracking.writer import Dataset
+from mlflow_keras_adv.tracking.values import Dataset
 
 
 @dataclass(frozen=True)

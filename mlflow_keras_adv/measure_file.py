@@ -10,7 +10,7 @@ from mlflow_keras_adv.compression.file_footprint import file_footprint, weight_t
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.measure import FinishedModel
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.tracking.writer import Dataset
+from mlflow_keras_adv.tracking.values import Dataset
 
 
 def log_finished_file(

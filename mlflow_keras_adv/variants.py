@@ -11,7 +11,7 @@ from mlflow_keras_adv.claims import Claim, log_claims
 from mlflow_keras_adv.measure import FinishedModel, log_finished_model
 from mlflow_keras_adv.report import log_comparison
 from mlflow_keras_adv.tracking.run import Run, track
-from mlflow_keras_adv.tracking.writer import Dataset
+from mlflow_keras_adv.tracking.values import Dataset
 
 
 class Technique:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.tracking.writer import Dataset
+from mlflow_keras_adv.tracking.values import Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,12 +53,10 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
     client = MlflowClient(uri_with_login(journal.about.tracking_uri))
     last_word = _age(journal.folder)
     writer = RunWriter(journal.about.run_id, client, journal)
-    if not end_run or not journal.about.ends_run or writer.has_ended:
-        writer.close(seconds)
-    else:
-        ended = journal.marks.ended() or "KILLED"
-        status = ended if _is_running(client, journal.about.run_id) else None
-        writer.close(seconds, status=status, end_time=int(last_word * 1000))
+    died = end_run and journal.about.ends_run and not writer.has_ended
+    if died and _is_running(client, journal.about.run_id):
+        writer.hand_in_end(journal.marks.ended() or "KILLED", int(last_word * 1000))
+    writer.close(seconds)
     return writer.receipt
 
 

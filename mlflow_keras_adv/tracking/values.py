@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,25 @@ from mlflow_keras_adv.tracking.names import metric_key
 _INFINITE = "an infinity, which a chart cannot show"
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """The data that a metric was measured on.
+
+    Attributes:
+        name: At most 500 characters.
+        digest: At most 36 characters.
+    """
+
+    name: str
+    digest: str
+
+
 def values_of_moment(
     values: Mapping[str, float],
     *,
     step: int,
     model_id: str | None,
-    dataset: tuple[str | None, str | None],
+    dataset: Dataset | None,
 ) -> tuple[Points, list[Refusal]]:
     """Values of this moment, stamped with its time.
 
@@ -27,12 +41,13 @@ def values_of_moment(
         values: Real numbers by name.
         step: Training batches consumed so far.
         model_id: LoggedModel that they belong to.
-        dataset: Name and digest of the data that they were measured on.
+        dataset: Data that they were measured on.
 
     Returns:
         The finite ones and NaN; the others, with the reason.
     """
     now = time.time_ns() // 1_000_000
+    measured_on = (dataset.name, dataset.digest) if dataset else (None, None)
     metrics, refusals = [], []
     for name, value in values.items():
         try:
@@ -44,7 +59,7 @@ def values_of_moment(
         if math.isinf(number):
             refusals.append(Refusal(name, _INFINITE, 1))
             continue
-        metrics.append(Metric(metric_key(name), number, now, int(step), model_id, *dataset))
+        metrics.append(Metric(metric_key(name), number, now, int(step), model_id, *measured_on))
     return Points(metrics), refusals
 
 

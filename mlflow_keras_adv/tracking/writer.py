@@ -12,7 +12,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +40,7 @@ from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.staging import StagingClient
 from mlflow_keras_adv.tracking.store import lasting_uri
 from mlflow_keras_adv.tracking.tables import table_text
-from mlflow_keras_adv.tracking.values import values_of_moment, values_of_moments
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The data that a metric was measured on.
-
-    Attributes:
-        name: At most 500 characters.
-        digest: At most 36 characters.
-    """
-
-    name: str
-    digest: str
+from mlflow_keras_adv.tracking.values import Dataset, values_of_moment, values_of_moments
 
 
 class RunWriter:
@@ -129,7 +115,7 @@ class RunWriter:
             values,
             step=step,
             model_id=model_id,
-            dataset=(dataset.name, dataset.digest) if dataset else (None, None),
+            dataset=dataset,
         )
         self._refuse(refusals)
         if points:
@@ -296,22 +282,16 @@ class RunWriter:
         """
         self._outbox.put(End(status, end_time or time.time_ns() // 1_000_000))
 
-    def close(
-        self, timeout: float, *, status: str | None = None, end_time: int | None = None
-    ) -> bool:
-        """Delivers what is left, then the status with which the run ended, and takes no more.
+    def close(self, timeout: float) -> bool:
+        """Delivers what is left, and takes no more.
 
         Args:
             timeout: Seconds. As long as the store goes on taking values it is waited for; if it
                 takes none for so long, what is left stays in the journal, with one warning.
-            status: FINISHED, FAILED or KILLED; None leaves the run's status alone.
-            end_time: When the run ended, in milliseconds since the epoch; default: now.
 
         Returns:
             Whether everything is in the store.
         """
-        if status is not None:
-            self.hand_in_end(status, end_time)
         return self._outbox.close(timeout)
 
     def _staging(self) -> StagingClient:

@@ -20,7 +20,7 @@ from mlflow_keras_adv.registry import (
 )
 from mlflow_keras_adv.registry.gates import Judged, judge
 from mlflow_keras_adv.registry.paired import bootstrap_bound, exact_mcnemar, score_test
-from mlflow_keras_adv.tracking.writer import Dataset
+from mlflow_keras_adv.tracking.values import Dataset
 
 
 def measured(**metrics: float) -> Measurements:

@@ -32,7 +32,8 @@ def test_closing_gives_up_on_a_store_that_takes_nothing_and_says_what_is_left(
     writer.log_metrics({"a": 1.0, "b": 2.0})
     writer.set_tags({"c": "d"})
     assert not writer.flush(0.2)
-    assert not writer.close(0.2, status="FINISHED")
+    writer.hand_in_end("FINISHED")
+    assert not writer.close(0.2)
 
     lost = caplog.records[-1].getMessage()
     assert "2 points produced, 0 delivered, 2 pending, 0 refused" in lost
@@ -58,7 +59,8 @@ def test_closing_does_not_give_up_on_a_slow_store_that_goes_on_taking_values(
     writer = RunWriter(run_id, client)
     for number in range(6):
         writer.log_params({f"p{number}": number})
-    assert writer.close(0.4, status="FINISHED")
+    writer.hand_in_end("FINISHED")
+    assert writer.close(0.4)
 
     assert len(client.get_run(run_id).data.params) == 6
     assert client.get_run(run_id).info.status == "FINISHED"

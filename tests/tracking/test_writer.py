@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_keras_adv.tracking.writer import Dataset, RunWriter
+from mlflow_keras_adv.tracking.values import Dataset
+from mlflow_keras_adv.tracking.writer import RunWriter
 
 
 @pytest.fixture
@@ -293,7 +294,8 @@ def test_closing_delivers_what_is_left_and_then_the_status(
     client: MlflowClient, writer: RunWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer.log_metrics({"m": 1.0})
-    assert writer.close(30, status="KILLED")
+    writer.hand_in_end("KILLED")
+    assert writer.close(30)
     writer.log_metrics({"late": 1.0})
     writer.log_metrics({"late": 2.0})
 
