@@ -17,6 +17,7 @@ Less than a minute of computing on two cores.
     mlflow run . -e distill --env-manager local -P temperature=3
 """
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import keras
@@ -24,7 +25,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.errors import UserError
 from projects.data import Data, load
+
+SAMPLES = 200  # training images that set the ranges of the quantized activations
 
 crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -58,6 +62,7 @@ def main(
     lr: PositiveFloat = 5e-3,
     temperature: PositiveFloat = 4.0,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    quantize: bool = False,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Trains a teacher, a student from scratch and the same student with the teacher's help.
@@ -69,9 +74,12 @@ def main(
         lr: Learning rate of Adam.
         temperature: T, which softens teacher and student; above 0.
         alpha: Weight of the distillation part of the loss, from 0 to 1.
+        quantize: Put the distilled student into an int8 file too; needs the extra "compression".
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
+    if quantize and find_spec("litert_quantizer") is None:
+        raise UserError('quantize=true needs the extra: pip install -e ".[compression]"')
     images = load(data, seed=seed)
 
     def train(model: keras.Model) -> None:
@@ -84,7 +92,7 @@ def main(
             callbacks=[mka.MlflowLogger()],
         )
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": 3}
+    record = {"dataset": images.dataset, "seed": seed, "variants": 4 if quantize else 3}
     with mka.technique("distill", params, **record) as technique:
         with technique.variant("teacher") as run:
             teacher = teacher_net(images)
@@ -101,7 +109,15 @@ def main(
             student = student_net(images)
             train(mka.Distiller(student, teacher, mka.SoftTargets(temperature), alpha=alpha))
             lineage = {"reference": teacher, "parent_model_id": taught.info.model_id}
-            technique.finish(run, student, *images.test, **lineage)
+            distilled = technique.finish(run, student, *images.test, **lineage)
+
+        if quantize:
+            with technique.variant("distilled_int8") as run:
+                file = mka.compression.quantize(
+                    student, mka.compression.int8, images.x_train[:SAMPLES]
+                )
+                lineage = {"reference": student, "parent_model_id": distilled.info.model_id}
+                technique.finish_file(run, file.content, *images.test, **lineage)
 
         technique.compare(candidates=["scratch", "distilled"])
         accuracy, agreement = technique.final("accuracy"), technique.final("agreement")

@@ -79,7 +79,7 @@ def test_the_pages_are_read_without_a_network(site: Path) -> None:
 
 def test_what_readme_says_stands_in_the_pages(site: Path) -> None:
     for page, words in {
-        "techniques": "Hinton 2015",
+        "techniques": "Knowledge distillation",
         "benchmark": "WandbMetricsLogger",
         "limits": "TensorFlow backend only",
         "offline": "points.refused",

@@ -439,6 +439,18 @@ def test_the_models_load_in_a_fresh_process_and_score_what_the_record_says(
             assert recorded["final/agreement"] == pytest.approx(agreement, rel=0, abs=ulp)
 
 
+def test_the_student_is_quantized_if_asked(experiment: str) -> None:
+    distill.main(epochs=1, quantize=True)
+
+    client = MlflowClient()
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    student, file = (runs[name].data.metrics for name in ("distilled", "distilled_int8"))
+    assert file["final/size_bytes"] < student["final/size_bytes"] / 2
+    models = {model.name: model for model in client.search_logged_models([experiment])}
+    parent = models["distilled_int8"].tags["parent_model_id"]
+    assert parent == models["distilled"].model_id
+
+
 # Bad input.
 
 
