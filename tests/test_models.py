@@ -282,10 +282,13 @@ if __name__ == "__main__":
 FRESH = """
 import json, sys
 from importlib.util import find_spec
-assert [find_spec(name) for name in ("mo_layers", "steps")] == [None] * 2
+# As where this package is not installed: what the script imports has travelled with the model.
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each)]
+sys.path[:] = [each for each in sys.path if each != sys.argv[3]]
+names = ("mo_layers", "steps", "mlflow_keras_adv")
+assert [find_spec(name) for name in names] == [None] * 3
 import mlflow, numpy
 model = mlflow.pyfunc.load_model(sys.argv[2])
-# Not the one that may be installed here: what the script imports has travelled with the model.
 assert "/artifacts/code/" in sys.modules["mlflow_keras_adv"].__file__
 print(json.dumps(model.predict(numpy.array(json.loads(sys.argv[1]), "float32")).tolist()))
 """
@@ -316,7 +319,7 @@ def test_custom_objects_load_in_a_process_that_has_only_the_model(
     x = json.dumps(X.tolist())
     uri, expected = printed(source, str(ROOT), "-m", "steps.train", x)
     # Both predict in a compiled graph on the same machine: the same sums in the same order.
-    assert printed(elsewhere, "", "-c", FRESH, x, uri) == expected
+    assert printed(elsewhere, "", "-c", FRESH, x, uri, str(ROOT)) == expected
 
 
 def test_custom_objects_of_an_imported_module_load_in_the_process_that_logged_them(
