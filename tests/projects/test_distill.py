@@ -412,7 +412,7 @@ def test_the_models_load_in_a_fresh_process_and_score_what_the_record_says(
         "for model_id in sys.argv[1:]:\n"
         "    model = mlflow.pyfunc.load_model(f'models:/{model_id}')\n"
         "    np.save(model_id, model.predict(np.load('x.npy')))\n"
-        "print('mlflow_keras_adv' in sys.modules)\n"
+        "print('mlflow_keras_adv.models' in sys.modules)\n"
     )
     ids = {name: models[name].model_id for name in VARIANTS}
     np.save(tmp_path / "x.npy", images.x_test)
