@@ -62,7 +62,7 @@ class Search:
 
     def __init__(self, source: MlflowClient, experiment_id: str, folder: Path) -> None:
         self.source, self.experiment_id, self.folder = source, experiment_id, folder
-        self.name = f"digits-{experiment_id}"
+        self.name = f"carried-{experiment_id}"
         self.parent = self._run("search", 1000, {})
         self.trials = [
             self._run(f"trial-{i}", 2000 + i, {"mlflow.parentRunId": self.parent}) for i in range(2)
