@@ -227,6 +227,7 @@ def test_a_run_that_is_taken_up_again_first_gets_what_was_left(
 ) -> None:
     monkeypatch.setattr(run, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(outbox, "SHORT_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(outbox, "DISK_GRACE_SECONDS", 0.2)
     with monkeypatch.context() as away, track("again", log_system_metrics=False) as r:
         assert r.flush(30)
 

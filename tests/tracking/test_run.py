@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.tracking import current_run, run, track
+from mlflow_keras_adv.tracking import current_run, outbox, run, track
 from mlflow_keras_adv.tracking.run import attach_run
 
 
@@ -392,6 +392,7 @@ def test_leaving_waits_for_a_dead_store_no_longer_than_the_grace(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(run, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(outbox, "DISK_GRACE_SECONDS", 0.2)
     hanging = threading.Event()
 
     def hang(*_: Any, **__: Any) -> None:
