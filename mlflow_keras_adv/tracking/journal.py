@@ -88,7 +88,7 @@ class Place(NamedTuple):
 class Journal:
     """One folder of records. Made by `create` and `take_over`.
 
-    Not safe for several threads: its owner holds a lock.
+    Not safe for several threads, but for `sweep`: its owner holds a lock.
 
     Attributes:
         folder: Where it is.
@@ -214,8 +214,17 @@ class Journal:
         self._left[place.segment] -= 1
         if self._left[place.segment] == 0:
             self._finished[place.segment] = settled.of(place.segment)
-            if place.segment != self._segment or self._log is None:
-                self._delete(place.segment)
+
+    def sweep(self) -> None:
+        """Deletes the segments of which nothing is left.
+
+        Of all that a journal does while a training goes on, this alone may have to wait for the
+        disk. So the owner's lock is not needed: the thread that settles calls it, and no other.
+        """
+        for segment in sorted(self._finished):
+            in_use = segment == self._segment and self._log is not None
+            if not in_use and self._left[segment] == 0:
+                self._delete(segment)
 
     def close(self, *, delete: bool) -> None:
         """Releases it, so that another process may take it over.
@@ -234,13 +243,10 @@ class Journal:
             self._lock.close()
 
     def _next_segment(self) -> None:
-        before = self._segment
-        log = FileIO(self._path(before + 1), "x+")
+        log = FileIO(self._path(self._segment + 1), "x+")
         if self._log is not None:
             self._log.close()
-        self._log, self._segment = log, before + 1
-        if self._left[before] == 0 and before in self._finished:
-            self._delete(before)
+        self._log, self._segment = log, self._segment + 1
 
     def _delete(self, segment: int) -> None:
         settled = self._finished.pop(segment)

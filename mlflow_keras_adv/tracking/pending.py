@@ -96,6 +96,7 @@ class Pending:
         self._points_in_memory: Counter[str] = Counter()  # the same, metric values only
         self._lost: Counter[str] = Counter()  # of them, those that were not kept
         self._lock = Lock()
+        self._sweeping = Lock()  # may wait for the disk; no training does, but to end its run
         self._warned = False
         if left is not None:
             for place in left.records():
@@ -178,6 +179,9 @@ class Pending:
                 self._points_in_memory -= names_of(item) if points else Counter()
             elif self._journal is not None:
                 self._journal.settle(place, self.settled)
+        with self._sweeping:
+            if self._journal is not None:
+                self._journal.sweep()
 
     def progress(self) -> None:
         """Notes that the store has taken a part of an item."""
@@ -199,7 +203,7 @@ class Pending:
 
         What could not be written to it, and has not been delivered, is lost and counted as refused.
         """
-        with self._lock:
+        with self._sweeping, self._lock:
             self.points -= self._points_in_memory.total()
             self._lose(self._in_memory, self._points_in_memory)
             self._in_memory, self._points_in_memory = Counter(), Counter()

@@ -16,6 +16,7 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 
+import mlflow_keras_adv as mka
 from mlflow_keras_adv.errors import UserError
 
 START_SECONDS = 120
@@ -61,9 +62,15 @@ def tracking_in(uri: str) -> Iterator[None]:
 
 @contextmanager
 def scratch_run() -> Iterator[mlflow.ActiveRun]:
-    """A run of the scratch store, active in this thread."""
+    """A run of the scratch store, active in this thread, delivered at the end.
+
+    The store is deleted then, and what it had not taken would stay in a journal for good.
+    """
     with mlflow.start_run(log_system_metrics=False) as run:
         yield run
+        ours = mka.current_run()
+        assert ours is not None
+        ours.flush()
 
 
 @contextmanager

@@ -120,6 +120,7 @@ def test_segments_of_which_nothing_is_left_are_deleted(
     assert len(list(journal.folder.glob("*.log"))) == 10
     for number, place in enumerate(places[:-1], 1):
         journal.settle(place, Settled(points=number, refused=Counter({"inf": number})))
+        journal.sweep()
     assert len(list(journal.folder.glob("*.log"))) == 1
     journal.close(delete=False)
 
