@@ -147,8 +147,8 @@ def best_of_experiment(experiment_id: str, digest: str, gates: Sequence[Gate] = 
     )
 
 
-def download(model: Model) -> Path:
-    """The folder of a model, which is what was registered.
+def download(model: Model) -> tuple[Path, str]:
+    """The folder of a model, which is what was registered, and its `fingerprint`.
 
     Raises:
         UserError: It cannot be downloaded, or its sha256 is not the one recorded.
@@ -158,7 +158,7 @@ def download(model: Model) -> Path:
     found = fingerprint(folder)
     if model.sha256 not in ("", found):
         raise changed(model.uri, found, model.sha256)
-    return folder
+    return folder, found
 
 
 def changed(uri: str, found: str, recorded: str) -> UserError:

@@ -24,7 +24,6 @@ from mlflow_keras_adv.registry.candidates import (
     BEST,
     best_of_experiment,
     download,
-    fingerprint,
     model_of,
     resolve,
 )
@@ -139,14 +138,14 @@ def promote(
             f"{model.uri} is the champion of {name} already, version {number_of(champion)}. "
             "Give another candidate."
         )
-    folder = download(model)
+    folder, sha256 = download(model)
     with ExitStack() as stack:
         version = ""
         run = current_run() if dry_run else _open_run(stack)
         if not dry_run:
-            version = number_of(register_model(name, model, fingerprint(folder)))
+            version = number_of(register_model(name, model, sha256))
             set_alias(name, CHALLENGER, version)
-        contest = Contest(name, model, folder, version, reigning, number_of(champion))
+        contest = Contest(name, model, folder, sha256, version, reigning, number_of(champion))
         evidence = weigh(contest, samples, gates, measure, reason)
         if run is not None:
             put_on_record(run, evidence, model)

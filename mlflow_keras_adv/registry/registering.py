@@ -20,7 +20,6 @@ from mlflow_keras_adv.registry.candidates import (
     Model,
     changed,
     download,
-    fingerprint,
     resolve,
 )
 from mlflow_keras_adv.registry.rights import EDIT_MODEL, asking, require_registry
@@ -48,7 +47,8 @@ def register(name: str, candidate: str) -> ModelVersion:
     require_name(name)
     require_registry()
     model = resolve(candidate)
-    return register_model(name, model, fingerprint(download(model)))
+    _, sha256 = download(model)
+    return register_model(name, model, sha256)
 
 
 def register_model(name: str, model: Model, sha256: str) -> ModelVersion:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.registry.candidates import Model, download, fingerprint
+from mlflow_keras_adv.registry.candidates import Model, download
 from mlflow_keras_adv.registry.evidence import Evidence
 from mlflow_keras_adv.registry.gates import Gate, judge
 from mlflow_keras_adv.registry.rights import EDIT_EXPERIMENT, who
@@ -27,6 +27,7 @@ class Contest:
         name: Of the registered model.
         model: The candidate.
         folder: Where it was downloaded to.
+        sha256: Of what is there.
         version: Its version; empty in a dry run.
         champion: The champion; None if there is none.
         champion_version: Its version; empty if there is none.
@@ -35,6 +36,7 @@ class Contest:
     name: str
     model: Model
     folder: Path
+    sha256: str
     version: str
     champion: Model | None
     champion_version: str
@@ -54,7 +56,7 @@ def weigh(
     folders, broken = [contest.folder], ""
     if contest.champion is not None:
         try:
-            folders.append(download(contest.champion))
+            folders.append(download(contest.champion)[0])
         except UserError as error:
             broken = str(error)
     results = list(measure(folders, samples))
@@ -70,7 +72,7 @@ def weigh(
         for (role, each), result in zip(models.items(), results, strict=True)
     }
     facts = {role: {"uri": each.uri, "run": each.run_id} for role, each in models.items()}
-    facts["candidate"]["sha256"] = fingerprint(contest.folder)
+    facts["candidate"]["sha256"] = contest.sha256
     return Evidence(
         name=contest.name,
         candidate=contest.model.uri,
