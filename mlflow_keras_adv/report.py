@@ -23,12 +23,7 @@ def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
         of the first run that has them. NaN where a run has none.
     """
     client = MlflowClient()
-    rows = []
-    for variant, run_id in runs.items():
-        metrics = client.get_run(run_id).data.metrics
-        final = {key: value for key, value in metrics.items() if key.startswith("final/")}
-        rows.append({"variant": variant} | dict(sorted(final.items())))
-    return pd.DataFrame(rows)
+    return _table({name: client.get_run(run_id).data.metrics for name, run_id in runs.items()})
 
 
 def curve(run: Run | str, key: str) -> "pd.Series[float]":
@@ -121,7 +116,7 @@ def log_comparison(
     winner = max(
         scored, key=lambda n: (metrics[n][select_by], -metrics[n].get("final/gzip_bytes", 0))
     )
-    run.log_table(comparison_table(run_ids), "comparison.json")
+    run.log_table(_table(metrics), "comparison.json")
     run.log_figure(learning_curves(run_ids, curves), "learning_curves.png")
     run.log_metrics({k: v for k, v in metrics[winner].items() if k.startswith("final/")}, step=0)
     run.set_tags({"winner": winner})
@@ -129,3 +124,11 @@ def log_comparison(
     title = f"{run.name}: {', '.join(variants)}"
     say_where(view_address(list(found.values()), name=title, score=score, parent_run_id=run.run_id))
     return winner
+
+
+def _table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    rows = []
+    for variant, values in metrics.items():
+        final = {key: value for key, value in values.items() if key.startswith("final/")}
+        rows.append({"variant": variant} | dict(sorted(final.items())))
+    return pd.DataFrame(rows)
