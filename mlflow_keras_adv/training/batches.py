@@ -33,11 +33,8 @@ def steps_per_execution(model: Any) -> int:
 
 def examples_in(data: Any) -> float:
     """As `batch_size`, for a batch that is at hand."""
-    for leaf in tf.nest.flatten(data):
-        shape: Any = getattr(leaf, "shape", ())
-        if len(shape) > 0:
-            return float(shape[0])
-    return 0.0
+    leaf = _first_array(data)
+    return 0.0 if leaf is None else float(leaf.shape[0])
 
 
 def batch_size(data: Any) -> Any:
@@ -46,7 +43,12 @@ def batch_size(data: Any) -> Any:
     Args:
         data: Any nesting of tensors and arrays; 0 is returned where it holds none.
     """
-    for leaf in tf.nest.flatten(data):
-        if leaf is not None and len(getattr(leaf, "shape", ())) > 0:
-            return tf.cast(tf.shape(leaf)[0], tf.float32)
-    return tf.constant(0.0)
+    leaf = _first_array(data)
+    return tf.constant(0.0) if leaf is None else tf.cast(tf.shape(leaf)[0], tf.float32)
+
+
+def _first_array(data: Any) -> Any:
+    """The first leaf of any nesting that has a first dimension, or None."""
+    return next(
+        (leaf for leaf in tf.nest.flatten(data) if len(getattr(leaf, "shape", ())) > 0), None
+    )

@@ -106,10 +106,7 @@ class StepRecorder:
         Raises:
             ValueError: If the table has no free column for a new name.
         """
-        if not _in_first_replica():
-            return
-        cell = [(self._begun - 1) % self.capacity, self._column(name)]
-        self._table.scatter_nd_update([cell], [tf.cast(value, tf.float32)])
+        self.write_all({name: value})
 
     def write_all(self, values: Mapping[str, Any]) -> None:
         """Writes several cells of the current row in one operation; see `write`."""
