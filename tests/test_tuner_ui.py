@@ -12,22 +12,16 @@ from pathlib import Path
 import mlflow
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 import mlflow_keras_adv as mka
+from tests import chromium
 from tests.tuner.searches import formula_search
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 TRIALS = 9  # with the search itself the ten runs that the page draws unasked
 
 pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}: apt-get install chromium"),
+    *chromium.MARKS,
     pytest.mark.filterwarnings(
         "ignore:currentThread:DeprecationWarning", "ignore:getName:DeprecationWarning"
     ),
@@ -36,13 +30,10 @@ pytestmark = [
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        expect.set_options(timeout=60_000)  # ms; two slow cores
+    with chromium.launched() as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 1000}, device_scale_factor=1.2)
         page.set_default_timeout(60_000)
         yield page
-        browser.close()
 
 
 def choose(page: Page, field: Locator, *names: str) -> None:

@@ -18,24 +18,16 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
+from tests import chromium
 from tests.mlflow_run import Recorded, copy_project, mlflow_run, new_shell
 from tests.mlflow_server import free_port, wait_until_healthy
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 VARIANTS = ("teacher", "scratch", "distilled")
 SECTIONS = ("batch", "final", "gradient", "optimizer", "train", "val")
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}: apt-get install chromium"),
-]
+pytestmark = chromium.MARKS
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +74,12 @@ def address(recorded: Recorded) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+    with chromium.launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    expect.set_options(timeout=60_000)  # ms; two slow cores
     page = browser.new_page(viewport={"width": 1100, "height": 1800}, device_scale_factor=1.4)
     page.set_default_timeout(60_000)
     yield page

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.comparison.groups import group_by_seed
@@ -24,22 +24,14 @@ from mlflow_keras_adv.comparison.histories import read_curves
 from mlflow_keras_adv.comparison.page import Contents, render
 from mlflow_keras_adv.comparison.table import deciding_metric, sort_groups
 from mlflow_keras_adv.comparison.view import view_address
+from tests import chromium
 from tests.comparison import made_runs
 from tests.comparison.test_page import EVIL
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 NAMES = list(made_runs.TECHNIQUES)
 Keep = Callable[..., None]
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}: apt-get install chromium"),
-]
+pytestmark = chromium.MARKS
 
 
 @dataclass(frozen=True)
@@ -85,15 +77,12 @@ def compared(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+    with chromium.launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    expect.set_options(timeout=60_000)  # ms; two slow cores
     opened = []
 
     def new(address: str, width: int = 1300, height: int = 1000, **options: Any) -> Page:

@@ -243,7 +243,9 @@ def test_params_that_mlflow_run_has_logged_in_its_spelling_stay_and_are_no_confl
     params = runs["parent"].data.params
 
     assert (params["epochs"], params["temperature"], params["lr"]) == ("2", "3", "1e-3")
-    assert set(params) == {"data", "epochs", "batch_size", "lr", "temperature", "alpha", "seed"}
+    assert set(params) == {
+        *("data", "epochs", "batch_size", "lr", "temperature", "alpha", "quantize", "seed"),
+    }
     assert [tag for run in runs.values() for tag in run.data.tags if tag.startswith("param.")] == []
 
 
