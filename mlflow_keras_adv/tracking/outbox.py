@@ -1,8 +1,9 @@
-"""Outbox: the thread that takes what is handed in for a run to its store."""
+"""Outbox: the threads that take what is handed in for a run to its journal, and on to its store."""
 
 import atexit
 import logging
 import time
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
@@ -24,6 +25,9 @@ from mlflow_keras_adv.tracking.pending import Pending
 
 _logger = logging.getLogger(__name__)
 
+# What is handed in stands in the journal when the caller goes on, unless the disk takes longer than
+# this: the database that a run is delivered to may keep it busy. Then it follows as soon as it can.
+HAND_OVER_SECONDS = 0.03
 # How long the end of a run, and the end of the process, wait for a store that takes nothing.
 GRACE_SECONDS = 10.0
 # The same, of a store that has been known to fail for as long as that.
@@ -38,7 +42,9 @@ IDLE_SECONDS = 1.0
 
 
 class Outbox:
-    """A queue and its thread. Putting something in takes no time and calls nobody.
+    """Two queues, each with its thread: to the journal, and from there to the store.
+
+    Putting something in waits for no store, and for the disk no longer than `HAND_OVER_SECONDS`.
 
     Args:
         run_id: The run, for messages.
@@ -51,8 +57,12 @@ class Outbox:
         self._pending = pending
         self._delivery = delivery
         self._keeps_journal = not pending.is_empty()
-        self._starting = Lock()  # held for moments, never during a call to the store
-        self._thread: Thread | None = None
+        self._handed_in: SimpleQueue[tuple[Item | None, SimpleQueue[Exception | None]]]
+        self._handed_in = SimpleQueue()
+        self._handing_in = Lock()  # held for moments
+        self._journal_thread: Thread | None = None
+        self._starting = Lock()  # may be held for the disk, never during a call to the store
+        self._store_thread: Thread | None = None
         self._closed = False
         if self._keeps_journal:
             self._start()
@@ -63,25 +73,23 @@ class Outbox:
         self._pending.open()
 
     def put(self, item: Item) -> None:
-        """Appends an item, and starts the thread if it is not at work."""
+        """Appends an item, and starts the threads if they are not at work."""
         if self._closed:
             self._delivery.attempts.warn_once(
                 "closed", "Run %s has ended here and takes no more values.", self._run_id
             )
             return
-        with self._starting:
-            error = self._pending.put(item)
-            if self._thread is None or not self._thread.is_alive():
-                self._start()
-        if error is not None:
-            for name in names_of(item):
-                self._delivery.warn_refused(name, f"the journal cannot be written: {error}")
+        written = self._hand_in(item)
+        with suppress(Empty):
+            if (raised := written.get(timeout=HAND_OVER_SECONDS)) is not None:
+                raise raised
 
     def flush(self, timeout: float | None) -> bool:
         """Waits until all items are settled: `timeout` seconds at most, or as long as it takes."""
-        with self._starting:
-            if self._closed or self._thread is None:
-                return self._pending.count() == 0
+        with self._handing_in:
+            idle = self._journal_thread is None and self._store_thread is None
+        if self._closed or idle:
+            return self._pending.count() == 0
         answer: SimpleQueue[bool] = SimpleQueue()
         self.put(Flush(answer))
         self._delivery.attempts.hurry()
@@ -111,6 +119,7 @@ class Outbox:
         if settled:
             self._pending.release()
         else:
+            self._hand_in(None).get()  # what is left stands in the journal
             self._delivery.attempts.abandon()
             _at_work.discard(self)
             self._pending.release()
@@ -134,13 +143,60 @@ class Outbox:
             ", its status among them" if self._pending.ended else "",
         )
 
+    def _hand_in(self, item: Item | None) -> "SimpleQueue[Exception | None]":
+        """Leaves an item to the first thread.
+
+        Args:
+            item: The item; None asks for an answer only.
+
+        Returns:
+            Where the answer will be, once this and all before it stand in the journal.
+        """
+        written: SimpleQueue[Exception | None] = SimpleQueue()
+        with self._handing_in:
+            self._handed_in.put((item, written))
+            if self._journal_thread is None or not self._journal_thread.is_alive():
+                name = f"journal-{self._run_id}"
+                self._journal_thread = Thread(target=self._write, name=name, daemon=True)
+                _at_work.add(self)
+                self._journal_thread.start()
+        return written
+
+    def _write(self) -> None:
+        """The first thread: writes what is handed in to the journal, in order."""
+        while True:
+            try:
+                item, written = self._handed_in.get(timeout=IDLE_SECONDS)
+            except Empty:
+                with self._handing_in:
+                    if not self._handed_in.empty():
+                        continue
+                    self._journal_thread = None
+                    return
+            try:
+                if item is not None:
+                    self._keep(item)
+            except Exception as error:  # what cannot be written down at all
+                written.put(error)
+            else:
+                written.put(None)
+
+    def _keep(self, item: Item) -> None:
+        with self._starting:
+            error = self._pending.put(item)
+            if self._store_thread is None or not self._store_thread.is_alive():
+                self._start()
+        if error is not None:
+            for name in names_of(item):
+                self._delivery.warn_refused(name, f"the journal cannot be written: {error}")
+
     def _start(self) -> None:
-        self._thread = Thread(target=self._work, name=f"outbox-{self._run_id}", daemon=True)
+        self._store_thread = Thread(target=self._work, name=f"store-{self._run_id}", daemon=True)
         _at_work.add(self)
-        self._thread.start()
+        self._store_thread.start()
 
     def _work(self) -> None:
-        """The thread: gathers what waits into batches, and takes it to the store in order."""
+        """The second thread: takes what waits to the store, in order, gathered into batches."""
         gathered: list[tuple[Place | None, Points | Series]] = []
         points, send_at = 0, 0.0
         try:
@@ -190,7 +246,7 @@ class Outbox:
         with self._starting:
             if not self._pending.is_empty():
                 return False
-            self._thread = None
+            self._store_thread = None
             _at_work.discard(self)
             if not self._keeps_journal:
                 self._pending.release()

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from mlflow_keras_adv.tracking.outbox import HAND_OVER_SECONDS
 from mlflow_keras_adv.tracking.store import lasting_uri
 from tests.faults.producer import EPOCH_MS, ROWS, Plan, loss, norm
 
@@ -109,6 +110,12 @@ class Producer:
     def last_step(self) -> int:
         """The last step of which everything was handed in."""
         return max((line["step"] for line in self.record if "step" in line), default=0)
+
+    @property
+    def certain_step(self) -> int:
+        """The last step after which everything so far stood in the journal: it did not wait."""
+        lines = (line for line in self.record if line.get("waited", 1) < HAND_OVER_SECONDS)
+        return max((line["step"] for line in lines), default=0)
 
     @property
     def longest_wait(self) -> float:

@@ -9,6 +9,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.tracking import attempts, outbox
+from mlflow_keras_adv.tracking.home import journals_folder
+from mlflow_keras_adv.tracking.items import Tags
+from mlflow_keras_adv.tracking.journal import Journal, Place
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 
@@ -40,7 +43,7 @@ def test_closing_gives_up_on_a_store_that_takes_nothing_and_says_what_is_left(
     assert "2 other records pending, its status among them" in lost
     assert client.get_run(run_id).info.status == "RUNNING"
     assert not writer.flush(None)  # does not wait for what will never come
-    thread = writer._outbox._thread
+    thread = writer._outbox._store_thread
     assert thread is not None
     thread.join(10)
     assert not thread.is_alive()
@@ -85,19 +88,79 @@ def test_waiting_for_the_store_ends_the_pause_before_the_next_attempt(
     assert writer.flush(60)  # and not after ten minutes
 
 
-def test_an_idle_thread_ends_and_the_next_value_starts_another(
+def test_idle_threads_end_and_the_next_value_starts_others(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "IDLE_SECONDS", 0.01)
     writer = RunWriter(run_id, client)
+
+    def at_work() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.endswith(run_id)]
+
     for step in range(3):
         writer.log_metrics({"m": step}, step=step)
-        thread = writer._outbox._thread
-        assert thread is not None
-        thread.join(30)
-        assert not thread.is_alive()
+        assert writer.flush(60)
+        for thread in at_work():
+            thread.join(30)
+        assert at_work() == []
 
     assert len(client.get_metric_history(run_id, "m")) == 3
+
+
+def test_a_disk_that_stands_still_is_not_waited_for_and_nothing_is_lost(
+    client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, stands_still = Journal.append, threading.Event()
+
+    def wait_and_append(journal: Journal, record: bytes) -> Place:
+        assert stands_still.wait(300)
+        return append(journal, record)
+
+    monkeypatch.setattr(Journal, "append", wait_and_append)
+    writer = RunWriter(run_id, client)
+    for step in range(3):
+        writer.log_metrics({"m": step}, step=step)  # comes back, or nobody would end the wait
+    assert not writer.flush(0.1)
+    stands_still.set()
+    assert writer.flush(60)
+
+    assert [point.step for point in client.get_metric_history(run_id, "m")] == [0, 1, 2]
+    assert str(writer.receipt) == "3 points produced, 3 delivered, 0 pending, 0 refused"
+
+
+def test_what_is_left_stands_in_the_journal_when_its_run_is_closed(
+    client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "log_batch", away)
+    append = Journal.append
+
+    def append_slowly(journal: Journal, record: bytes) -> Place:
+        time.sleep(0.2)
+        return append(journal, record)
+
+    monkeypatch.setattr(Journal, "append", append_slowly)
+    monkeypatch.setattr(outbox, "DISK_GRACE_SECONDS", 0.1)
+    writer = RunWriter(run_id, client)
+    for step in range(3):
+        writer.log_metrics({"m": step}, step=step)
+    assert not writer.close(0.1)
+
+    assert writer.receipt.pending == 3
+    (left,) = [folder for folder in journals_folder().iterdir() if folder.name.startswith(run_id)]
+    journal = Journal.take_over(left)
+    assert journal is not None
+    assert len(list(journal.records())) == 3
+    journal.close(delete=True)
+
+
+def test_what_cannot_be_written_down_is_an_error_of_its_caller(
+    client: MlflowClient, run_id: str
+) -> None:
+    writer = RunWriter(run_id, client)
+    with pytest.raises(TypeError, match="JSON"):
+        writer._outbox.put(Tags({"t": object()}))  # type: ignore[dict-item]
+    writer.log_metrics({"m": 1.0})
+    assert writer.flush(60)
 
 
 def test_what_is_left_at_the_end_of_the_process_is_delivered(

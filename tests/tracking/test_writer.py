@@ -115,6 +115,8 @@ def test_a_series_waits_as_arrays_while_the_store_does_not_answer(
     assert first_call.wait(30)
     tracemalloc.start()
     writer.log_series({"m": np.zeros(rows)}, steps=np.zeros(rows), timestamps_ms=np.zeros(rows))
+    while writer.receipt.pending <= rows:  # until it stands in the journal
+        time.sleep(0.01)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     go_on.set()
