@@ -43,8 +43,8 @@ class Plan:
         file_bytes: Length that no file may exceed; 0 for any. Like a full disk.
         exit_at: Step at which the process ends by `os._exit`; 0 for never.
         environment: More variables.
-        logger: "track"; or MLflow's own "synchronous" or "asynchronous" logging. The second is what
-            its Keras callback does.
+        logger: "track"; or MLflow's own "synchronous" or "asynchronous" logging, or "callback", its
+            `MlflowCallback` in a real `fit`.
     """
 
     uri: str
@@ -123,6 +123,31 @@ def produce_by_mlflow(plan: Plan) -> None:
         record.write(json.dumps({"left": time.monotonic() - begin}) + "\n")
 
 
+def produce_by_callback(plan: Plan) -> None:
+    """The metric `loss` of each step of a `fit`, by MLflow's own Keras callback."""
+    import keras
+
+    with Path(plan.record).open("a", buffering=1) as record:
+
+        class Timed(mlflow.keras.MlflowCallback):
+            def on_batch_end(self, batch: int, logs: Any = None) -> None:
+                begin = time.monotonic()
+                super().on_batch_end(batch, logs)
+                waited = time.monotonic() - begin
+                record.write(json.dumps({"step": batch + 1, "waited": waited}) + "\n")
+                time.sleep(plan.pause)
+
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        x = np.ones((plan.steps, 1), np.float32)
+        with mlflow.start_run(run_name=plan.name, tags={"producer": plan.name}) as run:
+            record.write(json.dumps({"run_id": run.info.run_id}) + "\n")
+            logger = Timed(log_every_epoch=False, log_every_n_steps=1)
+            model.fit(x, x, batch_size=1, callbacks=[logger], verbose=0)
+            begin = time.monotonic()
+        record.write(json.dumps({"left": time.monotonic() - begin}) + "\n")
+
+
 def log_step(run: Run, step: int, plan: Plan) -> None:
     """What a training logs at a step."""
     run.log_metrics({"loss": loss(step)}, step=step)
@@ -153,6 +178,9 @@ def set_clock_back(seconds: int) -> None:
     time.time = lambda: now() - seconds
 
 
+PRODUCERS = {"track": produce, "callback": produce_by_callback}
+
+
 def main() -> None:
     """Forks a producer for each plan on stdin; says its process id, and its end when asked."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -178,7 +206,7 @@ def main() -> None:
             plan = Plan(**asked)
             os.environ.update({"MLFLOW_TRACKING_URI": plan.uri, "MLFLOW_KERAS_ADV_HOME": plan.home})
             os.environ.update(dict(plan.environment))
-            (produce if plan.logger == "track" else produce_by_mlflow)(plan)
+            PRODUCERS.get(plan.logger, produce_by_mlflow)(plan)
             return
         print(json.dumps(pid), flush=True)
 

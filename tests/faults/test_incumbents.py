@@ -15,10 +15,15 @@ from tests.faults.table import Row, rows_of
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 STEPS = 100
+LOGGERS = {
+    "synchronous": "MLflow's synchronous logging",
+    "asynchronous": "MLflow's asynchronous logging",
+    "callback": "MLflow's Keras callback",
+}
 FAULTS = ("500 twice", "answer lost twice", "away for 30 s", "away for good")
 
 
-@pytest.mark.parametrize("logger", ["synchronous", "asynchronous"])
+@pytest.mark.parametrize("logger", LOGGERS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_mlflow_alone(
     fault: str,
@@ -44,7 +49,7 @@ def test_mlflow_alone(
     back.cancel()
     holding = held(server, producer)
     row = Row(
-        f"MLflow's {logger} logging: {fault} ({'ended well' if code == 0 else 'raised'} at step "
+        f"{LOGGERS[logger]}: {fault} ({'ended well' if code == 0 else 'raised'} at step "
         f"{producer.last_step} of {STEPS}, run {holding.status})",
         producer.last_step,
         len(holding.points.get("loss", {})),
