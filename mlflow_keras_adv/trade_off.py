@@ -10,11 +10,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mlflow_keras_adv.compression.conversion import Artifact
-from mlflow_keras_adv.compression.footprint import accuracy, highest, scores_of, weight_rows
+from mlflow_keras_adv.compression.footprint import (
+    accuracy,
+    highest,
+    latency_ms,
+    scores_of,
+    weight_rows,
+)
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.measure import FinishedModel
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.variants import Technique
+
+# Calls of `model.predict` that are timed: each takes some 30 ms, whatever the model.
+PREDICTIONS = 20
 
 
 class Splits(Protocol):
@@ -47,7 +56,8 @@ class TradeOff:
     Each variant is a nested run and a LoggedModel with its `final/…` metrics and the table
     `weights.json`. What was pruned or clustered has the table `layers.json` and, where the sparsity
     grew step by step, the curve `batch/sparsity`. A `.tflite` file has the value `val/accuracy` at
-    step 0, and the tag `float_layers` if quantization left some in float.
+    step 0, and the tag `float_layers` if quantization left some in float. A baseline that is added
+    has `final/latency_predict_ms_p50` too, of `model.predict` with one sample.
 
     Example:
         ```python
@@ -132,6 +142,7 @@ class TradeOff:
         finished = self._technique.finish(run, model, *self._data.test, **origin)
         if self._reference is None:
             self._reference, self._name = model, run.name
+            run.log_metrics({"final/latency_predict_ms_p50": self._predict_ms(model)}, step=0)
         return finished
 
     def choose(
@@ -167,8 +178,13 @@ class TradeOff:
 
     def _right(self, model: keras.Model | LiteRTModel) -> float:
         x, y = self._data.validation
-        scores = model.predict(x) if isinstance(model, LiteRTModel) else scores_of(model, x, 256)
+        scores = model.predict(x) if isinstance(model, LiteRTModel) else scores_of(model, x)
         return accuracy(highest(scores), y)
+
+    def _predict_ms(self, model: keras.Model) -> float:
+        sample = keras.tree.map_structure(lambda array: array[:1], self._data.test[0])
+        times = latency_ms(lambda: model.predict(sample, verbose=0), repeats=PREDICTIONS)
+        return float(np.median(times))
 
     def _figure(self, chosen: str) -> Figure:
         """Test accuracy over kilobytes after gzip, each power of 2 as wide as the next."""

@@ -84,6 +84,10 @@ def test_each_variant_is_on_record_and_the_smallest_good_one_is_chosen(
         assert linked["final/accuracy"].dataset_digest == "0123abcd"
         assert sum(table(runs[name], "weights.json")["numbers"]) == linked["final/parameters"].value
         assert ("final/agreement" in linked) == (name != "baseline")
+        predicted = client.get_run(runs[name].run_id).data.metrics.get(
+            "final/latency_predict_ms_p50"
+        )
+        assert (predicted is not None and predicted > 0) == (name == "baseline")
     curve = client.get_metric_history(runs["wrong"].run_id, "batch/sparsity")
     assert [(point.step, point.value) for point in curve] == [(1, 0.25), (2, 0.5)]
     assert table(runs["wrong"], "layers.json") == {"name": ["dense"], "sparsity": [0.5]}

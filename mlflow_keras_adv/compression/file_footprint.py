@@ -69,7 +69,7 @@ def file_footprint(
         if isinstance(reference, bytes):
             measured["agreement"] = agreement(chosen, highest(LiteRTModel(reference).predict(x)))
         elif reference is not None:
-            measured["agreement"] = agreement(chosen, highest(scores_of(reference, x, 256)))
+            measured["agreement"] = agreement(chosen, highest(scores_of(reference, x)))
     weights = file_weights(content)
     kernels = [weight for weight in weights if weight.values.ndim >= 2]
     measured["parameters"] = float(sum(weight.values.size for weight in weights))

@@ -21,7 +21,7 @@ def footprint(
     y: np.ndarray | None = None,
     *,
     reference: keras.Model | None = None,
-    batch_size: int = 256,
+    batch_size: int = 32,
     repeats: int = 200,
 ) -> dict[str, float]:
     """Measures a finished model on given data.
@@ -33,8 +33,8 @@ def footprint(
         y: Integer labels from 0, shape (samples, …) or (samples, …, 1): the scores' shape without
             the classes.
         reference: Another classifier of the same classes, as the teacher or the unpruned model.
-        batch_size: Samples per call when predicting `x`.
-        repeats: Calls whose latency is measured.
+        batch_size: Samples a call of the second latency.
+        repeats: Calls whose latency is measured, for each of the two.
 
     Returns:
         By name:
@@ -52,6 +52,7 @@ def footprint(
           written, so this varies by a few bytes.
         - latency_ms_p50, latency_ms_p95: median and 95th percentile of the milliseconds that the
           compiled model takes for one sample; see `latency_ms`.
+        - latency_batch_ms_p50, latency_batch_ms_p95: the same of `batch_size` samples.
 
     Raises:
         ValueError: No samples, labels that do not fit the scores, or fewer than two classes.
@@ -60,11 +61,11 @@ def footprint(
         raise ValueError("footprint needs at least one sample in x; got none")
     measured: dict[str, float] = {}
     if y is not None or reference is not None:
-        chosen = highest(scores_of(model, x, batch_size))
+        chosen = highest(scores_of(model, x))
         if y is not None:
             measured["accuracy"] = accuracy(chosen, y)
         if reference is not None:
-            other = highest(scores_of(reference, x, batch_size))
+            other = highest(scores_of(reference, x))
             measured["agreement"] = agreement(chosen, other)
     measured["parameters"] = float(model.count_params())
     weights = model.get_weights()
@@ -76,10 +77,10 @@ def footprint(
         content = file.read_bytes()
     measured["size_bytes"] = float(len(content))
     measured["gzip_bytes"] = float(len(gzip.compress(content, compresslevel=9, mtime=0)))
-    sample = keras.tree.map_structure(lambda array: tf.convert_to_tensor(array[:1]), x)
-    call = tf.function(lambda inputs: model(inputs, training=False))
-    times = latency_ms(lambda: call(sample), repeats=repeats)
-    measured["latency_ms_p50"], measured["latency_ms_p95"] = np.percentile(times, [50, 95]).tolist()
+    for key, samples in (("latency", 1), ("latency_batch", batch_size)):
+        times = _latencies(model, x, samples, repeats)
+        for percent in (50, 95):
+            measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
     return measured
 
 
@@ -195,7 +196,7 @@ def latency_ms(call: Callable[[], Any], *, repeats: int, warm_up: int = 10) -> n
     return times[warm_up:]
 
 
-def scores_of(model: keras.Model, x: Any, batch_size: int) -> np.ndarray:
+def scores_of(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:
     """What a model with one output answers to `x`, in inference mode, in batches."""
     # Not by predict(): with several models in a process TensorFlow takes the one function that each
     # of them needs for retracing, and warns.
@@ -205,3 +206,13 @@ def scores_of(model: keras.Model, x: Any, batch_size: int) -> np.ndarray:
         batch = keras.tree.map_structure(operator.itemgetter(rows), x)
         answers.append(keras.ops.convert_to_numpy(model(batch, training=False)))
     return np.concatenate(answers)
+
+
+def _latencies(model: keras.Model, x: Any, samples: int, repeats: int) -> np.ndarray:
+    """Of the compiled model; the samples of `x` are repeated if there are too few."""
+    fed = keras.tree.map_structure(
+        lambda array: tf.convert_to_tensor(np.resize(array[:samples], (samples, *array.shape[1:]))),
+        x,
+    )
+    call = tf.function(lambda inputs: model(inputs, training=False))
+    return latency_ms(lambda: call(fed), repeats=repeats)

@@ -58,7 +58,7 @@ class KerasSubject:
 
     def scores(self, features: Any) -> Any:
         """See `Subject`."""
-        return scores_of(self.model, self._inputs(features), batch_size=256)
+        return scores_of(self.model, self._inputs(features))
 
     def footprint(self, features: Any, *, repeats: int) -> dict[str, float]:
         """See `Subject`."""

@@ -12,6 +12,7 @@ from mlflow_keras_adv.compression.footprint import (
     footprint,
     highest,
     latency_ms,
+    scores_of,
     sparsity,
     weight_rows,
 )
@@ -38,7 +39,10 @@ def classifier(seed: int = 0) -> keras.Model:
 def test_keys_are_those_of_the_final_section() -> None:
     model = classifier()
     sizes = ["parameters", "nonzeros", "sparsity", "size_bytes", "gzip_bytes"]
-    latencies = ["latency_ms_p50", "latency_ms_p95"]
+    latencies = [
+        *("latency_ms_p50", "latency_ms_p95"),
+        *("latency_batch_ms_p50", "latency_batch_ms_p95"),
+    ]
     measured = footprint(model, X, repeats=2)
     assert list(measured) == sizes + latencies
     assert all(type(value) is float for value in measured.values())
@@ -48,7 +52,7 @@ def test_keys_are_those_of_the_final_section() -> None:
 
 def test_accuracy_and_agreement_equal_those_counted_by_hand() -> None:
     model, other = classifier(0), classifier(1)
-    measured = footprint(model, X, Y, reference=other, batch_size=5, repeats=1)
+    measured = footprint(model, X, Y, reference=other, repeats=1)
     chosen = [int(np.argmax(scores)) for scores in np.asarray(model(X))]
     others = [int(np.argmax(scores)) for scores in np.asarray(other(X))]
     assert measured["accuracy"] == sum(a == b for a, b in zip(chosen, Y, strict=True)) / 12
@@ -132,7 +136,7 @@ def test_latency_counts_each_call_after_the_warm_up() -> None:
     assert (times >= 0).all()
 
 
-def test_latency_is_of_one_sample_through_the_compiled_model() -> None:
+def test_latencies_are_of_one_sample_and_of_a_batch_through_the_compiled_model() -> None:
     shapes = []
 
     class Spy(keras.layers.Layer):
@@ -142,8 +146,13 @@ def test_latency_is_of_one_sample_through_the_compiled_model() -> None:
 
     model = keras.Sequential([keras.Input((4,)), Spy(), keras.layers.Dense(3)])
     shapes.clear()
-    footprint(model, X, repeats=20)
-    assert shapes == [(1, 4)], "traced once, not run by Python at each call"
+    footprint(model, X, batch_size=32, repeats=20)  # more than there are samples
+    assert shapes == [(1, 4), (32, 4)], "traced once each, not run by Python at each call"
+
+
+def test_scores_are_those_of_all_samples_whatever_the_batches() -> None:
+    model = classifier()
+    assert scores_of(model, X, batch_size=5) == pytest.approx(np.asarray(model(X)), rel=1e-5)
 
 
 def test_a_nan_is_neither_right_nor_in_agreement() -> None:
