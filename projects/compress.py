@@ -18,10 +18,11 @@ minutes of computing on two cores.
     mlflow run . -e compress --env-manager local -P model_uri=models:/digits@champion
 
 The paper's LeNet-300-100 (its table 1: 40 times smaller and no less accurate) on MNIST, or another
-.npz file of its kind; on digits enlarged to 28x28 it came to 33 times, at 98.7 % instead of 98.9 %:
+.npz file of its kind; with 10,000 digits of MNIST, 1,500 of them for the test, it came to 46 times,
+at 95.8 % instead of 95.7 %:
 
     mlflow run . -e compress --env-manager local -P data=mnist.npz -P net=lenet-300-100 \
-        -P sparsity=0.92 -P clusters=32 -P epochs=20 -P prune_epochs=20
+        -P sparsity=0.95 -P clusters=16 -P epochs=20 -P prune_epochs=20
 """
 
 from typing import Annotated, Literal

@@ -64,7 +64,7 @@ def main(
     epochs: PositiveInt = 8,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 0.05,
-    depth: PositiveInt = 10,
+    depth: PositiveInt = 12,
     seed: NonNegativeInt = 0,
 ) -> None:
     """Trains a deep net from each kind of initial weights, with ReLU and with tanh.
