@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from mlflow_keras_adv.comparison.artifacts import Artifacts
 from mlflow_keras_adv.comparison.groups import Group, group_by_seed
 from mlflow_keras_adv.comparison.histories import read_curves
+from mlflow_keras_adv.comparison.logged_tables import read_tables
 from mlflow_keras_adv.comparison.page import MAX_COLOURS, Contents, curve_keys, render
 from mlflow_keras_adv.comparison.pictures import read_pictures
 from mlflow_keras_adv.comparison.selection import TECHNIQUE, Selection, select_runs
@@ -111,7 +113,9 @@ def compare(
     ordered = [run for group in groups for run in group.runs]
     address = view_address(ordered, name=title, score=score)
     shown = groups[:MAX_COLOURS]
-    pictures, notes = read_pictures(shown)
+    artifacts = Artifacts(shown)
+    pictures, fewer_pictures = read_pictures(artifacts)
+    tables, fewer_tables = read_tables(artifacts)
     drawn = [run.info.run_id for group in shown for run in group.runs[:_MAX_SEEDS]]
     html = render(
         Contents(
@@ -121,8 +125,9 @@ def compare(
             score=score,
             curves=read_curves(drawn, curve_keys(shown)),
             pictures=pictures,
+            tables=tables,
             experiments=selection.experiments,
-            notes=[*selection.notes, *_doubts(selection), *notes],
+            notes=[*selection.notes, *_doubts(selection), *fewer_pictures, *fewer_tables],
             address=address,
         )
     )

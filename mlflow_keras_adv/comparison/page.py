@@ -16,6 +16,7 @@ from mlflow_keras_adv.comparison.axes import is_place
 from mlflow_keras_adv.comparison.charts import Chart, cost_chart, curves_chart
 from mlflow_keras_adv.comparison.groups import Group, Value, differing, is_seed
 from mlflow_keras_adv.comparison.histories import Curves
+from mlflow_keras_adv.comparison.logged_tables import TableSeries
 from mlflow_keras_adv.comparison.pictures import Picture
 from mlflow_keras_adv.comparison.table import better, metric_keys
 from mlflow_keras_adv.comparison.texts import safe, with_spread
@@ -40,6 +41,7 @@ class Contents:
         score: The metric that they are sorted by.
         curves: Histories of the first `MAX_COLOURS` variants.
         pictures: Of the first `MAX_COLOURS` variants.
+        tables: The same.
         experiments: Names by id.
         notes: What a reader has to know, in sentences.
         address: The prepared view in MLflow.
@@ -51,6 +53,7 @@ class Contents:
     score: str | None
     curves: Curves
     pictures: Sequence[Picture] = ()
+    tables: Sequence[TableSeries] = ()
     experiments: dict[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     address: str | None = None
@@ -72,8 +75,8 @@ def render(contents: Contents) -> str:
     notes = list(contents.notes)
     if len(contents.groups) > len(shown):
         notes.append(
-            f"Of {len(contents.groups)} variants the {len(shown)} best have a colour, curves and "
-            "pictures; tables and dots are of all."
+            f"Of {len(contents.groups)} variants the {len(shown)} best have a colour, curves, "
+            "pictures and tables of their own; results and dots are of all."
         )
     for name, all_of, limit in (("metrics", keys, MAX_METRICS), ("params", params, MAX_PARAMS)):
         if len(all_of) > limit:
@@ -96,6 +99,7 @@ def render(contents: Contents) -> str:
         gradients=_small_multiples(shown, contents.curves),
         steps=_curves(("batch/loss", *GRADIENTS[2:]), shown, contents.curves),
         pictures=contents.pictures,
+        tables=contents.tables,
         size=charts,
     )
 

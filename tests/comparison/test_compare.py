@@ -13,7 +13,8 @@ from PIL import Image
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import cli
-from mlflow_keras_adv.comparison import histories, pictures
+from mlflow_keras_adv.comparison import histories, logged_tables, pictures
+from mlflow_keras_adv.comparison.artifacts import Artifacts
 from mlflow_keras_adv.comparison.groups import group_by_seed
 from mlflow_keras_adv.comparison.histories import read_curves
 from mlflow_keras_adv.comparison.selection import Selection, select_runs
@@ -208,7 +209,7 @@ def test_pictures_stand_side_by_side_and_what_is_none_is_left_out(
     client.log_artifact(ids[0], wide, "models/inside")
     groups = group_by_seed(Selection([client.get_run(run_id) for run_id in ids]))
 
-    found, notes = pictures.read_pictures(groups)
+    found, notes = pictures.read_pictures(Artifacts(groups))
 
     assert {each.name: len(each.sources) for each in found} == {
         "gradients/layers.png": 2,
@@ -218,7 +219,7 @@ def test_pictures_stand_side_by_side_and_what_is_none_is_left_out(
     for each in found:
         assert all(s.startswith("data:image/webp;base64,") for s in each.sources.values())
     monkeypatch.setattr(pictures, "MAX_PICTURES", 1)
-    some, notes = pictures.read_pictures(groups)
+    some, notes = pictures.read_pictures(Artifacts(groups))
     assert [each.name for each in some] == ["gradients/layers.png"]
     assert notes == ["Of 3 pictures the 1 that most variants have."]
 
@@ -236,7 +237,42 @@ def test_a_path_that_leaves_its_run_is_never_asked_for(
     monkeypatch.setattr(MlflowClient, "list_artifacts", lists)
     monkeypatch.setattr(MlflowClient, "download_artifacts", downloads)
     run = client.create_run(experiment)
-    assert pictures.read_pictures(group_by_seed(Selection([run]))) == ([], [])
+    assert pictures.read_pictures(Artifacts(group_by_seed(Selection([run])))) == ([], [])
+
+
+def test_tables_of_one_name_stand_side_by_side_and_are_cut(
+    client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [client.create_run(experiment, run_name=name).info.run_id for name in ("a", "b")]
+    for factor, run_id in enumerate(ids, start=1):
+        rows = {"layer": [f"dense_{i}" for i in range(20)], "sparsity": [factor / 3] * 20}
+        client.log_table(run_id, rows | {f"c{i}": [None] * 20 for i in range(9)}, "layers.json")
+        client.log_dict(run_id, {"columns": ["a", "b"], "data": [[1]]}, "torn.json")
+        client.log_dict(run_id, {"lr": 0.1}, "config.json")
+        client.log_text(run_id, "{", "broken.json")
+    client.log_dict(ids[1], {"columns": ["size_bytes"], "data": [[10**400], [2048]]}, "one.json")
+    groups = group_by_seed(Selection([client.get_run(run_id) for run_id in ids]))
+
+    found, notes = logged_tables.read_tables(Artifacts(groups))
+
+    assert notes == []
+    assert [(each.name, list(each.tables)) for each in found] == [
+        ("layers.json", [0, 1]),
+        ("one.json", [1]),
+    ]
+    first, second = found[0].tables.values()
+    assert first.shape == second.shape == (20, 11)
+    assert first.is_cut
+    assert first.columns == ["layer", "sparsity", *(f"c{i}" for i in range(8))]
+    assert len(first.rows) == logged_tables.MAX_ROWS
+    assert first.rows[0][:3] == ["dense_0", "0.3333", "-"]
+    assert second.rows[15][1] == "0.6667"
+    assert found[1].tables[1].rows == [["1" + 400 * "0"], ["2.05 kB"]]
+
+    monkeypatch.setattr(logged_tables, "MAX_TABLES", 1)
+    some, notes = logged_tables.read_tables(Artifacts(groups))
+    assert [each.name for each in some] == ["layers.json"]
+    assert notes == ["Of 2 tables the 1 that most variants have."]
 
 
 def test_artifacts_that_cannot_be_read_are_no_reason_to_fail(

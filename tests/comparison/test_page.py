@@ -10,6 +10,7 @@ import pytest
 
 from mlflow_keras_adv.comparison.charts import cost_chart, curves_chart
 from mlflow_keras_adv.comparison.groups import Group, group_by_seed
+from mlflow_keras_adv.comparison.logged_tables import LoggedTable, TableSeries
 from mlflow_keras_adv.comparison.page import MAX_COLOURS, Contents, render
 from mlflow_keras_adv.comparison.pictures import Picture
 from mlflow_keras_adv.comparison.selection import Selection
@@ -64,13 +65,14 @@ def page_of(selection: Selection, curves: Any = None, **more: Any) -> str:
 def test_the_page_shows_results_costs_curves_gradients_params_and_runs() -> None:
     selection, curves = made_runs.in_memory()
     pictures = [Picture("x.png", {0: "data:image/webp;base64,"})]
-    page = Reader(page_of(selection, curves, pictures=pictures))
+    tables = [TableSeries("layers.json", {0: LoggedTable(["layer"], [["dense_7"]], (9, 1))})]
+    page = Reader(page_of(selection, curves, pictures=pictures, tables=tables))
 
     for name in made_runs.TECHNIQUES:
         assert page.text.count(name) >= 6  # results, legends, its gradients, params, its runs
-    assert {"results", "cost", "curves", "gradients", "params", "pictures", "runs"} <= {
-        value for _, name, value in page.attributes if name == "id"
-    }
+    sections = {"results", "cost", "curves", "gradients", "params", "pictures", "tables", "runs"}
+    assert sections <= {value for _, name, value in page.attributes if name == "id"}
+    assert {"dense_7", "cut; in all rows: 9, columns: 1"} <= set(page.text)
     assert {"lr", "width"} <= set(page.text)
     assert "epochs" not in page.text  # the same everywhere
     # 2 costs, parameters; 3 curves; 6 variants; batch/loss and the rate
@@ -91,14 +93,17 @@ def test_nothing_that_strangers_wrote_becomes_a_part_of_the_page() -> None:
         runs.append(run)
     selection = Selection(runs, experiments={"1": EVIL["tag"], "2": EVIL["attribute"]})
     curve = {run.info.run_id: pd.Series({1: 0.1, 2: 0.2}) for run in runs}
-    kept = page_of(selection, {"val/loss": curve}, notes=list(EVIL.values()), address=EVIL["link"])
+    texts = list(EVIL.values())
+    tables = [TableSeries(text, {0: LoggedTable(texts, [texts], (1, 1))}) for text in texts]
+    more = {"notes": texts, "tables": tables, "address": EVIL["link"]}
+    kept = page_of(selection, {"val/loss": curve}, **more)
     harmless = Selection(
         [made_runs.entity("0" * 32, "a", {"final/accuracy": n / 9}) for n in range(2)]
     )
 
     page, other = Reader(kept), Reader(page_of(harmless))
     assert EVIL["tag"] in page.text  # as text
-    assert set(page.tags) - set(other.tags) <= {"svg", "path", "circle", "line", "figure"} | {
+    assert set(page.tags) - set(other.tags) <= {"svg", "path", "circle", "line", "figure", "h3"} | {
         *("figcaption", "ul", "li", "text", "title", "b", "i", "a", "section", "p", "div", "small"),
         *("strong", "span", "td", "th", "code", "tr"),
     }

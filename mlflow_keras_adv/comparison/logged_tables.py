@@ -1,0 +1,115 @@
+"""Tables that several runs have logged under one name, cut to what a page can show."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_keras_adv.comparison.artifacts import Artifacts
+from mlflow_keras_adv.comparison.texts import number
+
+_logger = logging.getLogger(__name__)
+
+# What is put into a page at most: of each variant a table, and of a table so much.
+MAX_TABLES = 4
+MAX_ROWS = 16
+MAX_COLUMNS = 10
+# Files of one name that are read to find out whether they are tables.
+_MAX_NAMES = 12
+_LARGEST = 1e15  # of the numbers that are rounded
+
+
+@dataclass(frozen=True)
+class LoggedTable:
+    """A table that one run has logged.
+
+    Attributes:
+        columns: Names of the first `MAX_COLUMNS` columns.
+        rows: The first `MAX_ROWS` rows, as texts.
+        shape: Rows and columns of the whole.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    shape: tuple[int, int]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether something is left out."""
+        return self.shape != (len(self.rows), len(self.columns))
+
+
+@dataclass(frozen=True)
+class TableSeries:
+    """Tables of one name.
+
+    Attributes:
+        name: Their artifact path.
+        tables: By number of the variant.
+    """
+
+    name: str
+    tables: dict[int, LoggedTable]
+
+
+def read_tables(artifacts: Artifacts) -> tuple[list[TableSeries], list[str]]:
+    """The tables of one run of each variant, the commonest first.
+
+    A table is a `.json` file as `mlflow.log_table` writes it: `columns`, and `data` row by row.
+
+    Returns:
+        The tables, and what was left out, in sentences.
+    """
+    found: list[TableSeries] = []
+    left_out = 0
+    for name, places in list(artifacts.by_name(_named).items())[:_MAX_NAMES]:
+        tables = {}
+        for variant, (run_id, path) in places.items():
+            if (table := _table(artifacts, run_id, path)) is not None:
+                tables[variant] = table
+            elif not tables:
+                break  # no table of the first variant: it is none of the others either
+        if tables and len(found) < MAX_TABLES:
+            found.append(TableSeries(name, tables))
+        elif tables:
+            left_out += 1
+    notes = [f"Of {left_out + len(found)} tables the {MAX_TABLES} that most variants have."]
+    return found, notes if left_out else []
+
+
+def _named(paths: Sequence[str]) -> dict[str, str]:
+    return {path: path for path in paths if path.endswith(".json")}
+
+
+def _table(artifacts: Artifacts, run_id: str, path: str) -> LoggedTable | None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            content = json.loads(artifacts.download(run_id, path, folder).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            _logger.warning("%r of run %s cannot be shown: %s", path, run_id, error)
+            return None
+    columns = content.get("columns") if isinstance(content, dict) else None
+    rows = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(columns, list) or not isinstance(rows, list) or not columns or not rows:
+        return None
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        return None
+    return LoggedTable(
+        [str(column) for column in columns[:MAX_COLUMNS]],
+        [
+            [
+                _text(cell, str(column))
+                for cell, column in zip(row[:MAX_COLUMNS], columns, strict=False)
+            ]
+            for row in rows[:MAX_ROWS]
+        ],
+        (len(rows), len(columns)),
+    )
+
+
+def _text(cell: Any, column: str) -> str:
+    if isinstance(cell, int | float) and not isinstance(cell, bool) and abs(cell) < _LARGEST:
+        return number(float(cell), column)
+    return "-" if cell is None else str(cell)
