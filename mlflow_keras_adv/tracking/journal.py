@@ -21,19 +21,20 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, Self
 
 from mlflow_keras_adv.tracking.marks import Marks
+from mlflow_keras_adv.tracking.settled import Settled
 
 _logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 4_000_000
 _HEAD = struct.Struct(">II")  # length and CRC-32 of what follows
-_ABOUT, _LOCK, _SETTLED = "about.json", "lock", "settled.json"
+_ABOUT, _LOCK = "about.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,6 @@ class About:
     ends_run: bool
     host: str
     pid: int
-
-
-@dataclass
-class Settled:
-    """What came of the metric values that are not in the journal any more.
-
-    Attributes:
-        segment: The last segment that is gone.
-        points: Metric values that were delivered or refused.
-        refused_points: Those of them that were refused.
-        refused: How often each name was refused: metrics, params, tags, artifacts.
-    """
-
-    segment: int = 0
-    points: int = 0
-    refused_points: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-
-    def of(self, segment: int) -> "Settled":
-        """A copy, as of the end of a segment."""
-        return Settled(segment, self.points, self.refused_points, Counter(self.refused))
 
 
 class Place(NamedTuple):
@@ -100,7 +80,7 @@ class Journal:
     def __init__(self, folder: Path, about: About, lock: IO[bytes]) -> None:
         self.folder = folder
         self.about = about
-        self.settled = _read_settled(folder / _SETTLED)
+        self.settled = Settled.read(folder)
         self.marks = Marks(folder)
         self._lock = lock
         self._segment = max([self.settled.segment, *_segments(folder)])
@@ -250,10 +230,8 @@ class Journal:
 
     def _delete(self, segment: int) -> None:
         settled = self._finished.pop(segment)
-        new = self.folder / f"{_SETTLED}.new"
         try:
-            new.write_text(json.dumps(vars(settled)))
-            new.replace(self.folder / _SETTLED)  # first: from now on the segment is not read again
+            settled.write(self.folder)  # first: from now on the segment is not read again
             self._path(segment).unlink(missing_ok=True)
         except OSError:  # a full disk; to send the segment again does no harm
             return
@@ -288,13 +266,6 @@ def _locked(folder: Path) -> IO[bytes]:
 
 def _segments(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.log"))
-
-
-def _read_settled(path: Path) -> Settled:
-    if not path.exists():
-        return Settled()
-    fields = json.loads(path.read_text())
-    return Settled(**{**fields, "refused": Counter(fields["refused"])})
 
 
 def _read_record(file: IO[bytes]) -> bytes | None:

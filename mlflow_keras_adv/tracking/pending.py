@@ -22,8 +22,9 @@ from mlflow_keras_adv.tracking.items import (
     names_of,
     points_of,
 )
-from mlflow_keras_adv.tracking.journal import Journal, Place, Settled
+from mlflow_keras_adv.tracking.journal import Journal, Place
 from mlflow_keras_adv.tracking.records import decode, encode
+from mlflow_keras_adv.tracking.settled import Settled
 
 _logger = logging.getLogger(__name__)
 

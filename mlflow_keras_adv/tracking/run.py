@@ -1,7 +1,6 @@
 """track(): which run to write to, and how it ends."""
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,7 +11,8 @@ from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
-from mlflow_keras_adv.tracking.ending import deactivate, end, is_active
+from mlflow_keras_adv.tracking.block import Block, blocks, holders, runs
+from mlflow_keras_adv.tracking.ending import is_active
 from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
@@ -160,7 +160,7 @@ def track(
             f"parent_run_id={parent_run_id!r}. A run that exists cannot be nested: give run_id "
             "alone to continue it, or leave it out for a new child."
         )
-    with raises_terminated(), catching_up(_tracks) as note, ExitStack() as stores:
+    with raises_terminated(), catching_up(blocks) as note, ExitStack() as stores:
         if nested and parent_run_id is None:
             enclosing = current_run()
             parent_run_id = enclosing.run_id if enclosing else MLFLOW_RUN_ID.get()
@@ -193,12 +193,12 @@ def current_run() -> Run | None:
     active = mlflow.active_run()
     if active is not None:
         return _run_of(active.info)
-    return _tracks()[-1].run if _tracks() else None  # its user called `mlflow.end_run()`
+    return blocks()[-1].run if blocks() else None  # its user called `mlflow.end_run()`
 
 
 def known_run(run_id: str) -> Run | None:
     """A run by its id, if this process writes to it already."""
-    return _runs.get(run_id)
+    return runs.get(run_id)
 
 
 def attach_run(run_id: str) -> Run:
@@ -207,82 +207,31 @@ def attach_run(run_id: str) -> Run:
     Raises:
         UserError: If the store cannot be reached, or does not know the run.
     """
-    if run_id in _runs:
-        return _runs[run_id]
+    if run_id in runs:
+        return runs[run_id]
     with opening_runs():
         info = MlflowClient().get_run(run_id).info
     return _run_of(info)
 
 
-# One Run for each id, so that all count on the same axis; and the block that holds each.
-_runs: dict[str, Run] = {}
-_holders: dict[str, "_Track"] = {}
-_thread = threading.local()
-
-
-def _tracks() -> list["_Track"]:
-    """The blocks of `track` that this thread is in, innermost last."""
-    tracks: list[_Track] = _thread.__dict__.setdefault("tracks", [])
-    return tracks
-
-
 def _run_of(info: RunInfo, *, new: bool = False) -> Run:
-    if info.run_id not in _runs:
+    if info.run_id not in runs:
         earlier = EarlierRecord() if new else earlier_record(info.run_id, MlflowClient())
-        _runs.setdefault(info.run_id, Run(info, earlier))
-    return _runs[info.run_id]
-
-
-class _Track:
-    """One block of `track`: what it found, and what it has to undo.
-
-    Args:
-        run: Its run.
-        activated: Whether it made the run active in this thread.
-        opened: Whether it opened the run, and so has to end it.
-    """
-
-    def __init__(self, run: Run, *, activated: bool, opened: bool) -> None:
-        self.run = run
-        self._activated = activated
-        self._holds = _holders.setdefault(run.run_id, self) is self
-        self._opened = opened and self._holds
-        if self._opened:
-            run.announce_end()
-        self._enclosing = _tracks()
-        self._enclosing.append(self)
-
-    def leave(self, error: BaseException | None, seconds: float | None) -> bool:
-        """Ends the block; see `ending.end`."""
-        delivered = True
-        try:
-            if self._holds:
-                self.run.call_at_exit()
-        finally:
-            self._enclosing.remove(self)
-            if self._activated:
-                deactivate(self.run.run_id)
-            if self._holds:
-                del _holders[self.run.run_id]
-            if self._opened:
-                del _runs[self.run.run_id]
-                delivered = end(self.run, error, seconds)
-            elif self._holds and seconds is not None:
-                delivered = self.run.flush(seconds)
-        return delivered
+        runs.setdefault(info.run_id, Run(info, earlier))
+    return runs[info.run_id]
 
 
 def _enter(
     name: str | None, run_id: str | None, log_system_metrics: bool, stores: ExitStack
-) -> _Track:
+) -> Block:
     innermost = current_run()
     if innermost is not None and (
         run_id == innermost.run_id
-        or (run_id is None and (innermost.run_id in _holders or not MLFLOW_RUN_ID.get()))
+        or (run_id is None and (innermost.run_id in holders or not MLFLOW_RUN_ID.get()))
     ):
-        return _Track(innermost, activated=False, opened=False)
+        return Block(innermost, activated=False, opened=False)
     resumed = run_id or MLFLOW_RUN_ID.get()
-    is_ours = resumed not in _holders and not is_active(resumed)
+    is_ours = resumed not in holders and not is_active(resumed)
     info = open_run(
         name,
         run_id=run_id,
@@ -290,13 +239,13 @@ def _enter(
         log_system_metrics=log_system_metrics and is_ours and innermost is None,
         stores=stores,
     )
-    return _Track(_run_of(info, new=resumed is None), activated=True, opened=is_ours)
+    return Block(_run_of(info, new=resumed is None), activated=True, opened=is_ours)
 
 
-def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Track:
+def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> Block:
     parent = known_run(parent_run_id)
     experiment_id = None
     if parent is not None and parent.tracking_uri == mlflow.get_tracking_uri():
         experiment_id = parent.experiment_id
     child = open_child(name, parent_run_id, experiment_id, stores)
-    return _Track(_run_of(child, new=True), activated=True, opened=True)
+    return Block(_run_of(child, new=True), activated=True, opened=True)

@@ -10,17 +10,36 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow_keras_adv.tracking.items import Table
 
 
-def table_text(data: Any) -> str:
-    """Rows as JSON with "columns" and "data".
+def table_of(data: Any, artifact_file: str) -> Table:
+    """A table to hand in.
 
     Args:
         data: A pandas DataFrame, or a dict of columns: sequences of equal length, or plain values
             for a single row.
+        artifact_file: Where it goes; ends in `.json`.
 
     Raises:
-        TypeError: If it is neither.
-        ValueError: If the columns differ in length.
+        TypeError: If the data is neither.
+        ValueError: If the name does not end in `.json`, or the columns differ in length.
     """
+    if not artifact_file.endswith(".json"):
+        raise ValueError(f"Received {artifact_file!r} for a table; expected a name in .json.")
+    return Table(_text(data), artifact_file)
+
+
+def write_table(client: MlflowClient, run_id: str, table: Table) -> None:
+    """Writes a table, and the tag by which the MLflow UI finds it; twice does no harm."""
+    client.log_text(run_id, table.text, table.artifact_file)
+    tags = client.get_run(run_id).data.tags
+    known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    entry = {"path": table.artifact_file, "type": "table"}
+    if entry not in known:
+        text = json.dumps([*known, entry])
+        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, text, synchronous=True)
+
+
+def _text(data: Any) -> str:
+    """Rows as JSON with "columns" and "data"."""
     if hasattr(data, "to_json"):
         text: str = data.to_json(orient="split", index=False, date_format="iso")
         return text
@@ -34,17 +53,6 @@ def table_text(data: Any) -> str:
         raise ValueError(f"Received columns of different lengths: {lengths}.")
     rows = [list(row) for row in zip(*columns, strict=True)]
     return json.dumps({"columns": [str(name) for name in data], "data": rows}, default=_plain)
-
-
-def write_table(client: MlflowClient, run_id: str, table: Table) -> None:
-    """Writes a table, and the tag by which the MLflow UI finds it; twice does no harm."""
-    client.log_text(run_id, table.text, table.artifact_file)
-    tags = client.get_run(run_id).data.tags
-    known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-    entry = {"path": table.artifact_file, "type": "table"}
-    if entry not in known:
-        text = json.dumps([*known, entry])
-        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, text, synchronous=True)
 
 
 def _values(column: Any) -> list[Any]:

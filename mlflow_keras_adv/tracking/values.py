@@ -1,5 +1,6 @@
 """Metric values as they are handed in: which can be recorded, and which are refused by name."""
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -7,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from mlflow import entities
 from mlflow.entities import Metric
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from mlflow_keras_adv.tracking.items import Points, Refusal, Series
+from mlflow_keras_adv.tracking.items import Input, Points, Refusal, Series
 from mlflow_keras_adv.tracking.names import metric_key
 
 _INFINITE = "an infinity, which a chart cannot show"
@@ -26,6 +29,13 @@ class Dataset:
 
     name: str
     digest: str
+
+    def as_input(self, context: str) -> Input:
+        """As an input of a run, for "training", "validation" or "test"."""
+        source = json.dumps({"name": self.name})
+        entity = entities.Dataset(self.name, self.digest, "external", source)
+        tag = entities.InputTag(MLFLOW_DATASET_CONTEXT, context)
+        return Input(entities.DatasetInput(entity, [tag]))
 
 
 def values_of_moment(

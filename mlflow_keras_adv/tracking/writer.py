@@ -5,7 +5,6 @@ it drops a batch that fails. Here each run has its queue and its thread, and wha
 take for now is kept and sent again.
 """
 
-import json
 import os
 import socket
 import time
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow import MlflowClient, entities
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from mlflow_keras_adv.tracking.delivery import Delivery
 from mlflow_keras_adv.tracking.home import journals_folder
@@ -25,11 +24,9 @@ from mlflow_keras_adv.tracking.items import (
     Artifact,
     Deletion,
     End,
-    Input,
     Model,
     Params,
     Refusal,
-    Table,
     Tags,
 )
 from mlflow_keras_adv.tracking.journal import About, Journal
@@ -39,7 +36,7 @@ from mlflow_keras_adv.tracking.outbox import Outbox
 from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.staging import StagingClient
 from mlflow_keras_adv.tracking.store import lasting_uri
-from mlflow_keras_adv.tracking.tables import table_text
+from mlflow_keras_adv.tracking.tables import table_of
 from mlflow_keras_adv.tracking.values import Dataset, values_of_moment, values_of_moments
 
 
@@ -210,9 +207,7 @@ class RunWriter:
         Raises:
             ValueError: If the name does not end in `.json`, or the columns differ in length.
         """
-        if not artifact_file.endswith(".json"):
-            raise ValueError(f"Received {artifact_file!r} for a table; expected a name in .json.")
-        self._outbox.put(Table(table_text(data), artifact_file))
+        self._outbox.put(table_of(data, artifact_file))
 
     def log_model_folder(
         self,
@@ -253,10 +248,7 @@ class RunWriter:
             dataset: Its name and digest, as they stand in the metrics that are measured on it.
             context: What for: "training", "validation", "test".
         """
-        source = json.dumps({"name": dataset.name})
-        entity = entities.Dataset(dataset.name, dataset.digest, "external", source)
-        tag = entities.InputTag(MLFLOW_DATASET_CONTEXT, context)
-        self._outbox.put(Input(entities.DatasetInput(entity, [tag])))
+        self._outbox.put(dataset.as_input(context))
 
     def describe(self, description: str) -> None:
         """Hands in the run's description, in Markdown; its first line should say the result."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_keras_adv.tracking import journal as journal_module
-from mlflow_keras_adv.tracking.journal import About, Journal, Settled
+from mlflow_keras_adv.tracking.journal import About, Journal
+from mlflow_keras_adv.tracking.settled import Settled
 
 ABOUT = About("run", "sqlite:///x.db", True, "host", 1)
 
