@@ -93,6 +93,8 @@ def newest(name: str, defaults: dict[str, object], experiments: Iterable[str]) -
 
 def same(recorded: str | None, default: object) -> bool:
     """Whether a parameter on record is the default; `mlflow run` quotes an empty text."""
+    if isinstance(default, bool):
+        return (recorded or "").lower() == str(default).lower()
     if isinstance(default, (int, float)) and recorded:
         return float(recorded) == default
     return (recorded or "").replace("''", "") == default

@@ -47,6 +47,7 @@ def project(tmp_path: Path) -> Path:
         "lr": {"type": "float", "default": 0.001},
         "epochs": {"type": "int", "default": 3},
         "model_uri": {"type": "string", "default": ""},
+        "quantize": {"type": "bool", "default": False},
     }
     points = {name: {"parameters": parameters} for name in ("absent", "toy", "main")}
     (tmp_path / "MLproject").write_text(yaml.safe_dump({"entry_points": points}))
@@ -61,10 +62,11 @@ def project(tmp_path: Path) -> Path:
 def test_pages_hold_the_newest_finished_run_with_the_defaults(
     project: Path, experiment: str, client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_of("toy", lr=0.001, epochs=3, number=1)
-    wanted = run_of("toy", lr="1e-3", epochs=3, model_uri="''", number=2)
-    run_of("toy", lr=0.001, epochs=1)
-    run_of("toy", lr=0.001, epochs=3, fails=True)
+    run_of("toy", lr=0.001, epochs=3, quantize=False, number=1)
+    wanted = run_of("toy", lr="1e-3", epochs=3, model_uri="''", quantize="false", number=2)
+    run_of("toy", lr=0.001, epochs=1, quantize=False)
+    run_of("toy", lr=0.001, epochs=3, quantize=True)
+    run_of("toy", lr=0.001, epochs=3, quantize=False, fails=True)
 
     first, _, toy = catalogue.entries([experiment], project)
     assert first.name == "main"
