@@ -172,9 +172,9 @@ def shrunk(picture: Image.Image) -> bytes:
     for side in (LARGEST_SIDE, 700, 500, 300):
         smaller = picture.copy()
         smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
-        for colours in (64, 24):
+        for colours in (256, 64):
             file = io.BytesIO()
-            smaller.quantize(colours).save(file, "PNG", optimize=True)
+            smaller.quantize(colours, Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
             if file.tell() <= LARGEST_BYTES:
                 return file.getvalue()
     raise ValueError(f"A picture of {picture.size} pixels cannot be made as small as that.")
