@@ -155,7 +155,7 @@ class Outbox:
         written: SimpleQueue[Exception | None] = SimpleQueue()
         with self._handing_in:
             self._handed_in.put((item, written))
-            if self._journal_thread is None or not self._journal_thread.is_alive():
+            if not _is_alive(self._journal_thread):
                 name = f"journal-{self._run_id}"
                 self._journal_thread = Thread(target=self._write, name=name, daemon=True)
                 _at_work.add(self)
@@ -163,13 +163,17 @@ class Outbox:
         return written
 
     def _write(self) -> None:
-        """The first thread: writes what is handed in to the journal, in order."""
+        """The first thread: writes what is handed in to the journal, in order.
+
+        It outlives the second: at the end of the process that one has to be asked whether it is
+        done, and some versions of Python start no thread any more by then.
+        """
         while True:
             try:
                 item, written = self._handed_in.get(timeout=IDLE_SECONDS)
             except Empty:
                 with self._handing_in:
-                    if not self._handed_in.empty():
+                    if not self._handed_in.empty() or _is_alive(self._store_thread):
                         continue
                     self._journal_thread = None
                     return
@@ -184,7 +188,7 @@ class Outbox:
     def _keep(self, item: Item) -> None:
         with self._starting:
             error = self._pending.put(item)
-            if self._store_thread is None or not self._store_thread.is_alive():
+            if not _is_alive(self._store_thread):
                 self._start()
         if error is not None:
             for name in names_of(item):
@@ -251,6 +255,10 @@ class Outbox:
             if not self._keeps_journal:
                 self._pending.release()
             return True
+
+
+def _is_alive(thread: Thread | None) -> bool:
+    return thread is not None and thread.is_alive()
 
 
 def _segment(place: Place | None) -> int | None:

@@ -45,22 +45,27 @@ def rows_of(config: pytest.Config) -> list[Row]:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    """Puts the rows between the marks of a page, in the place of those before.
+    """Puts the rows between the marks of a page: ours, then those of MLflow's own logging.
 
-    Where only MLflow's own logging was measured, the other rows stay as they are.
+    Of a kind that was not measured this time, those before stay.
     """
     page = path.read_text()
     before, _, rest = page.partition(_BEGIN)
     measured, _, after = rest.partition(_END)
     by_fault: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.fault.startswith(_INCUMBENT)):  # those come last
+    for row in rows:
         by_fault.setdefault(row.fault, []).append(row)
-    lines = [str(_sum(group)) for group in by_fault.values()]
-    if all(line.startswith(f"| {_INCUMBENT}") for line in lines):
-        kept = measured.strip().splitlines()[2:]
-        lines = [line for line in kept if not line.startswith(f"| {_INCUMBENT}")] + lines
+    new = [str(_sum(group)) for group in by_fault.values()]
+    old = measured.strip().splitlines()[2:]
+    lines: list[str] = []
+    for is_ours in (True, False):
+        lines += _of_kind(new, is_ours) or _of_kind(old, is_ours)
     table = _HEAD + "".join(f"{line}\n" for line in lines)
     path.write_text(f"{before}{_BEGIN}\n{table}{_END}{after}")
+
+
+def _of_kind(lines: list[str], is_ours: bool) -> list[str]:
+    return [line for line in lines if line.startswith(f"| {_INCUMBENT}") != is_ours]
 
 
 def _sum(rows: list[Row]) -> Row:
