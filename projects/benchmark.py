@@ -11,8 +11,8 @@ training wait while a million values are delivered beside it? And three about se
 Tuner: what does the record add to a trial, does that grow over 1,000 trials, and how much faster
 are two workers than one?
 
-The claims are checked at the end, and those that do not hold are named. Fifteen minutes on two
-cores that have nothing else to do, ten of them for the searches.
+The claims are checked at the end, and those that do not hold are named. Half an hour on two cores
+that have nothing else to do, a third of it for the loggers.
 
     mlflow run . -e benchmark --env-manager local -P what=fit -P store=http
 """
