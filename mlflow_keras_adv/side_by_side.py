@@ -19,10 +19,10 @@ from mlflow_keras_adv import litert
 from mlflow_keras_adv.compression.file_footprint import file_footprint
 from mlflow_keras_adv.compression.footprint import (
     accuracy,
-    footprint,
     highest,
     latency_ms,
     scores_of,
+    sizes,
 )
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.models import load_model
@@ -122,7 +122,7 @@ def _weighed(folder: Path, samples: Samples, batch_size: int) -> _Loaded:
             call = partial(file.predict, named)
     else:
         model = load_model(str(folder))
-        weights = footprint(model, one, repeats=1)
+        weights = sizes(model)
         scores = scores_of(model, samples.x, batch_size)
         sample = keras.tree.map_structure(tf.convert_to_tensor, one)
         compiled = tf.function(lambda inputs: model(inputs, training=False))

@@ -90,23 +90,15 @@ def _table(artifacts: Artifacts, run_id: str, path: str) -> LoggedTable | None:
         except (OSError, ValueError, RecursionError) as error:
             _logger.warning("%r of run %s cannot be shown: %s", path, run_id, error)
             return None
-    columns = content.get("columns") if isinstance(content, dict) else None
-    rows = content.get("data") if isinstance(content, dict) else None
+    parts = content if isinstance(content, dict) else {}
+    columns, rows = parts.get("columns"), parts.get("data")
     if not isinstance(columns, list) or not isinstance(rows, list) or not columns or not rows:
         return None
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
         return None
-    return LoggedTable(
-        [str(column) for column in columns[:MAX_COLUMNS]],
-        [
-            [
-                _text(cell, str(column))
-                for cell, column in zip(row[:MAX_COLUMNS], columns, strict=False)
-            ]
-            for row in rows[:MAX_ROWS]
-        ],
-        (len(rows), len(columns)),
-    )
+    names = [str(column) for column in columns[:MAX_COLUMNS]]
+    texts = [[_text(*cell) for cell in zip(row, names, strict=False)] for row in rows[:MAX_ROWS]]
+    return LoggedTable(names, texts, (len(rows), len(columns)))
 
 
 def _text(cell: Any, column: str) -> str:

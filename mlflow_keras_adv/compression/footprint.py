@@ -67,6 +67,17 @@ def footprint(
         if reference is not None:
             other = highest(scores_of(reference, x))
             measured["agreement"] = agreement(chosen, other)
+    measured |= sizes(model)
+    for key, samples in (("latency", 1), ("latency_batch", batch_size)):
+        times = _latencies(model, x, samples, repeats)
+        for percent in (50, 95):
+            measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
+    return measured
+
+
+def sizes(model: keras.Model) -> dict[str, float]:
+    """The part of `footprint` that needs no data: parameters, nonzeros, sparsity and bytes."""
+    measured: dict[str, float] = {}
     measured["parameters"] = float(model.count_params())
     weights = model.get_weights()
     measured["nonzeros"] = float(sum(np.count_nonzero(weight) for weight in weights))
@@ -77,10 +88,6 @@ def footprint(
         content = file.read_bytes()
     measured["size_bytes"] = float(len(content))
     measured["gzip_bytes"] = float(len(gzip.compress(content, compresslevel=9, mtime=0)))
-    for key, samples in (("latency", 1), ("latency_batch", batch_size)):
-        times = _latencies(model, x, samples, repeats)
-        for percent in (50, 95):
-            measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
     return measured
 
 
