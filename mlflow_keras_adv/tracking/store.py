@@ -1,9 +1,12 @@
 """Whether the tracking store answers: said at once, where MLflow would retry for minutes."""
 
+import errno
+import os
 import re
+import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlflow
@@ -17,7 +20,6 @@ from mlflow_keras_adv.errors import UserError
 
 PROBE_SECONDS = 5.0
 
-_SQLITE_HEADER = b"SQLite format 3\0"
 _ADVICE = (
     "Set MLFLOW_TRACKING_URI to a store that can be written: sqlite:///mlflow.db, or the address "
     "of an `mlflow server`."
@@ -146,11 +148,29 @@ def _require_writable(path: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=folder).close()
         if path.exists():
-            with path.open("r+b") as file:
-                header = file.read(len(_SQLITE_HEADER))
-            if header not in (b"", _SQLITE_HEADER):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not _is_database(path):
                 raise UserError(f"The tracking store {path} is not an SQLite database. {_ADVICE}")
     except OSError as error:
         raise UserError(
             f"The tracking store {path} cannot be written: {error.strerror} ({folder}). {_ADVICE}"
         ) from error
+
+
+def _is_database(path: Path) -> bool:
+    """Asks SQLite. To open the file and close it again would drop the locks this process has on it.
+
+    POSIX gives the locks of a file to the process, not to who opened it
+    (https://sqlite.org/howtocorrupt.html, section 2.2): the connections that deliver other runs
+    would go on without theirs, beside other processes that write.
+    """
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=0)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
+            raise OSError(errno.EIO, str(error)) from error
+        return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB  # it may be locked
+    return True

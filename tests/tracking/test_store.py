@@ -1,10 +1,12 @@
 import os
 import socket
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlflow
@@ -131,6 +133,37 @@ def test_a_file_that_is_not_a_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("what I did on Monday")
     with pytest.raises(UserError, match=r"notes\.db is not an SQLite database"):
         require_store(f"sqlite:///{tmp_path}/notes.db")
+
+
+def test_a_folder_in_the_place_of_the_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(UserError, match=r"mlflow\.db cannot be written: unable to open database"):
+        require_store(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+_WRITE = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+
+
+def test_a_look_at_the_database_leaves_the_locks_of_this_process(tmp_path: Path) -> None:
+    """Another process would write beside a thread of ours, and break the file."""
+    database = tmp_path / "mlflow.db"
+    other = [sys.executable, "-c", _WRITE, str(database)]
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE filled (value)")
+        assert subprocess.run(other).returncode == 0
+        connection.execute("BEGIN IMMEDIATE")
+        require_store(f"sqlite:///{database}")
+        refused = subprocess.run(other, capture_output=True, text=True)
+    assert "database is locked" in refused.stderr
+
+
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_database_that_is_locked_now_can_be_written_later(tmp_path: Path, lock: str) -> None:
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE filled (value)")
+        connection.execute(f"BEGIN {lock}")
+        require_store(f"sqlite:///{database}")
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
