@@ -4,7 +4,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from werkzeug.security import generate_password_hash
 
 from mlflow_keras_adv.tracking import courier
 from tests.faults.table import rows_of, write
+from tests.lock_holders import lock_holders
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
 from tests.mlflow_server import MlflowServer
 
@@ -152,6 +153,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options that write the table of faults, and pictures of what a browser shows."""
     parser.addoption("--faults-table", type=Path, help="page to write the table of faults to")
     parser.addoption("--screenshots", type=Path, help="folder to keep screenshots in")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says, of a test that fails because the store is locked, who holds it."""
+    report = yield
+    if call.excinfo is not None and "database is locked" in str(call.excinfo.value):
+        database = Path(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///"))
+        if database.exists():
+            report.sections.append(("who holds the store", lock_holders(database)))
+    return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
