@@ -43,7 +43,7 @@ def _locks(database: Path) -> Iterator[str]:
 
 def _queries() -> Iterator[str]:
     for thing in gc.get_objects():
-        if isinstance(thing, sqlite3.Cursor) and thing.description is not None:
+        if issubclass(type(thing), sqlite3.Cursor) and thing.description is not None:
             holders = [type(each).__qualname__ for each in gc.get_referrers(thing)]
             yield f"cursor over {[name for name, *_ in thing.description]}, held by {holders}"
 

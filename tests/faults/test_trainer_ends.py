@@ -42,7 +42,7 @@ def test_it_is_ended_at_random_moments(
         for _ in range(rounds // 2 + (away and rounds % 2)):
             moment = chance.randint(1, 60)
             exit_at = 0 if number else moment
-            producers.append((moment, nursery.start(proxy.address, 200, exit_at=exit_at)))
+            producers.append((moment, nursery.start(proxy.address, 2000, exit_at=exit_at)))
         for _, producer in producers:
             producer.wait_for_step(1)
         if away:
