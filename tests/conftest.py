@@ -162,8 +162,8 @@ def pytest_runtest_makereport(
     """Says, of a test that fails because the store is locked, who holds it."""
     report = yield
     if call.excinfo is not None and "database is locked" in str(call.excinfo.value):
-        database = Path(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///"))
-        if database.exists():
+        database = Path(os.environ.get("MLFLOW_TRACKING_URI", "").removeprefix("sqlite:///"))
+        if database.is_file():
             report.sections.append(("who holds the store", lock_holders(database)))
     return report
 

@@ -36,13 +36,16 @@ def _locks(database: Path) -> Iterator[str]:
         fields = line.replace("-> ", "").split()
         _, _, _, kind, process, file, start, end = fields
         if file.rpartition(":")[2] == inode:
-            command = Path("/proc", process, "cmdline")
-            text = command.read_text().replace("\0", " ") if command.exists() else "(gone)"
-            yield f"{kind} lock of process {process} on bytes {start} to {end}: {text}"
+            try:
+                command = Path("/proc", process, "cmdline").read_text().replace("\0", " ")
+            except OSError as error:  # it has ended
+                command = str(error)
+            yield f"{kind} lock of process {process} on bytes {start} to {end}: {command}"
 
 
 def _queries() -> Iterator[str]:
     for thing in gc.get_objects():
+        # `isinstance` would ask a lazy module for its class, which imports it.
         if issubclass(type(thing), sqlite3.Cursor) and thing.description is not None:
             holders = [type(each).__qualname__ for each in gc.get_referrers(thing)]
             yield f"cursor over {[name for name, *_ in thing.description]}, held by {holders}"

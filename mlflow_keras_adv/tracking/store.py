@@ -152,9 +152,10 @@ def _require_writable(path: Path) -> None:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if not _is_database(path):
                 raise UserError(f"The tracking store {path} is not an SQLite database. {_ADVICE}")
-    except OSError as error:
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = getattr(error, "strerror", error)
         raise UserError(
-            f"The tracking store {path} cannot be written: {error.strerror} ({folder}). {_ADVICE}"
+            f"The tracking store {path} cannot be written: {reason} ({folder}). {_ADVICE}"
         ) from error
 
 
@@ -171,6 +172,6 @@ def _is_database(path: Path) -> bool:
             connection.execute("PRAGMA schema_version")
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
-            raise OSError(errno.EIO, str(error)) from error
+            raise
         return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB  # it may be locked
     return True

@@ -143,9 +143,11 @@ class Producer:
     def wait_for_step(self, step: int, seconds: float = 60) -> None:
         """Waits until it has come so far."""
         deadline = time.monotonic() + seconds
-        while self.last_step < step:
-            ended = self.nursery.poll(self.pid) is not None
-            assert not ended or self.last_step >= step, self.said  # it may have come so far since
+        while True:
+            ended = self.nursery.poll(self.pid) is not None  # asked first: it may go on to its end
+            if self.last_step >= step:
+                return
+            assert not ended, self.said
             assert time.monotonic() < deadline, f"it is at {self.last_step}:\n{self.said}"
             time.sleep(0.01)
 
