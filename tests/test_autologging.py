@@ -1,5 +1,6 @@
 """autolog(): every fit on record, beside MLflow's own, and `fit` put back afterwards."""
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_beside_mlflow_autolog_neither_doubles_nor_disturbs_the_other(
 
 
 def test_disable_restores_what_was_found_and_may_be_repeated() -> None:
+    gc.collect()  # as long as a callback of ours exists, `fit` is known
     for _ in range(2):
         mka.autolog()
         mka.autolog()
@@ -125,6 +127,7 @@ def test_disable_restores_what_was_found_and_may_be_repeated() -> None:
 def test_disabled_beneath_another_wrapper_it_passes_the_call_on(
     experiment: str, client: mlflow.MlflowClient
 ) -> None:
+    gc.collect()
     mka.autolog()
     ours = keras.Model.fit
     keras.Model.fit = lambda self, *args, **kwargs: ours(self, *args, **kwargs)

@@ -2,18 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.tracking.names import flatten
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
+from mlflow_keras_adv.tracking.sigterm import raises_terminated
 from mlflow_keras_adv.training.batches import steps_per_execution
 from mlflow_keras_adv.training.readings import Readings
-from mlflow_keras_adv.training.session import join_session
+from mlflow_keras_adv.training.session import join_session, session_of
 from mlflow_keras_adv.training.settings import (
     environment_tags,
     model_settings,
@@ -21,7 +24,12 @@ from mlflow_keras_adv.training.settings import (
     optimizer_settings,
 )
 
+from mlflow_keras_adv.training.trainings import Training, training_around, training_of
+
 _logger = logging.getLogger(__name__)
+
+# Of each training that is under way and on record, the run.
+_run_of: "WeakKeyDictionary[Training, str]" = WeakKeyDictionary()
 
 
 class MlflowLogger(EitherKeras):
@@ -64,7 +72,7 @@ class MlflowLogger(EitherKeras):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training: from here on each step writes its row."""
-        self.leave()  # the last training may have raised, and no `track` has seen it
+        self.leave()  # nobody may have seen the last training raise
         self._record = _Record(self._run_id, self.model, self.params)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -94,42 +102,78 @@ class MlflowLogger(EitherKeras):
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Leaves the model as it was found, and ends the run if it opened one."""
         if self._record is not None:
-            self._record.end(interrupted=False)
-            self._record = None
+            record, self._record = self._record, None
+            record.end(None)
 
     def leave(self) -> None:
         """Ends the record of a training that raised, which never came to `on_train_end`.
 
-        The end of a `track` and the begin of the next training see to it as well.
+        The training sees to it where it can, and so do the end of a `track` and of the process.
         """
         if self._record is not None:
-            self._record.end(interrupted=True)
-            self._record = None
+            record, self._record = self._record, None
+            record.end(InterruptedTrainingError())
+
+
+class InterruptedTrainingError(RuntimeError):
+    """Stands for whatever ended a training without a word."""
+
+    def __init__(self) -> None:
+        super().__init__("The training ended without on_train_end: it was interrupted.")
 
 
 class _Record:
     """One training on its way into a run."""
 
     def __init__(self, run_id: str | None, model: Any, fit_params: Mapping[str, Any]) -> None:
-        run = attach_run(run_id) if run_id is not None else current_run()
+        self._training = training_of(model)
+        self._undo: list[Callable[[], object]] = []
         self._own: AbstractContextManager[Run] | None = None
-        if run is None:
-            self._own = track()
-            run = self._own.__enter__()
-        self.run = run
-        run.counts["trainings"] += 1
-        self._file_suffix = f"-{n}" if (n := run.counts["trainings"]) > 1 else ""
+        self._ended = False
         self._model = model
         self._params: dict[str, object] = {"fit.epochs": fit_params.get("epochs")}
-        self._optimizers: dict[str, object] = {}
+        self._settings: dict[str, object] = {}
+        self._described: dict[str, Any] = {}
         self._recorded: set[str] = set()
         self._said: set[str] = set()
         self._resumed = False
-        self.session = join_session(model, token=fit_params)
-        self.session.subscribe(self._receive)
-        self._forget_exit = run.on_exit(lambda: self.session.unsubscribe(self._receive))
+        self._late: tuple[int, Mapping[str, Any], set[str]] | None = None
+        self.run = self._open(run_id, model)
+        self.run.counts["trainings"] += 1
+        self._file_suffix = f"-{n}" if (n := self.run.counts["trainings"]) > 1 else ""
+        try:
+            self.session = join_session(model, token=fit_params)
+            self.session.subscribe(self._receive)
+            # The end of a `track` sees to it where nobody knows of the training's own.
+            self._undo.append(self.run.on_exit(self._leave_session))
+        except BaseException as error:
+            self._close(error)
+            raise
+
+    def _open(self, run_id: str | None, model: Any) -> Run:
+        around = training_around(model)
+        if around is not None and (session := session_of(around.model)) is not None:
+            session.read()  # steps are numbered in the order in which they were made
+        run = attach_run(run_id) if run_id is not None else current_run()
+        if run is None:
+            self._own = track()
+        elif run_id is None and around is not None and _run_of.get(around) == run.run_id:
+            self._own = run.child(model.name)  # another model has curves of its own
+        if self._own is not None:
+            run = self._own.__enter__()
+        assert run is not None
+        if self._training is not None:
+            _run_of[self._training] = run.run_id
+            self._undo.append(self._training.at_end(self.end))
+        if self._own is None:
+            terminated = raises_terminated()
+            terminated.__enter__()
+            self._undo.append(lambda: terminated.__exit__(None, None, None))
+        return run
 
     def epoch_begin(self, epoch: int) -> None:
+        self._log_late()
+        self.session.follow()
         if not self._resumed:
             self._resumed = True
             counted = self.session.batches_counted()
@@ -149,16 +193,47 @@ class _Record:
         if self._examples:
             values["train/examples_per_second"] = self._examples / self._seconds
         self.run.log_metrics(values, step=self.run.axis.batches)
+        self._late = self.run.axis.batches, logs, set(logs)
         self.run.set_tags(self.run.axis.offset_tags(self.session.batches_counted()))
         self._say_what_is_missing()
 
-    def end(self, *, interrupted: bool) -> None:
-        self.session.unsubscribe(self._receive)
-        self._forget_exit()
+    def end(self, error: BaseException | None) -> None:
+        """Ends the record, once.
+
+        Args:
+            error: What ended the training, if it did not come to its end.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            self._log_late()
+            self._leave_session()
+        finally:
+            self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        while self._undo:
+            self._undo.pop()()
         if self._own is not None:
-            own, self._own = self._own, None
-            error = RuntimeError("The training ended without on_train_end: it was interrupted.")
-            own.__exit__(*((type(error), error, None) if interrupted else (None, None, None)))
+            traceback = None if error is None else error.__traceback__
+            self._own.__exit__(None if error is None else type(error), error, traceback)
+        elif not self.run.is_held:
+            # Somebody else's run, which may end any moment: it has by then what it was handed.
+            self.run.settle(GRACE_SECONDS)
+
+    def _log_late(self) -> None:
+        """Logs what callbacks behind this one have added to the logs of the last epoch."""
+        if self._late is None:
+            return
+        step, logs, known = self._late
+        self._late = None
+        added = {_epoch_key(name): value for name, value in logs.items() if name not in known}
+        if added:
+            self.run.log_metrics(added, step=step)
+
+    def _leave_session(self) -> None:
+        self.session.unsubscribe(self._receive)
 
     def _receive(self, readings: Readings) -> None:
         run = self.run
@@ -175,7 +250,13 @@ class _Record:
         if not self._recorded:
             self._describe(self._log_model)
         self._recorded |= {key for key, column in columns.items() if np.ma.count(column)}
-        if new := readings.updated - self._optimizers.keys():
+        optimizers = self.session.optimizers
+        new = [
+            name
+            for name in sorted(readings.updated)
+            if name in optimizers and self._described.get(name) is not optimizers[name]
+        ]
+        if new:
             self._describe(self._log_optimizers, new)
 
     def _describe(self, describe: Callable[..., None], *arguments: Any) -> None:
@@ -192,12 +273,13 @@ class _Record:
         self.run.set_tags(environment_tags(self._model))
         self.run.log_text(model_summary(self._model), f"model_summary{self._file_suffix}.txt")
 
-    def _log_optimizers(self, names: frozenset[str]) -> None:
+    def _log_optimizers(self, names: Sequence[str]) -> None:
         """Logs the settings of those that trained: one that a model merely holds has not."""
-        all_optimizers = self.session.optimizers
-        self._optimizers |= {name: optimizer_settings(all_optimizers[name]) for name in names}
-        single = len(all_optimizers) == 1
-        settings = next(iter(self._optimizers.values())) if single else self._optimizers
+        optimizers = self.session.optimizers
+        self._described |= {name: optimizers[name] for name in names}
+        self._settings |= {name: optimizer_settings(optimizers[name]) for name in names}
+        single = len(optimizers) == 1
+        settings = next(iter(self._settings.values())) if single else self._settings
         self._params |= flatten({"optimizer": settings})
         self.run.log_params(self._params)
         self.run.log_dict(
@@ -206,7 +288,7 @@ class _Record:
         )
 
     def _say_what_is_missing(self) -> None:
-        if self._batches and not self._optimizers:
+        if self._batches and not self._described:
             looked_at = ", ".join(self.session.optimizers) or "none"
             advice = (
                 "Make the one that trains it an attribute of the model."
@@ -219,8 +301,8 @@ class _Record:
             )
         if self._batches and self.session.in_fit and "batch/loss" not in self._recorded:
             self._say(
-                f"The train_step of {self._model.name} does not call self.compute_loss, so "
-                "batch/loss is not recorded; the epoch's train/loss is."
+                f"The train_step of {self._model.name} neither calls self.compute_loss nor returns "
+                "a loss, so batch/loss is not recorded; the epoch's train/loss is."
             )
 
     def _say(self, message: str) -> None:

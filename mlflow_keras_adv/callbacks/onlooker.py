@@ -12,6 +12,7 @@ from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
 from mlflow_keras_adv.training.batches import steps_per_execution
 from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.session import join_session
+from mlflow_keras_adv.training.trainings import training_of
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ class Onlooker:
         self._session = join_session(callback.model, token=callback.params)
         self._session.subscribe(self._receive)
         self._said: set[str] = set()
-        self._withdraw = run.on_exit(callback.leave)
+        self._withdraw = [run.on_exit(callback.leave)]
+        if (training := training_of(callback.model)) is not None:
+            self._withdraw.append(training.at_end(lambda error: callback.leave()))
 
     @classmethod
     def join(
@@ -82,7 +85,8 @@ class Onlooker:
 
     def leave(self) -> None:
         """Takes part no longer; what is left to read is handed out before."""
-        self._withdraw()
+        for withdraw in self._withdraw:
+            withdraw()
         self._session.unsubscribe(self._receive)
 
     @contextmanager

@@ -98,6 +98,21 @@ class Outbox:
         except Empty:
             return False
 
+    def settle(self, timeout: float) -> bool:
+        """Waits until all items are settled, as long as the store goes on taking them.
+
+        Args:
+            timeout: As `close` has it.
+
+        Returns:
+            Whether they are.
+        """
+        while True:
+            before = self._pending.steps
+            settled = self.flush(self._patience(timeout))
+            if settled or self._pending.steps == before:
+                return settled
+
     def close(self, timeout: float) -> bool:
         """Waits as long as the store goes on taking values, and takes no more.
 
@@ -110,11 +125,7 @@ class Outbox:
         Returns:
             Whether all items are settled.
         """
-        while True:
-            before = self._pending.steps
-            settled = self.flush(self._patience(timeout))
-            if settled or self._pending.steps == before:
-                break
+        settled = self.settle(timeout)
         self._closed = True
         if settled:
             self._pending.release()

@@ -46,6 +46,11 @@ class Run(RunWriter):
         self.counts: Counter[str] = Counter(earlier.counts)
         self._at_exit: dict[object, Callable[[], None]] = {}
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a block of `track` is around, which sees to the delivery."""
+        return self.run_id in holders
+
     def child(
         self,
         name: str,

@@ -265,6 +265,17 @@ class RunWriter:
         """
         return self._outbox.flush(timeout)
 
+    def settle(self, seconds: float) -> bool:
+        """As `flush`, for as long as the store goes on taking values.
+
+        Args:
+            seconds: How long to wait for a store that takes nothing; less if it has been failing.
+
+        Returns:
+            Whether everything is in the store, or was refused by name.
+        """
+        return self._outbox.settle(seconds)
+
     def hand_in_end(self, status: str, end_time: int | None = None) -> None:
         """Hands in the status with which the run ended: FINISHED, FAILED or KILLED.
 

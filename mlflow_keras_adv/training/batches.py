@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlflow_keras_adv.training.observe import inside_of
+
 
 def count_batches(optimizers: Iterable[Any]) -> int | None:
     """Training batches that a model has seen, as its optimizers count them, checkpoints included.
@@ -17,7 +19,7 @@ def count_batches(optimizers: Iterable[Any]) -> int | None:
     """
     count, scaled = 0, False
     for optimizer in optimizers:
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = inside_of(optimizer)
         scaled = scaled or inner is not optimizer
         # Not `iterations`, which counts updates; tf_keras makes the variable late.
         iterations = getattr(inner, "_iterations", None)
@@ -32,23 +34,45 @@ def steps_per_execution(model: Any) -> int:
 
 
 def examples_in(data: Any) -> float:
-    """As `batch_size`, for a batch that is at hand."""
-    leaf = _first_array(data)
-    return 0.0 if leaf is None else float(leaf.shape[0])
+    """As `batch_size`, for a batch that is at hand, which may be spread over replicas."""
+    return float(batch_size(data))
 
 
 def batch_size(data: Any) -> Any:
-    """Number of examples in a batch: the first dimension of its first tensor, a float32 scalar.
+    """Number of examples in a batch: the first dimension of its first array.
 
     Args:
-        data: Any nesting of tensors and arrays; 0 is returned where it holds none.
+        data: Any nesting of tensors (dense, sparse, ragged or spread over the replicas of a
+            distribution strategy) and arrays.
+
+    Returns:
+        A float where it is known, else a float32 scalar tensor; 0 where the batch holds no array.
     """
-    leaf = _first_array(data)
-    return tf.constant(0.0) if leaf is None else tf.cast(tf.shape(leaf)[0], tf.float32)
+    for leaf in tf.nest.flatten(data):
+        if isinstance(leaf, tf.distribute.DistributedValues):
+            return sum(batch_size(each) for each in leaf.values)
+        size = _first_dimension(leaf)
+        if size is not None:
+            return size
+    return 0.0
 
 
-def _first_array(data: Any) -> Any:
-    """The first leaf of any nesting that has a first dimension, or None."""
-    return next(
-        (leaf for leaf in tf.nest.flatten(data) if len(getattr(leaf, "shape", ())) > 0), None
-    )
+def _first_dimension(leaf: Any) -> Any:
+    shape = getattr(leaf, "shape", None)
+    if shape is None or (rank := _rank(shape)) == 0:
+        return None
+    if rank is not None and shape[0] is not None:
+        return float(shape[0])
+    if isinstance(leaf, tf.SparseTensor):
+        return tf.cast(leaf.dense_shape[0], tf.float32)
+    if isinstance(leaf, tf.RaggedTensor):
+        return tf.cast(leaf.nrows(), tf.float32)
+    if not tf.is_tensor(leaf):
+        return None
+    # Of unknown rank, as from `tf.numpy_function`: one with no dimension is one example.
+    sizes = tf.concat([tf.shape(leaf), [1]], axis=0)
+    return tf.cast(sizes[0], tf.float32)
+
+
+def _rank(shape: Any) -> int | None:
+    return shape.rank if isinstance(shape, tf.TensorShape) else len(shape)

@@ -1,52 +1,61 @@
 """FitProbe: observes the step that `fit` makes, which it compiles by itself."""
 
+import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from mlflow_keras_adv.training.observe import reduced, wrap_method
+from mlflow_keras_adv.training.observe import reduced
 from mlflow_keras_adv.training.recorder import StepRecorder
+from mlflow_keras_adv.training.watching import Fence, Watch, watch_method
+
+# Of what a `train_step` of a user's own returns, at most so many scalars are recorded.
+MAX_RETURNED = 64
 
 
 class FitProbe:
-    """Wraps the `train_step` of one model, so that `fit` writes a row a batch, with its loss.
+    """Looks at the `train_step` of one model, so that `fit` writes a row a batch, with its loss.
 
     Args:
         model: The model that is trained.
         advance: Called with each batch before its step, inside the graph.
         recorder: The table that the loss is written to.
+        changed: Called when the model has been compiled anew.
     """
 
-    def __init__(self, model: Any, advance: Callable[[Any], None], recorder: StepRecorder) -> None:
+    def __init__(
+        self,
+        model: Any,
+        advance: Callable[[Any], None],
+        recorder: StepRecorder,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.recorder = recorder
         self._model = model
         self._advance = advance
-        self._recorder = recorder
-        self._found_function = model.train_function
+        self._changed = changed
+        self._chosen: Any = None
+        self._found: Any = None
+        self._step_watch: Watch | None = None
+        self._own_step = _is_of_its_author(model, "train_step")
+        self._making = Fence(f"The steps of {model.name!r}")
+        self._loss_is_seen = False
         self._undo: list[Callable[[], None]] = []
 
     def attach(self) -> None:
-        """Wraps the model's methods on the instance; `choose_train_function` is to follow."""
-        model, recorder = self._model, self._recorder
-
-        def train_step(original: Callable[..., Any], data: Any) -> Any:
-            self._advance(data)
-            with _in_train_step_of(model):
-                return original(data)
-
-        def compute_loss(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            loss = original(*args, **kwargs)
-            if getattr(_stepping, "model", None) is model and loss is not None:
-                recorder.write("batch/loss", reduced(tf.reduce_sum(loss)))
-            return loss
-
-        self._undo.append(wrap_method(model, "compute_loss", compute_loss))
-        self._undo.append(wrap_method(model, "train_step", train_step))
+        """Looks at the model's methods, on the instance; `choose_train_function` is to follow."""
+        name = self._model.name
+        for method, look, what in (
+            ("compute_loss", self._look_at_loss, f"batch/loss of {name!r}"),
+            ("compile", self._look_at_compile, f"The new settings of {name!r}"),
+        ):
+            self._undo.append(watch_method(self._model, method, look, what=what))
 
     def choose_train_function(self, tables: Iterable[StepRecorder]) -> None:
-        """Has `fit` call a train function that goes through the wrappers, as Keras' own does not.
+        """Has `fit` call a train function that goes through the looks, as Keras' own does not.
 
         One that was made for an earlier `fit`, and traced by it, serves again as long as Keras
         would go on with its own. It is kept on Keras' function, and so until `compile` drops that.
@@ -54,28 +63,112 @@ class FitProbe:
         Args:
             tables: What the step writes to; with others it has to be traced anew.
         """
-        made = getattr(self._found_function, "__dict__", {}).setdefault("observed", {})
+        model = self._model
+        if self._chosen is None or model.train_function is not self._chosen:
+            self._found = model.train_function
+        made = getattr(self._found, "__dict__", {}).setdefault("observed", {})
         key = tuple(tables)
+        _, watch = made.get(key, (None, self._step_watch))
+        if watch is None:
+            watch = Watch(model, "train_step", what=f"The steps of {model.name!r}")
+        if watch is not self._step_watch:
+            if self._step_watch is not None:
+                self._step_watch.end()
+            self._step_watch = watch
+            watch.begin(self._look_at_step)
         if key not in made:
-            self._model.make_train_function(force=True)
-            made[key] = self._model.train_function
-        self._model.train_function = made[key]
+            with self._making():
+                made[key] = self._made_anew(), watch
+        self._chosen, _ = made.get(key, (self._found, watch))
+        model.train_function = self._chosen
 
     def detach(self) -> None:
-        """Puts the methods and the train function back."""
+        """Puts back what is still ours: the methods, and the train function.
+
+        One that was made since, after a `compile` in the middle of the training, is left alone.
+        """
         while self._undo:
             self._undo.pop()()
-        self._model.train_function = self._found_function
+        if self._step_watch is not None:
+            self._step_watch.end()
+            self._step_watch = None
+        if self._chosen is not None and self._model.train_function is self._chosen:
+            self._model.train_function = self._found
+        self._chosen = self._found = None
 
+    def _made_anew(self) -> Any:
+        """A train function that is traced with our looks; the model keeps the one that it has."""
+        model, found = self._model, self._model.train_function
+        make = model.make_train_function
+        try:
+            if "force" in inspect.signature(make).parameters:
+                make(force=True)
+            else:  # a user's own, which knows no other way of being asked again
+                model.train_function = None
+                make()
+            return model.train_function
+        finally:
+            model.train_function = found
 
-_stepping = threading.local()  # the model whose train_step runs: evaluation, too, computes a loss
+    def _look_at_step(self, data: Any, *rest: Any, **named: Any) -> Generator[None, Any, None]:
+        self._advance(data)
+        self._loss_is_seen = False
+        outer = getattr(_stepping, "model", None)
+        _stepping.model = self._model
+        try:
+            returned = yield
+        finally:
+            _stepping.model = outer
+        if self._own_step:
+            self._record_returned(returned)
 
+    def _look_at_loss(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
+        loss = yield
+        # Evaluation, too, computes a loss.
+        if getattr(_stepping, "model", None) is self._model and loss is not None:
+            self.recorder.write("batch/loss", reduced(tf.reduce_sum(loss)))
+            self._loss_is_seen = True
 
-@contextmanager
-def _in_train_step_of(model: Any) -> Iterator[None]:
-    outer = getattr(_stepping, "model", None)
-    _stepping.model = model
-    try:
+    def _look_at_compile(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
         yield
-    finally:
-        _stepping.model = outer
+        self._changed()
+
+    def _record_returned(self, returned: Any) -> None:
+        """What a step of the user's own returns: the only one who knows is it."""
+        if not isinstance(returned, Mapping):
+            return
+        scalars = {
+            f"batch/{name}": value
+            for name, value in returned.items()
+            if _is_scalar(value) and not (name == "loss" and self._loss_is_seen)
+        }
+        for name, value in list(scalars.items())[:MAX_RETURNED]:
+            self.recorder.write(name, _mean(value))
+
+
+_stepping = threading.local()  # the model whose train_step runs
+
+
+def _is_of_its_author(model: Any, method: str) -> bool:
+    """Whether a method of a model is its author's, not Keras' own."""
+    if method in vars(model):
+        return True
+    owner = next(each for each in type(model).__mro__ if method in vars(each))
+    return owner.__module__.partition(".")[0] not in ("keras", "tf_keras")
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, keras.KerasTensor):
+        return False
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError):
+        return False
+    return tensor.shape.rank == 0 and (tensor.dtype.is_floating or tensor.dtype.is_integer)
+
+
+def _mean(value: Any) -> Any:
+    """The mean over the replicas of a distribution strategy, as Keras reduces logs."""
+    context = tf.distribute.get_replica_context()
+    replicas = 1 if context is None else context.num_replicas_in_sync
+    return reduced(tf.cast(value, tf.float32)) / replicas

@@ -1,19 +1,22 @@
 """Loop: epochs, batches and callbacks for a training loop that is written by hand."""
 
 import logging
+import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.training.leaving import NotesInterrupts, exception_leaving, is_running
 from mlflow_keras_adv.training.observe import is_optimizer
 from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.recorder import recorder_of
 from mlflow_keras_adv.training.session import TrainingSession
+from mlflow_keras_adv.training.trainings import Training
 
 _logger = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Loop:
         self._callbacks = list(callbacks)
         self._verbose = verbose
         self._session: TrainingSession | None = None
+        self._epochs: weakref.ref[_Epochs] | None = None
         self._callback_list: Any = None
         self._totals: dict[str, tuple[float, float]] = {}
         self._logged: dict[str, float] = {}
@@ -80,12 +84,27 @@ class Loop:
         """Yields the epochs' numbers, from `initial_epoch` to `epochs - 1`.
 
         Ends early when a callback sets `model.stop_training`. At the end, also by `break` or an
-        exception, callbacks are told and the model is left as found.
+        exception, callbacks are told and the model is left as found. One that was interrupted and
+        is held by nothing but a traceback ends when the next begins.
 
         Args:
             epochs: Number of the last epoch plus one, as in `fit`.
             initial_epoch: Number of the first, unless `BackupAndRestore` restores a later one.
+
+        Raises:
+            RuntimeError: If this Loop is running.
         """
+        earlier = None if self._epochs is None else self._epochs()
+        if earlier is not None and not earlier.is_running():
+            earlier.close()
+        if self._session is not None:
+            raise RuntimeError("This Loop is running already. End it, or make a second Loop.")
+        made = _Epochs(self._run_epochs(epochs, initial_epoch))
+        self._epochs = weakref.ref(made)
+        return made
+
+    def _run_epochs(self, epochs: int, initial_epoch: int) -> Generator[int, None, None]:
+        """The epochs; an exception that is thrown in is what left the user's loop."""
         if self._session is not None:
             raise RuntimeError("This Loop is running already. End it, or make a second Loop.")
         self._callback_list = keras.callbacks.CallbackList(
@@ -101,37 +120,45 @@ class Loop:
         found_epoch = getattr(self.model, "_initial_epoch", None)
         self.model._initial_epoch = None
         lends_optimizer = getattr(self.model, "optimizer", None) is None
+        first = next(iter(self._optimizers.values()))
         if lends_optimizer:
-            self.model.optimizer = next(iter(self._optimizers.values()))
+            self.model.optimizer = first
+        training = Training(self.model)
         self._session = TrainingSession(
             self.model, self._optimizers, token=self._callback_list.params
         )
         self._session.subscribe(self._add_up)
         self.model.stop_training = False
-        logs: dict[str, float] = {}
+        logs: dict[str, Any] = {}
         ended = False
         try:
-            self._callback_list.on_train_begin()
-            try:
-                for epoch in range(self.model._initial_epoch or initial_epoch, epochs):
-                    self._totals, self._logged = {}, {}
-                    self._callback_list.on_epoch_begin(epoch)
-                    yield epoch
-                    logs = self._epoch_logs()
-                    self._callback_list.on_epoch_end(epoch, logs)
-                    for name, value in logs.items():
-                        self.history.setdefault(name, []).append(value)
-                    if self.model.stop_training:
-                        break
-                ended = True
-            finally:
-                with nullcontext() if ended else _backups_kept(self._callback_list.callbacks):
-                    self._callback_list.on_train_end(logs)
+            with training:
+                self._callback_list.on_train_begin()
+                try:
+                    for epoch in range(self.model._initial_epoch or initial_epoch, epochs):
+                        self._totals, self._logged = {}, {}
+                        self._callback_list.on_epoch_begin(epoch)
+                        yield epoch
+                        logs = self._epoch_logs()
+                        self._callback_list.on_epoch_end(epoch, logs)
+                        for name, value in logs.items():
+                            self.history.setdefault(name, []).append(value)
+                        if self.model.stop_training:
+                            break
+                    ended = True
+                except GeneratorExit:
+                    pass  # a `break`
+                except BaseException as error:
+                    training.end(error)  # before callbacks are told of an end, and not of which
+                    raise
+                finally:
+                    with nullcontext() if ended else _backups_kept(self._callback_list.callbacks):
+                        self._callback_list.on_train_end(logs)
         finally:
             self._session.unsubscribe(self._add_up)
             self._session = None
             self.model._initial_epoch = found_epoch
-            if lends_optimizer:
+            if lends_optimizer and self.model.optimizer is first:
                 self.model.optimizer = None
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
@@ -257,6 +284,55 @@ class Loop:
         self._running().read()
         means = {name: total / weight for name, (total, weight) in self._totals.items() if weight}
         return means | self._logged
+
+
+class _Epochs:
+    """The iterator of a loop's epochs: it learns whether it was left by a `break` or an exception.
+
+    Args:
+        generator: What yields the epochs, and is thrown the exception.
+    """
+
+    def __init__(self, generator: Generator[int, None, None]) -> None:
+        self._generator = generator
+        self._interrupts = NotesInterrupts()
+        self._for_loop = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        if not self._for_loop:
+            self._interrupts.begin()
+        self._for_loop = id(sys._getframe(1))
+        try:
+            return next(self._generator)
+        except BaseException:
+            self._interrupts.end()
+            raise
+
+    def is_running(self) -> bool:
+        """Whether the code that asked for the last epoch still runs."""
+        return bool(self._for_loop) and is_running(self._for_loop)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends the loop, as a `break` does.
+
+        Args:
+            error: What left it, if it was an exception.
+        """
+        self._interrupts.end()
+        if error is None:
+            self._generator.close()
+            return
+        with suppress(BaseException):  # the user's own; it is on its way
+            self._generator.throw(error)
+
+    def __del__(self) -> None:
+        if self._generator.gi_frame is None:  # it has come to its end
+            return
+        interrupted = self._interrupts.noted
+        self.close(exception_leaving(sys._getframe(1), interrupted=interrupted))
 
 
 @contextmanager

@@ -1,26 +1,27 @@
 """What an optimizer can tell while it runs: gradient norms, learning rate, loss scale.
 
 Nothing is computed twice and no class is replaced: the methods that the real step passes through
-are wrapped on the instance, and each wrapper writes what it sees into the table of a
-`StepRecorder`. No variable is added to the optimizer, so saving, loading and copying it go on as
+are watched on the instance, and what is seen goes into the table of a `StepRecorder`. No variable is added to the optimizer, so saving, loading and copying it go on as
 before.
 """
 
+import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from mlflow_keras_adv.training.recorder import CAPACITY, StepRecorder, recorder_of
+from mlflow_keras_adv.training.watching import Look, watch_method
+
+_logger = logging.getLogger(__name__)
 
 # Layers whose norms are recorded, and the rows of their table: it is wide, so it is short.
 MAX_LAYERS = 512
 LAYERS_CAPACITY = 128
-
-_trace = threading.local()  # MirroredStrategy traces its replicas in threads
 
 
 class OptimizerProbe:
@@ -49,8 +50,10 @@ class OptimizerProbe:
         self.layers: StepRecorder | None = None
         self._capacity = capacity
         self._outer = optimizer
-        self._inner = getattr(optimizer, "inner_optimizer", optimizer)
+        self._inner = inside_of(optimizer)
         self._undo: list[Callable[[], None]] = []
+        self._said = False
+        self._trace = threading.local()  # MirroredStrategy traces its replicas in threads
 
     def observe_layers(self) -> None:
         """Has the next steps that are traced write the norms of their layers too."""
@@ -62,56 +65,74 @@ class OptimizerProbe:
         )
 
     def attach(self) -> None:
-        """Wraps the optimizer's methods on the instance."""
-        recorder, outer, optimizer = self.recorder, self._outer, self._inner
+        """Looks at the optimizer's methods, on the instance."""
+        what = f"Norms and rates of the optimizer {self._outer.name!r}"
 
-        def clip_gradients(original: Callable[..., Any], gradients: Iterable[Any]) -> Any:
-            _trace.clip_was_called = True
-            gradients = list(gradients)
-            clipped = list(original(gradients))
-            halves = _half_squares(gradients)
-            if self.layers is not None and len(halves) == len(_trace.paths):
-                self.layers.write_all(_norms_by_layer(halves, _trace.paths))
-            values = {"norm": _norm(halves), "learning_rate": optimizer.learning_rate}
-            if any(after is not before for after, before in zip(clipped, gradients, strict=True)):
-                values["norm_clipped"] = global_norm(clipped)
-            recorder.write_all(values)
-            return clipped
+        def watch(owner: Any, name: str, look: Look) -> None:
+            self._undo.append(watch_method(owner, name, look, what=what, replays=True))
 
-        def apply(
-            original: Callable[..., Any], gradients: Iterable[Any], *rest: Any, **kw: Any
-        ) -> Any:
-            gradients = list(gradients)
-            variables = (rest[0] if rest else kw.get("trainable_variables")) or ()
-            _trace.paths = _paths(gradients, list(variables or optimizer._trainable_variables))
-            if outer is not optimizer:
-                recorder.write("applied", 1)
-            if hasattr(optimizer, "optimizers"):  # the children of a MultiOptimizer are observed
-                return original(gradients, *rest, **kw)
-            rate = tf.identity(optimizer.learning_rate)  # before the update moves the iteration
-            _trace.clip_was_called = bool(optimizer.gradient_accumulation_steps)
-            result = original(gradients, *rest, **kw)
-            if not _trace.clip_was_called:
-                norm = global_norm(gradients) / (optimizer.loss_scale_factor or 1.0)
-                recorder.write_all({"norm": norm, "learning_rate": rate})
-            return result
+        watch(self._inner, "_clip_gradients", self._look_at_clipping)
+        watch(self._inner, "apply", self._look_at_update)
+        if self._outer is not self._inner:
+            watch(self._outer, "apply", self._look_at_scaling)
 
-        def scaled_apply(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            # As in Keras' scale_loss: the variable exists after the first step only.
-            recorder.write(
-                "loss_scale", outer.dynamic_scale if outer.built else outer.initial_scale
-            )
-            return original(*args, **kwargs)
-
-        self._undo.append(wrap_method(optimizer, "_clip_gradients", clip_gradients))
-        self._undo.append(wrap_method(optimizer, "apply", apply))
-        if outer is not optimizer:
-            self._undo.append(wrap_method(outer, "apply", scaled_apply))
+    def begin_row(self) -> None:
+        """Called, where a step is traced or runs eagerly, before the updates of its batch."""
+        self._trace.updates = 0
 
     def detach(self) -> None:
         """Puts the methods back."""
         while self._undo:
             self._undo.pop()()
+
+    def _look_at_clipping(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
+        self._trace.clip_was_called = True
+        (gradients,) = [*arguments, *named.values()]
+        gradients = list(gradients)
+        clipped = list((yield))
+        halves = _half_squares(gradients)
+        paths = getattr(self._trace, "paths", ())
+        if self.layers is not None and len(halves) == len(paths):
+            self.layers.write_all(_norms_by_layer(halves, paths))
+        values = {"norm": _norm(halves), **_rate_of(self._inner)}
+        if any(after is not before for after, before in zip(clipped, gradients, strict=True)):
+            values["norm_clipped"] = global_norm(clipped)
+        self.recorder.write_all(values)
+
+    def _look_at_update(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
+        optimizer = self._inner
+        gradients, variables, *_ = [*arguments, *named.values(), None]
+        gradients = list(gradients)
+        if not variables:  # tf_keras hands over pairs, Keras 3 may leave them out
+            variables = getattr(optimizer, "_trainable_variables", ())
+        self._trace.paths = _paths(gradients, list(variables))
+        self._trace.updates = getattr(self._trace, "updates", 0) + 1
+        if self._trace.updates == 2 and not self._said:
+            self._said = True
+            _logger.warning(
+                "The optimizer %r makes more than one update a batch: what is recorded of it is "
+                "the last update of each batch.",
+                self._outer.name,
+            )
+        if self._outer is not optimizer:
+            self.recorder.write("applied", 1)
+        if _children_of(optimizer):  # they are observed
+            return
+        # Before the update moves the iteration.
+        rate = {name: tf.identity(each) for name, each in _rate_of(optimizer).items()}
+        self._trace.clip_was_called = bool(getattr(optimizer, "gradient_accumulation_steps", None))
+        yield
+        if not self._trace.clip_was_called:
+            scale = getattr(optimizer, "loss_scale_factor", None) or 1.0
+            self.recorder.write_all({"norm": global_norm(gradients) / scale, **rate})
+
+    def _look_at_scaling(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
+        outer = self._outer
+        # As in Keras' scale_loss: the variable exists after the first step only.
+        self.recorder.write(
+            "loss_scale", outer.dynamic_scale if outer.built else outer.initial_scale
+        )
+        yield
 
 
 def find_optimizers(model: Any) -> dict[str, Any]:
@@ -131,9 +152,9 @@ def find_optimizers(model: Any) -> dict[str, Any]:
                 found[name] = candidate
     named: dict[str, Any] = {}
     for name, optimizer in found.items():
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        children = getattr(inner, "optimizers", None)
-        if children is None:
+        inner = inside_of(optimizer)
+        children = _children_of(inner)
+        if not children:
             named[name] = optimizer
             continue
         named |= {f"child_{index}": child for index, child in enumerate(children)}
@@ -146,6 +167,14 @@ def is_optimizer(value: Any) -> bool:
     """Whether this is an optimizer of Keras 3, or of tf_keras where that is in use."""
     libraries = [keras, *filter(None, [sys.modules.get("tf_keras")])]
     return isinstance(value, tuple(library.optimizers.Optimizer for library in libraries))
+
+
+def inside_of(optimizer: Any) -> Any:
+    """The optimizer that a `LossScaleOptimizer` updates with; any other is its own.
+
+    An attribute of this name is not enough: optimizers of a user's own have such, too.
+    """
+    return optimizer.inner_optimizer if _scales_the_loss(optimizer) else optimizer
 
 
 def global_norm(gradients: Iterable[Any]) -> Any:
@@ -168,33 +197,27 @@ def reduced(value: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Calls `wrapper(original, *args)` in place of a method of one instance.
+def _scales_the_loss(optimizer: Any) -> bool:
+    libraries = [keras.optimizers]
+    if (tf_keras := sys.modules.get("tf_keras")) is not None:
+        libraries.append(tf_keras.mixed_precision)
+    return isinstance(optimizer, tuple(library.LossScaleOptimizer for library in libraries))
 
-    Args:
-        owner: The instance.
-        name: The method; nothing is done if the instance has none of this name.
-        wrapper: Receives the original method first, then the arguments of the call.
 
-    Returns:
-        A function that puts back what was found.
-    """
-    original = getattr(owner, name, None)
-    if original is None:
-        return lambda: None
-    found_on_instance = name in vars(owner)
+def _children_of(optimizer: Any) -> list[Any]:
+    """The optimizers in a `MultiOptimizer`; empty for any other."""
+    children = getattr(optimizer, "optimizers", None)
+    if not isinstance(children, list | tuple) or not all(map(is_optimizer, children)):
+        return []
+    return list(children)
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
 
-    def undo() -> None:
-        if vars(owner).get(name) is wrapped:
-            delattr(owner, name)
-            if found_on_instance:
-                setattr(owner, name, original)
-
-    setattr(owner, name, wrapped)
-    return undo
+def _rate_of(optimizer: Any) -> dict[str, Any]:
+    """The rate of its next update; empty for an optimizer of a user's own that knows none."""
+    try:
+        return {"learning_rate": optimizer.learning_rate}
+    except (AttributeError, NotImplementedError):
+        return {}
 
 
 def _half_squares(gradients: Iterable[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ every later `fit` or loop (`recorder_of`).
 
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +63,19 @@ class StepRecorder:
         self._taken = 0
         self._on_host: list[Mapping[str, float]] = []  # what the last rows hold besides
         self._last: tuple[int, np.ndarray[Any, Any]] | None = None
-        # Eager even when the first step is being traced: a variable of a graph would die with it.
-        with tf.init_scope():
-            self._empty_table = tf.fill([capacity, width], ABSENT)
-            self._table = tf.Variable(self._empty_table, trainable=False, name="step_table")
-            self._begun = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun")
-            self._one = tf.constant(1, tf.int64)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._make_variables, width).result()
+
+    def _make_variables(self, width: int) -> None:
+        """To be called in a new thread, which is in no graph and no strategy of the user's.
+
+        Where the first step is being traced, a variable would die with the graph; in the scope of a
+        distribution strategy it would be mirrored, and could not be written to cell by cell.
+        """
+        self._empty_table = tf.fill([self.capacity, width], ABSENT)
+        self._table = tf.Variable(self._empty_table, trainable=False, name="step_table")
+        self._begun = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun")
+        self._one = tf.constant(1, tf.int64)
 
     def advance(self, **values: Any) -> None:
         """Begins the row of the next batch, empty but for `values` (scalars, cast to float32)."""

@@ -4,10 +4,11 @@ Several callbacks may look on: the first one begins the session, each subscribes
 any of them asks for are handed to all, and the last one to leave puts everything back.
 """
 
+import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,7 @@ from mlflow_keras_adv.training.batches import (
     steps_per_execution,
 )
 from mlflow_keras_adv.training.fit_probe import FitProbe
-from mlflow_keras_adv.training.observe import (
-    OptimizerProbe,
-    find_optimizers,
-    reduced,
-    wrap_method,
-)
+from mlflow_keras_adv.training.observe import OptimizerProbe, find_optimizers, reduced
 from mlflow_keras_adv.training.readings import (
     Column,
     Readings,
@@ -33,6 +29,9 @@ from mlflow_keras_adv.training.readings import (
     metric_columns,
 )
 from mlflow_keras_adv.training.recorder import Rows, StepRecorder, recorder_of
+from mlflow_keras_adv.training.watching import Fence, watch_method
+
+_logger = logging.getLogger(__name__)
 
 # What a step produced is handed to the readers at most so long after it was produced. Nothing can
 # be read while a call of the compiled step runs, so of a call that takes unexpectedly long, or
@@ -74,7 +73,9 @@ class TrainingSession:
         probes = iter(self._probes.values())
         first = next(probes, None)
         self.primary = first.recorder if first else recorder_of(model, capacity=capacity)
-        self._readers: list[Reader] = []
+        self._capacity = capacity
+        self._observes_layers = False
+        self._readers: dict[Reader, Fence] = {}
         self._undo: list[Callable[[], None]] = []
         self._clock = clock
         self._batch: int | None = None
@@ -87,7 +88,6 @@ class TrainingSession:
             recorder.read()  # what a step outside of any session left behind
         for probe in self._probes.values():
             probe.attach()
-            self._undo.append(probe.detach)
         self._read_before_saving()
         _sessions[model] = self
 
@@ -100,6 +100,7 @@ class TrainingSession:
 
     def observe_layers(self) -> None:
         """Has steps that are traced from now on write the gradient norm of each layer too."""
+        self._observes_layers = True
         for probe in self._probes.values():
             probe.observe_layers()
         self._room = self._least_capacity()
@@ -117,16 +118,18 @@ class TrainingSession:
 
     def subscribe(self, reader: Reader) -> None:
         """Hands every later reading to `reader`."""
-        self._readers.append(reader)
+        self._readers[reader] = Fence("What a callback makes of the steps")
 
     def unsubscribe(self, reader: Reader) -> None:
         """Reads once more and takes `reader` off; the last one to leave closes the session."""
         if reader not in self._readers:
             return
-        self.read()
-        self._readers.remove(reader)
-        if not self._readers:
-            self.close()
+        try:
+            self.read()
+        finally:
+            self._readers.pop(reader, None)
+            if not self._readers:
+                self.close()
 
     def advance(self, data: Any) -> None:
         """Begins the row of the next batch (a graph operation).
@@ -136,15 +139,16 @@ class TrainingSession:
         """
         # Behind the data: at the end of an iterator the step is entered once more, and only what
         # needs the missing batch does not run.
-        with tf.control_dependencies(
-            [leaf for leaf in tf.nest.flatten(data) if tf.is_tensor(leaf)]
-        ):
+        leaves = tf.nest.flatten(data, expand_composites=True)
+        with tf.control_dependencies([leaf for leaf in leaves if tf.is_tensor(leaf)]):
+            self._begin_rows()
             for recorder in self.recorders[1:]:
                 recorder.advance()
-            self.primary.advance(examples=reduced(batch_size(data)))
+            self.primary.advance(examples=reduced(tf.cast(batch_size(data), tf.float32)))
 
     def advance_on_host(self, data: Any) -> None:
         """As `advance`, for a loop in Python: outside of any graph."""
+        self._begin_rows()
         for recorder in self.recorders[1:]:
             recorder.advance_on_host()
         self.primary.advance_on_host(examples=examples_in(data))
@@ -225,24 +229,75 @@ class TrainingSession:
             until=until,
             updated=frozenset(updated),
         )
-        for reader in list(self._readers):
-            reader(readings)
+        for reader, fence in list(self._readers.items()):
+            with fence():
+                reader(readings)
 
     def close(self) -> None:
         """Hands out what is left and puts the model and its optimizers back as they were found."""
-        self.read()
-        while self._undo:
-            self._undo.pop()()
-        self._readers.clear()
-        if _sessions.get(self.model) is self:
-            del _sessions[self.model]
+        try:
+            self.read()
+        finally:
+            while self._undo:
+                self._undo.pop()()
+            for probe in self._probes.values():
+                probe.detach()
+            self._readers.clear()
+            if _sessions.get(self.model) is self:
+                del _sessions[self.model]
 
     def observe_fit(self) -> None:
-        """Wraps the model's own step, so that `fit` writes a row a batch, with the batch's loss."""
-        self._fit_probe = FitProbe(self.model, self.advance, self.primary)
-        self._fit_probe.attach()
+        """Looks at the model's own step, so that `fit` writes a row a batch, with its loss."""
+        self._fit_probe = FitProbe(self.model, self.advance, self.primary, self.follow)
         self._undo.append(self._fit_probe.detach)
+        self._fit_probe.attach()
         self._fit_probe.choose_train_function(self.recorders)
+
+    def follow(self) -> None:
+        """Observes the optimizers that the model has now: it may be compiled anew at any time.
+
+        A step that is traced from now on writes to their tables. The optimizers that are no longer
+        the model's are left as they were found. A loop has those that it was given.
+        """
+        if self._fit_probe is None:
+            return
+        optimizers = find_optimizers(self.model)
+        kept = {
+            name: self._probes[name]
+            for name, each in optimizers.items()
+            if self.optimizers.get(name) is each
+        }
+        if len(kept) == len(optimizers) == len(self._probes):
+            return
+        self.read()
+        for name, probe in self._probes.items():
+            if name not in kept:
+                probe.detach()
+        new = {name: each for name, each in optimizers.items() if name not in kept}
+        self.optimizers = optimizers
+        self._probes = {}
+        for name, each in optimizers.items():
+            self._probes[name] = kept.get(name) or OptimizerProbe(each, capacity=self._capacity)
+        if self._probes:
+            self.primary = next(iter(self._probes.values())).recorder
+        self._fit_probe.recorder = self.primary
+        for name in new:
+            self._probes[name].recorder.read()
+            self._probes[name].attach()
+            if self._observes_layers:
+                self._probes[name].observe_layers()
+        self._room = self._least_capacity()
+        if new:
+            _logger.warning(
+                "%s has another optimizer in the middle of its training: %s. Recorded from its "
+                "first update on.",
+                self.model.name,
+                ", ".join(each.name for each in new.values()),
+            )
+
+    def _begin_rows(self) -> None:
+        for probe in self._probes.values():
+            probe.begin_row()
 
     def _least_capacity(self) -> int:
         return min(recorder.capacity for recorder in self.recorders)
@@ -251,16 +306,22 @@ class TrainingSession:
         """What led to a checkpoint is on record before it: a run may have to go on from there."""
         training_thread = threading.get_ident()
 
-        def save(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def look(*arguments: Any, **named: Any) -> Generator[None, Any, None]:
             if threading.get_ident() == training_thread:
                 self.read()
-            return original(*args, **kwargs)
+            yield
 
         for name in ("save", "save_weights"):
-            self._undo.append(wrap_method(self.model, name, save))
+            what = f"The steps of {self.model.name!r} before it was saved"
+            self._undo.append(watch_method(self.model, name, look, what=what))
 
 
 _sessions: "weakref.WeakKeyDictionary[Any, TrainingSession]" = weakref.WeakKeyDictionary()
+
+
+def session_of(model: Any) -> TrainingSession | None:
+    """The session of a model that is under way."""
+    return _sessions.get(model)
 
 
 def join_session(model: Any, *, token: object) -> TrainingSession:

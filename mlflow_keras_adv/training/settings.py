@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.training.observe import inside_of
+
 
 def optimizer_settings(optimizer: Any) -> dict[str, object]:
     """An optimizer's configuration, ready to be flattened into params.
@@ -19,7 +21,7 @@ def optimizer_settings(optimizer: Any) -> dict[str, object]:
         under `learning_rate` with its own class and settings. Unset options are left out. Of an
         optimizer or a schedule that has no `get_config` only the class is known.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = inside_of(optimizer)
     try:
         config = inner.get_config()
     except NotImplementedError:

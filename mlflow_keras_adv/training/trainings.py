@@ -1,0 +1,109 @@
+"""Training: one call of `fit`, or one `Loop`, from its begin to its end, however it ends.
+
+A callback of Keras is told that a training ends only if nothing goes wrong. So whoever needs the end
+asks the training itself: it calls back when `fit` returns and when it raises, when a loop is left,
+and when the process ends first.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+_logger = logging.getLogger(__name__)
+
+# Receives what ended the training: None if it came to its end.
+AtEnd = Callable[[BaseException | None], None]
+
+
+class Training:
+    """One training of one model. As a context manager it lasts as long as the block.
+
+    Args:
+        model: The model that is trained.
+        arguments: Those of `fit`, by name; empty for a loop.
+
+    Attributes:
+        model: The model.
+        arguments: The arguments.
+    """
+
+    def __init__(self, model: Any, arguments: Mapping[str, Any] | None = None) -> None:
+        self.model = model
+        self.arguments = dict(arguments or {})
+        self._thread = threading.get_ident()
+        self._at_end: dict[object, AtEnd] = {}
+
+    def __enter__(self) -> Self:
+        _under_way.append(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.end(error)
+
+    def at_end(self, callback: AtEnd) -> Callable[[], None]:
+        """Has `callback` called once, when the training ends.
+
+        Returns:
+            A function that withdraws it.
+        """
+        key = object()
+        self._at_end[key] = callback
+
+        def withdraw() -> None:
+            self._at_end.pop(key, None)
+
+        return withdraw
+
+    def end(self, error: BaseException | None) -> None:
+        """Ends it; later calls do nothing.
+
+        Args:
+            error: What ended it, if it did not come to its end.
+        """
+        if self in _under_way:
+            _under_way.remove(self)
+        while self._at_end:
+            _, callback = self._at_end.popitem()
+            try:
+                callback(error)
+            except Exception:
+                _logger.exception("What was to be done at the end of a training failed.")
+
+    @property
+    def is_of_this_thread(self) -> bool:
+        """Whether the thread that asks is the one that trains."""
+        return self._thread == threading.get_ident()
+
+
+def training_of(model: Any) -> Training | None:
+    """The training of a model that is under way, the innermost one; None if nobody knows of one."""
+    own = [each for each in _under_way if each.model is model]
+    return own[-1] if own else None
+
+
+def training_around(model: Any) -> Training | None:
+    """The training, of another model, in whose callbacks this thread trains a model now."""
+    for each in reversed(_under_way):
+        if each.is_of_this_thread and each.model is not model:
+            return each
+    return None
+
+
+def end_all(error: BaseException | None) -> None:
+    """Ends the trainings that are under way, as the process ends; the innermost first.
+
+    Args:
+        error: What ends the process.
+    """
+    while _under_way:
+        _under_way[-1].end(error)
+
+
+_under_way: list[Training] = []

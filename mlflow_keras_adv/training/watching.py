@@ -1,0 +1,159 @@
+"""Watching: methods of the user's objects are looked at, and go on as if nobody looked.
+
+The one rule: what is called, with what, and what comes of it is the business of the caller and of
+the method alone. What goes wrong in ours ends our record, with one warning, and never the training.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+_logger = logging.getLogger(__name__)
+
+# Receives the arguments of a call; is sent what the method returned, and closed if it raised.
+Look = Callable[..., Generator[None, Any, None]]
+
+
+class Fence:
+    """Keeps what fails in ours from a training: the first failure is said, and is the last.
+
+    Args:
+        what: What is recorded inside of it, as the subject of the warning.
+
+    Attributes:
+        whole: Whether nothing has failed yet.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.whole = True
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Ends the block, and not what is around it, when something in it fails."""
+        try:
+            yield
+        except Exception as error:
+            if self.whole:
+                self.whole = False
+                _logger.warning(
+                    "%s: not recorded any more, the training goes on without. %r", self._what, error
+                )
+
+
+class Watch:
+    """Looks at each call of a method of one instance, from `begin` to `end`.
+
+    The method is called once, with the arguments of the caller, and its result or exception is
+    passed on. A look that fails is the last one: a warning says what is no longer recorded.
+
+    Args:
+        owner: The instance; nothing is done if it has no such method.
+        name: The method.
+        what: What is recorded by it, for the warning.
+        replays: Whether arguments that can be read only once (a generator, a `zip`) are kept, so
+            that both sides can read them.
+    """
+
+    def __init__(self, owner: Any, name: str, *, what: str, replays: bool = False) -> None:
+        self._owner = owner
+        self._name = name
+        self._what = what
+        self._original = getattr(owner, name, None)
+        self._found_on_instance = name in vars(owner)
+        self._look: Look | None = None
+        self._fence = Fence(what)
+        self._watched = None if self._original is None else self._wrapped(self._original, replays)
+
+    def begin(self, look: Look) -> None:
+        """Takes the method's place. What was made with it in an earlier place serves again.
+
+        Args:
+            look: A generator function: what stands before its `yield` runs before the method, what
+                stands behind it receives the result, unless the method raised.
+        """
+        if self._watched is not None:
+            self._look, self._fence = look, Fence(self._what)
+            setattr(self._owner, self._name, self._watched)
+
+    def end(self) -> None:
+        """Puts back what was found, if nobody has replaced it since, and looks at nothing more."""
+        self._look = None
+        if self._watched is not None and vars(self._owner).get(self._name) is self._watched:
+            delattr(self._owner, self._name)
+            if self._found_on_instance:
+                setattr(self._owner, self._name, self._original)
+
+    def _wrapped(self, original: Callable[..., Any], replays: bool) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            method = _as_the_caller_has_it(original)
+            look, fence = self._look, self._fence
+            if look is None or not fence.whole:
+                return method(*args, **kwargs)
+            seen, seen_by_name = args, kwargs
+            if replays:
+                seen = tuple(_kept(each) for each in args)
+                seen_by_name = {key: _kept(each) for key, each in kwargs.items()}
+                args = tuple(_anew(each, kept) for each, kept in zip(args, seen, strict=True))
+                kwargs = {key: _anew(each, seen_by_name[key]) for key, each in kwargs.items()}
+            looking: Generator[None, Any, None] | None = None
+            with fence():
+                looking = look(*seen, **seen_by_name)
+                next(looking, None)
+            try:
+                result = method(*args, **kwargs)
+            except BaseException:
+                if looking is not None:
+                    with fence():
+                        looking.close()
+                raise
+            if looking is not None and fence.whole:
+                with fence():
+                    _send(looking, result)
+            return result
+
+        if hasattr(original, "__name__"):
+            # Not its attributes: TensorFlow would take ours for theirs, and call theirs.
+            functools.update_wrapper(watched, original, updated=())
+        # AutoGraph calls what is marked so as it stands; `_as_the_caller_has_it` sees to the rest.
+        watched.autograph_info__ = None  # type: ignore[attr-defined]
+        return watched
+
+
+def watch_method(
+    owner: Any, name: str, look: Look, *, what: str, replays: bool = False
+) -> Callable[[], None]:
+    """Begins a `Watch`, and returns the function that ends it."""
+    watch = Watch(owner, name, what=what, replays=replays)
+    watch.begin(look)
+    return watch.end
+
+
+def _as_the_caller_has_it(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Converted by AutoGraph, if that would have converted it without us in between."""
+    autograph = tf.__internal__.autograph  # what Keras 2 called layers with; no public name
+    context = autograph.control_status_ctx()
+    if context.status.name != "ENABLED":
+        return method
+    return autograph.tf_convert(method, context)
+
+
+def _kept(argument: Any) -> Any:
+    return list(argument) if isinstance(argument, Iterator) else argument
+
+
+def _anew(argument: Any, kept: Any) -> Any:
+    """The argument once more: as it was, or an iterator where it was one."""
+    return argument if kept is argument else iter(kept)
+
+
+def _send(looking: Generator[None, Any, None], result: Any) -> None:
+    try:
+        looking.send(result)
+    except StopIteration:
+        return
+    raise RuntimeError("A look has one yield.")
