@@ -12,6 +12,7 @@ import numpy as np
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.process_end import before_the_end, grace_left
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
 from mlflow_keras_adv.tracking.sigterm import raises_terminated
 from mlflow_keras_adv.training.batches import steps_per_execution
@@ -24,9 +25,16 @@ from mlflow_keras_adv.training.settings import (
     optimizer_settings,
 )
 
-from mlflow_keras_adv.training.trainings import Training, training_around, training_of
+from mlflow_keras_adv.training.trainings import (
+    Training,
+    end_all,
+    training_around,
+    training_of,
+)
 
 _logger = logging.getLogger(__name__)
+
+before_the_end(end_all)
 
 # Of each training that is under way and on record, the run.
 _run_of: "WeakKeyDictionary[Training, str]" = WeakKeyDictionary()
@@ -169,6 +177,7 @@ class _Record:
             terminated = raises_terminated()
             terminated.__enter__()
             self._undo.append(lambda: terminated.__exit__(None, None, None))
+            self._let_go = run.hold()
         return run
 
     def epoch_begin(self, epoch: int) -> None:
@@ -218,9 +227,11 @@ class _Record:
         if self._own is not None:
             traceback = None if error is None else error.__traceback__
             self._own.__exit__(None if error is None else type(error), error, traceback)
-        elif not self.run.is_held:
+            return
+        if not self.run.is_held:
             # Somebody else's run, which may end any moment: it has by then what it was handed.
-            self.run.settle(GRACE_SECONDS)
+            self.run.settle(grace_left(GRACE_SECONDS))
+        self._let_go(error)
 
     def _log_late(self) -> None:
         """Logs what callbacks behind this one have added to the logs of the last epoch."""

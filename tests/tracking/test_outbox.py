@@ -107,6 +107,66 @@ def test_idle_threads_end_and_the_next_value_starts_others(
     assert len(client.get_metric_history(run_id, "m")) == 3
 
 
+def test_threads_of_an_outbox_that_is_held_stay_until_it_is_let_go(
+    client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "IDLE_SECONDS", 0.01)
+    writer = RunWriter(run_id, client)
+
+    def at_work() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.endswith(run_id)]
+
+    release, other = writer.hold(), writer.hold()
+    while len(at_work()) < 2:  # also without anything to write
+        time.sleep(0.01)
+    held = at_work()
+    other()
+    other()
+    time.sleep(0.2)
+    assert at_work() == held
+    writer.log_metrics({"m": 1.0})
+    assert writer.flush(60)
+    assert at_work() == held
+    release()
+    for thread in held:
+        thread.join(30)
+    assert at_work() == []
+    assert not writer.was_used or writer.flush(60)
+
+
+def test_where_no_thread_can_be_had_what_is_handed_in_stands_in_the_journal(
+    client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    writer = RunWriter(run_id, client)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more)
+        release = writer.hold()
+        for step in range(3):
+            writer.log_metrics({"m": step}, step=step)
+        assert not writer.flush(None)  # nobody would answer
+        assert writer.receipt.pending == 3
+        with pytest.raises(TypeError, match="JSON"):
+            writer._outbox.put(Tags({"t": object()}))  # type: ignore[dict-item]
+    assert writer.flush(60)  # the machine has threads again
+    assert len(client.get_metric_history(run_id, "m")) == 3
+    release()
+    assert writer.close(60)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more)
+        other = RunWriter(run_id, client)
+        other.log_metrics({"late": 1.0})
+        assert not other.close(60)
+    (left,) = [folder for folder in journals_folder().iterdir() if folder.name.startswith(run_id)]
+    journal = Journal.take_over(left)
+    assert journal is not None
+    assert len(list(journal.records())) == 1
+    journal.close(delete=True)
+
+
 def test_a_disk_that_stands_still_is_not_waited_for_and_nothing_is_lost(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -465,6 +465,46 @@ def test_a_run_to_continue_cannot_be_nested(experiment: str) -> None:
         track(run_id="a", nested=True).__enter__()
 
 
+def test_a_track_serves_one_with_and_decorates_any_number_of_calls(
+    client: MlflowClient, experiment: str
+) -> None:
+    block = track(log_system_metrics=False)
+    with block:
+        pass
+    with pytest.raises(RuntimeError, match="one `with`"):
+        block.__enter__()
+
+    @track("decorated", params={"a": 1}, log_system_metrics=False)
+    def work(number: int) -> tuple[str, int]:
+        """Does it."""
+        run = current_run()
+        assert run is not None
+        return run.run_id, number
+
+    (first, one), (second, two) = work(1), work(number=2)
+    assert (one, two, work.__doc__) == (1, 2, "Does it.")
+    assert first != second
+    for run_id in (first, second):
+        stored = client.get_run(run_id)
+        assert (stored.info.status, stored.data.params) == ("FINISHED", {"a": "1"})
+
+
+def test_what_cannot_be_recorded_as_the_block_begins_ends_the_run_failed(
+    client: MlflowClient, experiment: str
+) -> None:
+    block = track(tags={"a": Unprintable()}, log_system_metrics=False)
+    with pytest.raises(ZeroDivisionError), block:
+        pytest.fail("it was entered")
+    assert current_run() is None
+    (found,) = client.search_runs([experiment])
+    assert found.info.status == "FAILED"
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
 # Over HTTP
 
 

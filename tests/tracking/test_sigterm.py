@@ -77,6 +77,35 @@ def test_a_handler_that_the_user_sets_in_the_block_stays() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
+def test_blocks_may_be_left_in_any_order() -> None:
+    first, second = raises_terminated(), raises_terminated()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.raises(Terminated):
+        send_sigterm()
+    second.__exit__(None, None, None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_block_that_another_thread_leaves_does_no_harm() -> None:
+    block = raises_terminated()
+    block.__enter__()
+    thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    with pytest.raises(Terminated), raises_terminated():
+        send_sigterm()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_one_that_is_held_back_for_good_is_not_raised() -> None:
+    with raises_terminated():
+        with holds_back_terminated(for_good=True):
+            send_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the next one ends the process
+
+
 def test_another_thread_sets_no_handler() -> None:
     handlers = []
 
