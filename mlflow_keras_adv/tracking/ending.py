@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from mlflow_keras_adv.tracking.writer import RunWriter
 
@@ -22,6 +23,7 @@ _logger = logging.getLogger(__name__)
 MAX_ERROR_LENGTH = 500
 
 
+@keeps_random_state()
 def end(writer: RunWriter, error: BaseException | None, seconds: float | None) -> bool:
     """Delivers what is left of a run, and then its status.
 

@@ -27,6 +27,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.carry import EXPERIMENT_ID_TAG
 from mlflow_keras_adv.tracking.carry_target import CONTINUES_TAG
 from mlflow_keras_adv.tracking.home import offline_artifacts, offline_uri, state_folder
@@ -71,6 +72,7 @@ def where_it_answers() -> Iterator[None]:
         yield
 
 
+@keeps_random_state()
 def create_run(name: str | None, *, parent_run_id: str | None = None, continues: str | None) -> Run:
     """Creates a run in the offline store, or finds the one that is to be continued.
 

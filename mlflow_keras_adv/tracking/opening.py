@@ -13,6 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.ending import activate
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.names import UID_TAG
@@ -20,6 +21,7 @@ from mlflow_keras_adv.tracking.offline import create_run, is_offline, where_it_a
 from mlflow_keras_adv.tracking.store import opening_runs
 
 
+@keeps_random_state()
 def open_run(
     name: str | None,
     *,
@@ -63,6 +65,7 @@ def open_run(
     return active.info
 
 
+@keeps_random_state()
 def open_child(
     name: str | None, parent_run_id: str, experiment_id: str | None, stores: ExitStack
 ) -> RunInfo:
