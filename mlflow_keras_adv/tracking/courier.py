@@ -7,7 +7,6 @@ courier, which is handed them as they stand in the journal; it ends with the tra
 needs it any more.
 """
 
-import atexit
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.tracking.items import Points, Series
+from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.records import decode, encode
 from mlflow_keras_adv.tracking.store import may_succeed_later, probe
 
@@ -129,7 +129,7 @@ def courier_to(tracking_uri: str) -> Courier | None:
         if tracking_uri not in _couriers:
             try:
                 _couriers[tracking_uri] = Courier(tracking_uri)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # Python ends, and starts none any more
                 _logger.debug("no courier: %r", error)
                 _couriers[tracking_uri] = None
         return _couriers[tracking_uri]
@@ -198,7 +198,10 @@ _sent: Counter[str] = Counter()
 _starting = Lock()
 
 
-@atexit.register
+# Of the parent process, in a forked child: not ours to end, nor to write to.
+_of_the_parent: list[Courier | None] = []
+
+
 def _end_all() -> None:
     with _starting:
         for courier in _couriers.values():
@@ -206,3 +209,18 @@ def _end_all() -> None:
                 courier.close()
         _couriers.clear()
         _sent.clear()
+
+
+@at(Stage.COURIERS)
+def _at_the_end(_: BaseException | None) -> None:
+    _end_all()
+
+
+def _in_a_child() -> None:
+    global _starting
+    _starting = Lock()
+    _of_the_parent.extend(_couriers.values())
+    _couriers.clear()
+
+
+os.register_at_fork(after_in_child=_in_a_child)

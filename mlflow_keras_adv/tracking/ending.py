@@ -4,16 +4,17 @@
 then waits for the system metrics. Here both happen on other threads, within a grace.
 """
 
+import asyncio
 import logging
+import os
 import traceback
 from collections import deque
 from threading import Thread
 
-from mlflow.entities import Run
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.process_end import started
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from mlflow_keras_adv.tracking.writer import RunWriter
 
@@ -24,7 +25,13 @@ MAX_ERROR_LENGTH = 500
 
 
 @keeps_random_state()
-def end(writer: RunWriter, error: BaseException | None, seconds: float | None) -> bool:
+def end(
+    writer: RunWriter,
+    error: BaseException | None,
+    seconds: float | None,
+    *,
+    status: str | None = None,
+) -> bool:
     """Delivers what is left of a run, and then its status.
 
     Args:
@@ -32,12 +39,13 @@ def end(writer: RunWriter, error: BaseException | None, seconds: float | None) -
         error: What its block raised.
         seconds: How long to wait for a store that takes nothing. None does not wait:
             `settle_ended` does.
+        status: The status; default: that which `error` means.
 
     Returns:
         Whether everything is in the store, and is known to be.
     """
     finishing = _finish_system_metrics(writer.run_id)
-    status = status_of(error)
+    status = status or status_of(error)
     try:
         if error is not None and status == "FAILED":
             writer.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_ERROR_LENGTH]})
@@ -64,6 +72,7 @@ def settle_ended(seconds: float, *, but: int = 0) -> None:
 
 
 _unsettled: deque[RunWriter] = deque()
+os.register_at_fork(after_in_child=_unsettled.clear)
 
 
 def _settle(writer: RunWriter, seconds: float) -> bool:
@@ -80,46 +89,12 @@ def status_of(error: BaseException | None) -> str:
     match error:
         case None:
             return "FINISHED"
-        case KeyboardInterrupt() | Terminated():
+        case KeyboardInterrupt() | Terminated() | asyncio.CancelledError():
             return "KILLED"
-        case SystemExit(code=None | 0):
+        case SystemExit(code=None | 0) | GeneratorExit():  # nobody asks a generator for more
             return "FINISHED"
         case _:
             return "FAILED"
-
-
-# Private, and used here alone: MLflow's stacks of active runs, one for each thread. Only
-# `mlflow.end_run()` takes a run off them, and it sets the run's status in the same call; what stays
-# on them is ended once more when the process exits.
-
-
-def is_active(run_id: str | None) -> bool:
-    """Whether the run is active in some thread, by `mlflow.start_run()` or by `track`."""
-    stacks = fluent._active_run_stack.get_all_thread_values().values()
-    return any(run.info.run_id == run_id for stack in stacks for run in stack)
-
-
-def activate(run: Run, *, log_system_metrics: bool) -> None:
-    """Makes a run of the store that MLflow uses now the active one of this thread.
-
-    What `mlflow.start_run` does after it has opened a run.
-    """
-    run_id = run.info.run_id
-    if log_system_metrics:
-        monitor = SystemMetricsMonitor(run_id)
-        fluent.run_id_to_system_metrics_monitor[run_id] = monitor
-        monitor.start()
-    fluent._active_run_stack.get().append(fluent.ActiveRun(run))
-
-
-def deactivate(run_id: str) -> None:
-    """Makes the run no longer MLflow's active run of this thread, and leaves its status alone."""
-    stack = fluent._active_run_stack.get()
-    for position in reversed(range(len(stack))):
-        if stack[position].info.run_id == run_id:
-            del stack[position]
-            fluent._last_active_run_id.set(run_id)  # for `mlflow.last_active_run()`
-            return
 
 
 def _finish_system_metrics(run_id: str) -> Thread | None:
@@ -127,6 +102,4 @@ def _finish_system_metrics(run_id: str) -> Thread | None:
     monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
     if monitor is None:
         return None
-    thread = Thread(target=monitor.finish, name=f"system-metrics-{run_id}", daemon=True)
-    thread.start()
-    return thread
+    return started(monitor.finish, f"system-metrics-{run_id}")

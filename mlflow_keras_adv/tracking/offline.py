@@ -8,8 +8,7 @@ changed as long as an offline run is open: it is put back when the outermost one
 import logging
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from threading import Lock
 
 import mlflow
@@ -27,7 +26,6 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.carry import EXPERIMENT_ID_TAG
 from mlflow_keras_adv.tracking.carry_target import CONTINUES_TAG
 from mlflow_keras_adv.tracking.home import offline_artifacts, offline_uri, state_folder
@@ -50,13 +48,17 @@ def is_offline() -> bool:
     return _switch.depth > 0
 
 
-@contextmanager
-def where_it_answers() -> Iterator[None]:
-    """Lets MLflow's store be one that answers: the one that is configured, or the offline store."""
+def go_where_it_answers(stores: ExitStack) -> None:
+    """Lets MLflow's store be one that answers: the one that is configured, or the offline store.
+
+    Args:
+        stores: Keeps the choice until it is closed.
+    """
     uri = mlflow.get_tracking_uri()
     if not is_offline() and not is_wanted():
         try:
             probe(uri)
+            return
         except MlflowException as error:
             _logger.warning(
                 "The tracking server %s cannot be used now: %s The run is recorded on this machine "
@@ -65,14 +67,10 @@ def where_it_answers() -> Iterator[None]:
                 without_password(error.message),
                 offline_uri(),
             )
-        else:
-            yield
-            return
-    with _switch.offline():
-        yield
+    _switch.go_offline()
+    stores.callback(_switch.come_back)
 
 
-@keeps_random_state()
 def create_run(name: str | None, *, parent_run_id: str | None = None, continues: str | None) -> Run:
     """Creates a run in the offline store, or finds the one that is to be continued.
 
@@ -117,9 +115,8 @@ class _Switch:
         self._found: tuple[str | None, str | None] = (None, None)
         self._changing = Lock()
 
-    @contextmanager
-    def offline(self) -> Iterator[None]:
-        """Offline until the block ends, and every other block like it."""
+    def go_offline(self) -> None:
+        """Offline until `come_back` was called as often."""
         with self._changing:
             if self.depth == 0:
                 self.target = mlflow.get_tracking_uri()
@@ -127,16 +124,16 @@ class _Switch:
                 state_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
                 mlflow.set_tracking_uri(offline_uri())
             self.depth += 1
-        try:
-            yield
-        finally:
-            with self._changing:
-                self.depth -= 1
-                if self.depth == 0:
-                    chosen, variable = self._found
-                    mlflow.set_tracking_uri(chosen)  # type: ignore[arg-type]
-                    if variable is not None:
-                        MLFLOW_TRACKING_URI.set(variable)
+
+    def come_back(self) -> None:
+        """Puts back the store that was found, if nobody else wants to be offline."""
+        with self._changing:
+            self.depth -= 1
+            if self.depth == 0:
+                chosen, variable = self._found
+                mlflow.set_tracking_uri(chosen)  # type: ignore[arg-type]
+                if variable is not None:
+                    MLFLOW_TRACKING_URI.set(variable)
 
 
 _switch = _Switch()

@@ -14,10 +14,10 @@ from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
-from mlflow_keras_adv.tracking.ending import activate
+from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.names import UID_TAG
-from mlflow_keras_adv.tracking.offline import create_run, is_offline, where_it_answers
+from mlflow_keras_adv.tracking.offline import create_run, go_where_it_answers, is_offline
 from mlflow_keras_adv.tracking.store import opening_runs
 
 
@@ -43,7 +43,7 @@ def open_run(
         UserError: If the store rejects it.
     """
     resumed = run_id or MLFLOW_RUN_ID.get()
-    stores.enter_context(where_it_answers())
+    go_where_it_answers(stores)
     if is_offline():
         os.environ.pop(MLFLOW_RUN_ID.name, None)
         run = create_run(name, continues=resumed)
@@ -52,6 +52,7 @@ def open_run(
     if resumed is not None and begins:
         deliver_left(resumed)
     uid = uuid.uuid4().hex
+    stack_of_this_thread()  # `mlflow.start_run` puts the run on it
     with opening_runs():
         active = mlflow.start_run(
             run_id=run_id,  # without it, MLflow takes MLFLOW_RUN_ID out of the environment
@@ -83,7 +84,7 @@ def open_child(
     Raises:
         UserError: If the store rejects it, or the parent is deleted.
     """
-    stores.enter_context(where_it_answers())
+    go_where_it_answers(stores)
     if is_offline():
         child = create_run(name, parent_run_id=parent_run_id, continues=None)
     else:

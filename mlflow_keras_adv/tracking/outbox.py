@@ -1,11 +1,14 @@
 """Outbox: the threads that take what is handed in for a run to its journal, and on to its store."""
 
-import atexit
 import logging
+import os
+import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
+from weakref import WeakSet
 
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
@@ -22,6 +25,7 @@ from mlflow_keras_adv.tracking.items import (
 )
 from mlflow_keras_adv.tracking.journal import Place
 from mlflow_keras_adv.tracking.pending import Pending
+from mlflow_keras_adv.tracking.process_end import Stage, at, grace_left, has_begun, started
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +41,8 @@ SHORT_GRACE_SECONDS = 1.0
 DISK_GRACE_SECONDS = 60.0
 # Values wait so long for others to be sent with: a call to a store costs as much as 50 values.
 GATHER_SECONDS = 0.2
-# A thread that has had nothing to do for so long ends; the next item starts another.
+# A thread that has had nothing to do for so long ends, unless the outbox is held; the next item
+# starts another.
 IDLE_SECONDS = 1.0
 
 
@@ -45,32 +50,63 @@ class Outbox:
     """Two queues, each with its thread: to the journal, and from there to the store.
 
     Putting something in waits for no store, and for the disk no longer than `HAND_OVER_SECONDS`.
+    Where a thread is needed and can be had no more, since the interpreter ends, what is put in goes
+    to the journal at once, and stays there.
 
     Args:
         run_id: The run, for messages.
         pending: What holds the items until then; something may be in it already.
         delivery: What the thread hands the items to, in order.
+        in_use: Whether more is to be expected, so that idle threads stay.
+
+    Attributes:
+        used: Whether anything was put in.
     """
 
-    def __init__(self, run_id: str, pending: Pending, delivery: Delivery) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        pending: Pending,
+        delivery: Delivery,
+        in_use: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._run_id = run_id
         self._pending = pending
         self._delivery = delivery
+        self._in_use = in_use
         self._keeps_journal = not pending.is_empty()
+        self._closed = False
+        self.used = False
+        self._begin_with_nothing()
+        _outboxes.add(self)
+        if self._keeps_journal:
+            self._start()
+
+    def _begin_with_nothing(self) -> None:
         self._handed_in: SimpleQueue[tuple[Item | None, SimpleQueue[Exception | None]]]
         self._handed_in = SimpleQueue()
         self._handing_in = Lock()  # held for moments
         self._journal_thread: Thread | None = None
         self._starting = Lock()  # may be held for the disk, never during a call to the store
         self._store_thread: Thread | None = None
-        self._closed = False
-        if self._keeps_journal:
-            self._start()
+        self._holds: set[object] = set()
 
     def keep_journal(self) -> None:
         """Has a journal from now until `close`, empty or not: it says that the run is alive."""
         self._keeps_journal = True
         self._pending.open()
+
+    def hold(self) -> Callable[[], None]:
+        """Has both threads at work until then: at the end of the process none can be started.
+
+        Returns:
+            A function that lets them go once they are idle; calling it again does nothing.
+        """
+        key = object()
+        self._holds.add(key)
+        if not self._closed:
+            self._hand_in(None)
+        return lambda: self._holds.discard(key)
 
     def put(self, item: Item) -> None:
         """Appends an item, and starts the threads if they are not at work."""
@@ -79,7 +115,10 @@ class Outbox:
                 "closed", "Run %s has ended here and takes no more values.", self._run_id
             )
             return
+        self.used = True
         written = self._hand_in(item)
+        if written is None:
+            return
         with suppress(Empty):
             if (raised := written.get(timeout=HAND_OVER_SECONDS)) is not None:
                 raise raised
@@ -88,10 +127,13 @@ class Outbox:
         """Waits until all items are settled: `timeout` seconds at most, or as long as it takes."""
         with self._handing_in:
             idle = self._journal_thread is None and self._store_thread is None
-        if self._closed or idle:
-            return self._pending.count() == 0
         answer: SimpleQueue[bool] = SimpleQueue()
-        self.put(Flush(answer))
+        if (
+            self._closed
+            or (idle and self._pending.is_empty())
+            or self._hand_in(Flush(answer)) is None
+        ):
+            return self._pending.count() == 0
         self._delivery.attempts.hurry()
         try:
             return answer.get(timeout=timeout)
@@ -110,6 +152,8 @@ class Outbox:
         Returns:
             Whether all items are settled.
         """
+        if self._closed:
+            return self._pending.count() == 0
         while True:
             before = self._pending.steps
             settled = self.flush(self._patience(timeout))
@@ -119,7 +163,8 @@ class Outbox:
         if settled:
             self._pending.release()
         else:
-            self._hand_in(None).get()  # what is left stands in the journal
+            if (written := self._hand_in(None)) is not None:
+                written.get()  # what is left stands in the journal
             self._delivery.attempts.abandon()
             _at_work.discard(self)
             self._pending.release()
@@ -128,9 +173,12 @@ class Outbox:
 
     def _patience(self, timeout: float) -> float:
         failing = self._delivery.attempts.failing_for()
+        left = grace_left(timeout)
         if not failing and self._delivery.to_file:
-            return max(timeout, DISK_GRACE_SECONDS)
-        return max(timeout - failing, min(timeout, SHORT_GRACE_SECONDS))
+            return max(left, grace_left(DISK_GRACE_SECONDS))
+        if not failing and has_begun():  # the grace may have gone by waiting for other stores
+            return max(left, min(grace_left(DISK_GRACE_SECONDS), SHORT_GRACE_SECONDS))
+        return max(left - failing, min(left, SHORT_GRACE_SECONDS))
 
     def _say_what_is_left(self) -> None:
         receipt = self._pending.receipt()
@@ -143,24 +191,37 @@ class Outbox:
             ", its status among them" if self._pending.ended else "",
         )
 
-    def _hand_in(self, item: Item | None) -> "SimpleQueue[Exception | None]":
+    def _hand_in(self, item: Item | None) -> "SimpleQueue[Exception | None] | None":
         """Leaves an item to the first thread.
 
         Args:
             item: The item; None asks for an answer only.
 
         Returns:
-            Where the answer will be, once this and all before it stand in the journal.
+            Where the answer will be, once this and all before it stand in the journal. None if no
+            thread can be had: then they stand there already, and nobody delivers them.
         """
         written: SimpleQueue[Exception | None] = SimpleQueue()
         with self._handing_in:
-            self._handed_in.put((item, written))
-            if not _is_alive(self._journal_thread):
-                name = f"journal-{self._run_id}"
-                self._journal_thread = Thread(target=self._write, name=name, daemon=True)
+            if self._has_journal_thread():
+                self._handed_in.put((item, written))
+                return written
+        left = [item]
+        while not self._handed_in.empty():
+            left.insert(-1, self._handed_in.get()[0])
+        for each in left:
+            if each is not None and not isinstance(each, Flush):
+                self._keep(each)
+        return None
+
+    def _has_journal_thread(self) -> bool:
+        if sys.is_finalizing():  # one that is alive by its name does not run any more
+            return False
+        if not _is_alive(self._journal_thread):
+            self._journal_thread = started(self._write, f"journal-{self._run_id}")
+            if self._journal_thread is not None:
                 _at_work.add(self)
-                self._journal_thread.start()
-        return written
+        return self._journal_thread is not None
 
     def _write(self) -> None:
         """The first thread: writes what is handed in to the journal, in order.
@@ -172,32 +233,49 @@ class Outbox:
             try:
                 item, written = self._handed_in.get(timeout=IDLE_SECONDS)
             except Empty:
+                held = self._is_held()
                 with self._handing_in:
-                    if not self._handed_in.empty() or _is_alive(self._store_thread):
+                    busy = not self._handed_in.empty() or _is_alive(self._store_thread)
+                    if held or busy:
                         continue
                     self._journal_thread = None
                     return
             try:
                 if item is not None:
-                    self._keep(item)
+                    self._take_in(item)
+                elif self._is_held():
+                    with self._starting:
+                        self._has_store_thread()
             except Exception as error:  # what cannot be written down at all
                 written.put(error)
             else:
                 written.put(None)
 
-    def _keep(self, item: Item) -> None:
+    def _take_in(self, item: Item) -> None:
         with self._starting:
-            error = self._pending.put(item)
-            if not _is_alive(self._store_thread):
-                self._start()
+            if self._has_store_thread() or not isinstance(item, Flush):
+                self._keep(item)
+            else:
+                item.answer.put(False)
+
+    def _keep(self, item: Item) -> None:
+        error = self._pending.put(item)
         if error is not None:
             for name in names_of(item):
                 self._delivery.warn_refused(name, f"the journal cannot be written: {error}")
 
-    def _start(self) -> None:
-        self._store_thread = Thread(target=self._work, name=f"store-{self._run_id}", daemon=True)
+    def _has_store_thread(self) -> bool:
+        return _is_alive(self._store_thread) or self._start()
+
+    def _start(self) -> bool:
+        self._store_thread = started(self._work, f"store-{self._run_id}")
+        if self._store_thread is None:
+            return False
         _at_work.add(self)
-        self._store_thread.start()
+        return True
+
+    def _is_held(self) -> bool:
+        return not self._closed and (bool(self._holds) or self._in_use())
 
     def _work(self) -> None:
         """The second thread: takes what waits to the store, in order, gathered into batches."""
@@ -247,6 +325,8 @@ class Outbox:
                 taken[1].answer.put(answer)
 
     def _leave(self) -> bool:
+        if self._is_held():
+            return False
         with self._starting:
             if not self._pending.is_empty():
                 return False
@@ -266,10 +346,22 @@ def _segment(place: Place | None) -> int | None:
 
 
 _at_work: set[Outbox] = set()
+_outboxes: "WeakSet[Outbox]" = WeakSet()
 
 
-@atexit.register
-def _drain() -> None:
+@at(Stage.OUTBOXES)
+def _drain(_: BaseException | None) -> None:
     """Delivers what runs that nobody ends here have left: those of `mlflow.start_run()`."""
     for outbox in list(_at_work):
         outbox.close(GRACE_SECONDS)
+
+
+def _in_a_child() -> None:
+    """A forked child has none of the threads, and what was handed to them is not for it."""
+    _at_work.clear()
+    for outbox in list(_outboxes):
+        outbox._keeps_journal = False
+        outbox._begin_with_nothing()
+
+
+os.register_at_fork(after_in_child=_in_a_child)

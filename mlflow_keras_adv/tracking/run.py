@@ -1,26 +1,36 @@
 """track(): which run to write to, and how it ends."""
 
+import functools
 import logging
+import os
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 
+from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking import active
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
-from mlflow_keras_adv.tracking.block import Block, blocks, holders, runs
-from mlflow_keras_adv.tracking.ending import is_active
+from mlflow_keras_adv.tracking.ending import end, settle_ended
 from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
 from mlflow_keras_adv.tracking.store import opening_runs
-from mlflow_keras_adv.tracking.sync import catching_up
+from mlflow_keras_adv.tracking.sync import catch_up
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Run(RunWriter):
@@ -36,14 +46,17 @@ class Run(RunWriter):
         name: Name of the run.
         axis: The steps of its curves: training batches consumed so far.
         counts: Running counts that go on through several trainings of this run. Loggers keep them.
+        pid: Id of the process that made this object; a forked child has it too, and ends no run.
     """
 
     def __init__(self, info: RunInfo, earlier: EarlierRecord) -> None:
-        super().__init__(info.run_id, MlflowClient(mlflow.get_tracking_uri()))
+        client = MlflowClient(mlflow.get_tracking_uri())
+        super().__init__(info.run_id, client, in_use=lambda: active.is_active(info.run_id))
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
         self.axis = StepAxis(earlier)
         self.counts: Counter[str] = Counter(earlier.counts)
+        self.pid = os.getpid()
         self._at_exit: dict[object, Callable[[], None]] = {}
 
     def child(
@@ -53,7 +66,7 @@ class Run(RunWriter):
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
         description: str | None = None,
-    ) -> AbstractContextManager["Run"]:
+    ) -> "Tracked":
         """Opens a run nested in this one, from any thread.
 
         Args:
@@ -104,7 +117,162 @@ class Run(RunWriter):
                 _logger.exception("Run %s: a callback of on_exit failed.", self.run_id)
 
 
-@contextmanager
+@dataclass(frozen=True)
+class _Wish:
+    """The arguments of `track`."""
+
+    name: str | None
+    run_id: str | None
+    nested: bool
+    parent_run_id: str | None
+    params: Mapping[str, object] | None
+    tags: Mapping[str, object] | None
+    description: str | None
+    log_system_metrics: bool
+    await_delivery: bool
+
+
+class Tracked(AbstractContextManager[Run]):
+    """One block of `track`: what it found, and what it has to undo.
+
+    For one `with`; as a decorator it makes a new one for each call. No generator: one that is
+    dropped would be left whenever it is collected, which may be when the interpreter is half gone.
+    A block that nobody leaves is ended at the end of the process.
+
+    Args:
+        wish: What `track` was asked for.
+    """
+
+    def __init__(self, wish: _Wish) -> None:
+        self._wish = wish
+        self._held = ExitStack()
+        self._entered = False
+        self._left = False
+        self._delivered = False
+        self._run: Run | None = None
+
+    def __call__(self, function: _Function) -> _Function:
+        """Makes the function one that runs in a block of its own at each call."""
+
+        @functools.wraps(function)
+        def tracked(*args: Any, **kwargs: Any) -> Any:
+            with Tracked(self._wish):
+                return function(*args, **kwargs)
+
+        return tracked  # type: ignore[return-value]
+
+    def __enter__(self) -> Run:
+        if self._entered:
+            raise RuntimeError("A track() serves one `with`. Call track() again for another.")
+        self._entered = True
+        self._held.enter_context(raises_terminated())
+        try:
+            run = self._open()
+        except BaseException:
+            self._left = True
+            self._held.close()
+            raise
+        try:
+            run.log_params(self._wish.params or {})
+            run.set_tags(self._wish.tags or {})
+            if self._wish.description is not None:
+                run.describe(self._wish.description)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return run
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._run is None or self._left:  # the end of the process was earlier
+            return
+        seconds = GRACE_SECONDS if self._wish.await_delivery else None
+        if isinstance(error, GeneratorExit) and threading.current_thread() is not self._thread:
+            seconds = None  # collected on any thread, which may be the one to be waited for
+        try:
+            with holds_back_terminated():
+                self._delivered = self._leave(self._run, error, seconds)
+        finally:
+            self._held.close()
+
+    def _open(self) -> Run:
+        wish = self._wish
+        if wish.run_id is not None and (wish.nested or wish.parent_run_id is not None):
+            raise ValueError(
+                f"Received run_id={wish.run_id!r} together with nested={wish.nested} and "
+                f"parent_run_id={wish.parent_run_id!r}. A run that exists cannot be nested: give "
+                "run_id alone to continue it, or leave it out for a new child."
+            )
+        parent_run_id = wish.parent_run_id
+        if wish.nested and parent_run_id is None:
+            enclosing = current_run()
+            parent_run_id = enclosing.run_id if enclosing else MLFLOW_RUN_ID.get()
+        self._held.callback(self._catch_up)
+        if parent_run_id is not None:
+            found = _enter_child(wish.name, parent_run_id, self._held)
+        else:
+            found = _enter(wish.name, wish.run_id, wish.log_system_metrics, self._held)
+        self._run = found.run
+        self._activated = found.activated
+        self._pid, self._thread = os.getpid(), threading.current_thread()
+        self._stack = active.stack_of_this_thread()
+        self._holds = _holders.setdefault(found.run.run_id, self) is self
+        self._ends_run = found.opened and self._holds
+        if self._ends_run:
+            found.run.announce_end()
+        _open[self] = None
+        _entered.set((*_blocks(), self))
+        return found.run
+
+    def end_with_the_process(self, error: BaseException | None) -> None:
+        """Ends it if nobody has, and waits for nothing; what it holds beside the run, it keeps.
+
+        Args:
+            error: What ended the program.
+        """
+        if self._run is None or self._left or self._pid != os.getpid():
+            return
+        cut_off = self._thread is not threading.main_thread() and self._thread.is_alive()
+        self._leave(self._run, error, None, status="KILLED" if cut_off else None)
+
+    def _leave(
+        self,
+        run: Run,
+        error: BaseException | None,
+        seconds: float | None,
+        *,
+        status: str | None = None,
+    ) -> bool:
+        """Ends the block; see `ending.end`."""
+        self._left = True
+        delivered = True
+        try:
+            if self._holds:
+                run.call_at_exit()
+        finally:
+            _open.pop(self, None)
+            _entered.set(_blocks())
+            if self._activated:
+                active.deactivate(run.run_id, self._stack)
+            if self._holds:
+                _holders.pop(run.run_id, None)
+            if self._ends_run and self._pid == os.getpid():
+                _runs.pop(run.run_id, None)
+                delivered = end(run, error, seconds, status=status)
+            elif self._holds and seconds is not None:
+                delivered = run.flush(seconds)
+        return delivered
+
+    @keeps_random_state()
+    def _catch_up(self) -> None:
+        if self._delivered and not _blocks():  # a store that does not answer is not asked twice
+            catch_up()
+
+
 def track(
     name: str | None = None,
     *,
@@ -116,7 +284,7 @@ def track(
     description: str | None = None,
     log_system_metrics: bool = True,
     await_delivery: bool = True,
-) -> Iterator[Run]:
+) -> Tracked:
     """Opens the run to write to, or adopts it, and ends what it opened with the true status.
 
     Which run: that of `run_id`; else that of an enclosing `track`; else that of `mlflow run`
@@ -147,91 +315,107 @@ def track(
         await_delivery: Wait at the end until the store has everything. Without, a run that is ended
             here is delivered beside what follows, and `ending.settle_ended` waits for it.
 
-    Yields:
-        The run.
-
-    Raises:
-        UserError: If the store cannot be written, or does not know the run.
-        ValueError: If both a run to continue and a run to nest in are given.
+    Returns:
+        A context manager, for one `with`, that gives the run; also a decorator of a function. Its
+        begin raises `UserError` if the store cannot be written, or does not know the run, and
+        `ValueError` if both a run to continue and a run to nest in are given.
     """
-    if run_id is not None and (nested or parent_run_id is not None):
-        raise ValueError(
-            f"Received run_id={run_id!r} together with nested={nested} and "
-            f"parent_run_id={parent_run_id!r}. A run that exists cannot be nested: give run_id "
-            "alone to continue it, or leave it out for a new child."
+    return Tracked(
+        _Wish(
+            name,
+            run_id=run_id,
+            nested=nested,
+            parent_run_id=parent_run_id,
+            params=params,
+            tags=tags,
+            description=description,
+            log_system_metrics=log_system_metrics,
+            await_delivery=await_delivery,
         )
-    with raises_terminated(), catching_up(blocks) as note, ExitStack() as stores:
-        if nested and parent_run_id is None:
-            enclosing = current_run()
-            parent_run_id = enclosing.run_id if enclosing else MLFLOW_RUN_ID.get()
-        if parent_run_id is not None:
-            block = _enter_child(name, parent_run_id, stores)
-        else:
-            block = _enter(name, run_id, log_system_metrics, stores)
-        run = block.run
-        error: BaseException | None = None
-        try:
-            run.log_params(params or {})
-            run.set_tags(tags or {})
-            if description is not None:
-                run.describe(description)
-            yield run
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            with holds_back_terminated():
-                note(block.leave(error, GRACE_SECONDS if await_delivery else None))
+    )
 
 
 def current_run() -> Run | None:
-    """The run that this thread is in: the innermost that `track` or MLflow made active.
+    """The run that this context is in: the innermost that `track` or MLflow made active.
 
-    For an active run of `mlflow.start_run()` it is the same object each time, so that its step axis
-    goes on through several trainings. None where no run is active; another thread's is not seen.
+    Of several asyncio tasks in a thread each has its own; a task that is begun inside a run is in
+    it too. For an active run of `mlflow.start_run()` it is the same object each time, so that its
+    step axis goes on through several trainings. None where no run is active; another thread's is
+    not seen.
     """
-    active = mlflow.active_run()
-    if active is not None:
-        return _run_of(active.info)
-    return blocks()[-1].run if blocks() else None  # its user called `mlflow.end_run()`
+    found = mlflow.active_run()
+    if found is not None:
+        return _run_of(found.info)
+    inside = _blocks()
+    return inside[-1]._run if inside else None  # its user called `mlflow.end_run()`
 
 
 def known_run(run_id: str) -> Run | None:
     """A run by its id, if this process writes to it already."""
-    return runs.get(run_id)
+    return _runs.get(run_id)
 
 
+@keeps_random_state()
 def attach_run(run_id: str) -> Run:
     """A run by its id, to write to and not to end.
 
     Raises:
         UserError: If the store cannot be reached, or does not know the run.
     """
-    if run_id in runs:
-        return runs[run_id]
+    if run_id in _runs:
+        return _runs[run_id]
     with opening_runs():
         info = MlflowClient().get_run(run_id).info
     return _run_of(info)
 
 
+# One Run for each id, so that all count on the same axis; and the block that holds each.
+_runs: dict[str, Run] = {}
+_holders: dict[str, Tracked] = {}
+# The blocks of all threads that nobody has left, innermost last.
+_open: dict[Tracked, None] = {}
+# Those that this context is in, innermost last; some may have been left in another context.
+_entered: ContextVar[tuple[Tracked, ...]] = ContextVar("entered", default=())
+
+
+def _blocks() -> tuple[Tracked, ...]:
+    return tuple(block for block in _entered.get() if not block._left)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The run of a block.
+
+    Attributes:
+        run: The run.
+        activated: Whether the block made it active in this thread.
+        opened: Whether it opened it, and so has to end it.
+    """
+
+    run: Run
+    activated: bool
+    opened: bool
+
+
+@keeps_random_state()
 def _run_of(info: RunInfo, *, new: bool = False) -> Run:
-    if info.run_id not in runs:
+    if info.run_id not in _runs:
         earlier = EarlierRecord() if new else earlier_record(info.run_id, MlflowClient())
-        runs.setdefault(info.run_id, Run(info, earlier))
-    return runs[info.run_id]
+        _runs.setdefault(info.run_id, Run(info, earlier))
+    return _runs[info.run_id]
 
 
 def _enter(
     name: str | None, run_id: str | None, log_system_metrics: bool, stores: ExitStack
-) -> Block:
+) -> _Found:
     innermost = current_run()
     if innermost is not None and (
         run_id == innermost.run_id
-        or (run_id is None and (innermost.run_id in holders or not MLFLOW_RUN_ID.get()))
+        or (run_id is None and (innermost.run_id in _holders or not MLFLOW_RUN_ID.get()))
     ):
-        return Block(innermost, activated=False, opened=False)
+        return _Found(innermost, activated=False, opened=False)
     resumed = run_id or MLFLOW_RUN_ID.get()
-    is_ours = resumed not in holders and not is_active(resumed)
+    is_ours = resumed not in _holders and not active.is_active(resumed)
     info = open_run(
         name,
         run_id=run_id,
@@ -239,13 +423,31 @@ def _enter(
         log_system_metrics=log_system_metrics and is_ours and innermost is None,
         stores=stores,
     )
-    return Block(_run_of(info, new=resumed is None), activated=True, opened=is_ours)
+    return _Found(_run_of(info, new=resumed is None), activated=True, opened=is_ours)
 
 
-def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> Block:
+def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Found:
     parent = known_run(parent_run_id)
     experiment_id = None
     if parent is not None and parent.tracking_uri == mlflow.get_tracking_uri():
         experiment_id = parent.experiment_id
     child = open_child(name, parent_run_id, experiment_id, stores)
-    return Block(_run_of(child, new=True), activated=True, opened=True)
+    return _Found(_run_of(child, new=True), activated=True, opened=True)
+
+
+@at(Stage.RUNS)
+def _end_what_is_open(error: BaseException | None) -> None:
+    """Ends the blocks that nobody has left, and runs of `mlflow.start_run()` that were written to.
+
+    MLflow would call the latter FINISHED whatever has happened, and only the innermost of them; and
+    wait for minutes for a store that does not answer.
+    """
+    for block in reversed(list(_open)):
+        block.end_with_the_process(error)
+    for run_id in active.all_active():
+        run = _runs.get(run_id)
+        if run is not None and run.was_used and run.pid == os.getpid() and not run.has_ended:
+            del _runs[run_id]
+            active.forget(run_id)
+            end(run, error or run.exited_by, None)
+    settle_ended(GRACE_SECONDS)

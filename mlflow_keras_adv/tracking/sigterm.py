@@ -1,10 +1,14 @@
-"""SIGTERM as an exception, so that a run which is told to stop ends as KILLED."""
+"""SIGTERM as an exception, so that a run which is told to stop ends as KILLED.
 
+Classes and no generators: a block may be left by whoever collects what holds it, also late in the
+end of the interpreter.
+"""
+
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
+from types import FrameType, TracebackType
 
 
 class Terminated(SystemExit):
@@ -14,66 +18,130 @@ class Terminated(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
+def raises_terminated() -> AbstractContextManager[None]:
+    """Makes SIGTERM raise `Terminated` inside the block.
+
+    Only where nobody else handles SIGTERM, and in the main thread, the only one where Python lets
+    a handler be set. The old handler is put back when the last of several blocks is left, in
+    whichever order they are. A second SIGTERM is ignored.
+    """
+    return _Raising()
+
+
+def holds_back_terminated(*, for_good: bool = False) -> AbstractContextManager[None]:
+    """Lets the block end before a SIGTERM that arrives in it raises.
+
+    Args:
+        for_good: Never raise it, and have the next one end the process: it is at its end.
+    """
+    return _Shield(for_good)
+
+
+def was_terminated() -> bool:
+    """Whether `Terminated` was raised in this process."""
+    return _terminated_in == os.getpid()
+
+
 class _Handler:
-    """Raises `Terminated` once, but not while runs are being ended."""
+    """Raises `Terminated` once, but not while runs are being ended.
+
+    Attributes:
+        blocks: How many want it.
+    """
 
     def __init__(self) -> None:
+        self.blocks = 0
         self._shields = 0
         self._received = False
         self._raised = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if not self.blocks:  # the last block was left in another thread, which can set no handler
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+            return
         self._received = True
         self._raise_once()
 
-    @contextmanager
-    def shield(self) -> Iterator[None]:
-        """Holds the exception back until the block has ended."""
+    def hold_back(self) -> None:
+        """Does not raise until `let_go` was called as often."""
         self._shields += 1
-        try:
-            yield
-        finally:
-            self._shields -= 1
-        self._raise_once()
+
+    def let_go(self, *, for_good: bool) -> None:
+        """Raises what was held back, unless that is `for_good`."""
+        self._shields -= 1
+        if for_good and signal.getsignal(signal.SIGTERM) is self:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        elif not for_good:
+            self._raise_once()
 
     def _raise_once(self) -> None:
+        global _terminated_in
         if self._received and not self._raised and not self._shields:
             self._raised = True
+            _terminated_in = os.getpid()
             raise Terminated
 
 
 _handler: _Handler | None = None
+_terminated_in: int | None = None
 
 
-@contextmanager
-def raises_terminated() -> Iterator[None]:
-    """Makes SIGTERM raise `Terminated` inside the block.
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
-    Only where nobody else handles SIGTERM, and in the main thread, the only one where Python lets
-    a handler be set. The old handler is put back afterwards. A second SIGTERM is ignored.
-    """
-    global _handler
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-    _handler = _Handler()
-    signal.signal(signal.SIGTERM, _handler)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is _handler:
+
+class _Raising(AbstractContextManager[None]):
+    def __init__(self) -> None:
+        self._handler: _Handler | None = None
+
+    def __enter__(self) -> None:
+        global _handler
+        if not _in_main_thread():
+            return
+        found = signal.getsignal(signal.SIGTERM)
+        if found is signal.SIG_DFL:
+            found = _handler = _Handler()
+            signal.signal(signal.SIGTERM, _handler)
+        if isinstance(found, _Handler):
+            self._handler = found
+            found.blocks += 1
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _handler
+        handler, self._handler = self._handler, None
+        if handler is None:
+            return
+        handler.blocks -= 1
+        if handler.blocks or not _in_main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is handler:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _handler = None
+        if _handler is handler:
+            _handler = None
 
 
-@contextmanager
-def holds_back_terminated() -> Iterator[None]:
-    """Lets the block end before a SIGTERM that arrives in it raises."""
-    if _handler is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with _handler.shield():
-        yield
+class _Shield(AbstractContextManager[None]):
+    def __init__(self, for_good: bool) -> None:
+        self._for_good = for_good
+        self._handler: _Handler | None = None
+
+    def __enter__(self) -> None:
+        if _handler is not None and _in_main_thread():
+            self._handler = _handler
+            _handler.hold_back()
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.let_go(for_good=self._for_good)

@@ -5,11 +5,9 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableMapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -23,6 +21,7 @@ from mlflow_keras_adv.tracking.journal import Journal, left_here
 from mlflow_keras_adv.tracking.left import deliver_journal, journals_left, uri_with_login
 from mlflow_keras_adv.tracking.names import UID_TAG
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.process_end import started
 from mlflow_keras_adv.tracking.store import probe, without_password
 
 _logger = logging.getLogger(__name__)
@@ -67,31 +66,13 @@ def sync(uri: str | None = None, *, progress: Callable[[], None] = lambda: None)
     return outcome
 
 
-@contextmanager
-def catching_up(enclosing: Callable[[], Sized]) -> Iterator[Callable[[bool], None]]:
-    """After the block, delivers what this process could not deliver before.
+def catch_up() -> None:
+    """Delivers what this process could not deliver before, if there is any.
 
     The store is given as long as it takes values, and `GRACE_SECONDS` if it takes none.
-
-    Args:
-        enclosing: The blocks that this one is in; after the outermost only.
-
-    Yields:
-        A function to be told whether the store has taken everything of the block's own run: one
-        that does not answer is not waited for twice.
     """
-    answers = False
-
-    def note(delivered: bool) -> None:
-        nonlocal answers
-        answers = delivered
-
-    try:
-        yield note
-    finally:
-        anything = left_here or offline.recorded_here
-        if answers and anything and not enclosing() and not offline.is_wanted():
-            _sync_within(GRACE_SECONDS)
+    if (left_here or offline.recorded_here) and not offline.is_wanted():
+        _sync_within(GRACE_SECONDS)
 
 
 def _sync_journal(journal: Journal, outcome: Outcome) -> None:
@@ -156,9 +137,8 @@ def _sync_within(seconds: float) -> None:
             for line in outcome.delivered:
                 _logger.info("Delivered: %s", line)
 
-    thread = Thread(target=work, name="catching-up", daemon=True)
-    thread.start()
-    while thread.is_alive() and time.monotonic() - last < seconds:
+    thread = started(work, "catching-up")
+    while thread is not None and thread.is_alive() and time.monotonic() - last < seconds:
         thread.join(0.1)
 
 

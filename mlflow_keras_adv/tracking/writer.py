@@ -10,7 +10,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,23 @@ class RunWriter:
         run_id: The run to write to.
         client: Its store.
         left: A journal of this run that an earlier process has left; it is delivered first.
+        in_use: Whether more is to be expected at any time, so that idle threads stay.
     """
 
-    def __init__(self, run_id: str, client: MlflowClient, left: Journal | None = None) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        client: MlflowClient,
+        left: Journal | None = None,
+        in_use: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.run_id = run_id
         self._client = client
-        self._ends_run = False
+        self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
+        self._exit: SystemExit | None = None
         self._pending = Pending(self._new_journal, left)
         self._delivery = Delivery(run_id, client, self._pending)
-        self._outbox = Outbox(run_id, self._pending, self._delivery)
+        self._outbox = Outbox(run_id, self._pending, self._delivery, in_use)
         lost = {} if left is None else left.marks.take_lost()
         reason = "the disk of the journal was full"
         self._refuse(Refusal(name, reason, points) for name, points in lost.items())
@@ -90,8 +98,39 @@ class RunWriter:
 
         If it dies without a word, whoever finds the journal ends the run as KILLED.
         """
-        self._ends_run = True
+        self._ends_run_in = os.getpid()
         self._outbox.keep_journal()
+        self._outbox.hold()
+
+    def hold(self) -> Callable[..., None]:
+        """Has the writer's threads at work until then, for a training whose run others have opened.
+
+        At the end of the process no thread can be started: what is handed in there could not be
+        delivered by this process.
+
+        Returns:
+            A function to call when the training has ended, with what it raised, if anything: a
+            process that ends by `SystemExit` does not tell, and a run that nobody has ended by then
+            is ended by what its last training raised.
+        """
+        let_go = self._outbox.hold()
+
+        def release(error: BaseException | None = None) -> None:
+            let_go()
+            # A copy: the original holds the frames of the training, and so the model.
+            self._exit = SystemExit(error.code) if isinstance(error, SystemExit) else None
+
+        return release
+
+    @property
+    def was_used(self) -> bool:
+        """Whether anything was handed in."""
+        return self._outbox.used
+
+    @property
+    def exited_by(self) -> SystemExit | None:
+        """What the last training that held this raised, if that was to end the process."""
+        return self._exit
 
     def log_metrics(
         self,
@@ -303,5 +342,6 @@ class RunWriter:
 
     def _new_journal(self) -> Journal:
         store = lasting_uri(self._client.tracking_uri)
-        about = About(self.run_id, store, self._ends_run, socket.gethostname(), os.getpid())
+        ends_run = self._ends_run_in == os.getpid()
+        about = About(self.run_id, store, ends_run, socket.gethostname(), os.getpid())
         return Journal.create(journals_folder(), about)
