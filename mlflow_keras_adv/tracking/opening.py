@@ -27,7 +27,6 @@ def open_run(
     *,
     run_id: str | None,
     begins: bool,
-    log_system_metrics: bool,
     stores: ExitStack,
 ) -> RunInfo:
     """Opens a run and makes it the active one of this thread.
@@ -36,7 +35,6 @@ def open_run(
         name: Name of a new run.
         run_id: A run to continue; else that of MLFLOW_RUN_ID, which is consumed.
         begins: Whether nobody in this process has it open.
-        log_system_metrics: Let MLflow record the machine's load.
         stores: Keeps the choice of the store.
 
     Raises:
@@ -47,7 +45,7 @@ def open_run(
     if is_offline():
         os.environ.pop(MLFLOW_RUN_ID.name, None)
         run = create_run(name, continues=resumed)
-        activate(run, log_system_metrics=log_system_metrics)
+        activate(run)
         return run.info
     if resumed is not None and begins:
         deliver_left(resumed)
@@ -59,7 +57,7 @@ def open_run(
             run_name=None if resumed else name,
             nested=True,
             tags=None if resumed else {UID_TAG: uid},
-            log_system_metrics=log_system_metrics,
+            log_system_metrics=False,  # they go through the journal: see `watch_machine`
         )
         if resumed is None:
             _delete_twins(active.info, uid)
@@ -96,7 +94,7 @@ def open_child(
             tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uid})
             child = client.create_run(experiment_id, tags=tags, run_name=name)
             _delete_twins(child.info, uid)
-    activate(child, log_system_metrics=False)
+    activate(child)
     return child.info
 
 
