@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 
 _FILE = "claims.json"
@@ -77,6 +78,7 @@ def largest_difference(first: Any, second: Any) -> float:
     return max(float(np.abs(a.astype(float) - b.astype(float)).max()) for a, b in pairs)
 
 
+@keeps_random_state()
 def log_claims(run: Run, *claims: Claim) -> str:
     """Puts claims on the run of a technique: on the parent, where it is a comparison.
 
@@ -105,6 +107,7 @@ def log_claims(run: Run, *claims: Claim) -> str:
     return "\n".join(f"- {claim}" for claim in claims)
 
 
+@keeps_random_state()
 def logged_claims(run_id: str) -> list[Claim]:
     """The claims that `log_claims` has put on a run.
 

@@ -36,6 +36,7 @@ from mlflow_keras_adv.compression import runtime
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.litert_signature import described, example_of, signature_of
+from mlflow_keras_adv.random_state import keeps_random_state
 
 FLAVOR_NAME = "litert"
 _FOLDER = "litert"
@@ -48,6 +49,7 @@ def get_default_pip_requirements() -> list[str]:
     return [f"{name}=={version(name)}" for name in ("mlflow", "numpy", "ai-edge-litert")]
 
 
+@keeps_random_state()
 def save_model(
     model: bytes | str | Path,
     path: str | Path,
@@ -131,6 +133,7 @@ def save_model(
         )
 
 
+@keeps_random_state()
 def log_model(
     model: bytes | str | Path,
     *,
@@ -216,6 +219,7 @@ def log_model(
         raise
 
 
+@keeps_random_state()
 def load_model(model_uri: str, dst_path: str | Path | None = None) -> LiteRTModel:
     """Loads a model that was logged by `log_model` or saved by `save_model`.
 

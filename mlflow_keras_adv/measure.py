@@ -10,6 +10,7 @@ from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.models import log_model
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.values import Dataset
 
@@ -27,6 +28,7 @@ class FinishedModel:
     final: Mapping[str, float]
 
 
+@keeps_random_state()
 def log_finished_model(
     run: Run,
     model: keras.Model,

@@ -9,10 +9,12 @@ from mlflow_keras_adv import litert
 from mlflow_keras_adv.compression.file_footprint import file_footprint, weight_table
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.measure import FinishedModel
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.values import Dataset
 
 
+@keeps_random_state()
 def log_finished_file(
     run: Run,
     content: bytes,

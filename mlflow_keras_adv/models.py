@@ -31,6 +31,7 @@ from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.model_signature import inputs_of, signature_of
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run, current_run, known_run
 from mlflow_keras_adv.tracking.store import answers
 from mlflow_keras_adv.training import loading
@@ -42,6 +43,7 @@ _LOADER = "mlflow_keras_adv_loader"
 _NOT_IN_NAMES = "/:.%\"'"
 
 
+@keeps_random_state()
 def log_model(
     model: keras.Model,
     *,
@@ -164,6 +166,7 @@ def log_model(
             raise
 
 
+@keeps_random_state()
 def load_model(model_uri: str) -> keras.Model:
     """Loads a Keras model that was logged by `log_model` or by `mlflow.keras`.
 

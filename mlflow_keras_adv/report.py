@@ -8,10 +8,12 @@ from matplotlib.lines import Line2D
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.comparison.view import say_where, view_address
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run
 
 
+@keeps_random_state()
 def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
     """The finished models side by side.
 
@@ -26,6 +28,7 @@ def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
     return _table({name: client.get_run(run_id).data.metrics for name, run_id in runs.items()})
 
 
+@keeps_random_state()
 def curve(run: Run | str, key: str) -> "pd.Series[float]":
     """A metric as it stands in the store.
 
@@ -42,6 +45,7 @@ def curve(run: Run | str, key: str) -> "pd.Series[float]":
     return pd.Series([point.value for point in points], steps, dtype=float, name=key)
 
 
+@keeps_random_state()
 def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
     """One panel per metric key, one line per run, over the training batches consumed.
 
@@ -72,6 +76,7 @@ def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
     return figure
 
 
+@keeps_random_state()
 def log_comparison(
     run: Run,
     variants: Mapping[str, Run],

@@ -26,6 +26,7 @@ from mlflow_keras_adv.compression.footprint import (
 )
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.models import load_model
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry.samples import Measurements, Samples
 
 _LONGEST_PROBLEM = 600
@@ -36,6 +37,7 @@ _LAMBDA = (
 )
 
 
+@keeps_random_state()
 def measure_models(
     folders: Sequence[Path],
     samples: Samples,

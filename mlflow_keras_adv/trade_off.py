@@ -19,6 +19,7 @@ from mlflow_keras_adv.compression.footprint import (
 )
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.measure import FinishedModel
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.variants import Technique
 
@@ -97,6 +98,7 @@ class TradeOff:
         if baseline is not None:
             self.validation[name] = self._right(baseline)
 
+    @keeps_random_state()
     def add(
         self,
         run: Run,
@@ -145,6 +147,7 @@ class TradeOff:
             run.log_metrics({"final/latency_predict_ms_p50": self._predict_ms(model)}, step=0)
         return finished
 
+    @keeps_random_state()
     def choose(
         self,
         *,

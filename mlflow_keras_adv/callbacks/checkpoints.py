@@ -23,6 +23,7 @@ from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
 
 
@@ -68,6 +69,7 @@ class Checkpoints(EitherKeras):
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return self._anew, ()  # a copy starts afresh: no run, no session, no model
 
+    @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training, and finds what the run holds already."""
         self.leave()
@@ -75,6 +77,7 @@ class Checkpoints(EitherKeras):
         if self._onlooker is not None:
             self._index = index_of(self._onlooker.run)
 
+    @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Saves the model if it is among the best."""
         onlooker = self._onlooker
@@ -120,6 +123,7 @@ class Checkpoints(EitherKeras):
             )
 
 
+@keeps_random_state()
 def load_best(
     run: Run | str | None = None,
     *,

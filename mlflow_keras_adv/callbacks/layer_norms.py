@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.training.readings import Readings
 
@@ -53,6 +54,7 @@ class LayerNorms(EitherKeras):
         arguments = {"max_steps": self._max_steps, "as_metrics": self._as_metrics}
         return _layer_norms, ({**arguments, "run": self._run_id},)
 
+    @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Has the steps write the norms of their layers."""
         self.leave()
@@ -68,6 +70,7 @@ class LayerNorms(EitherKeras):
         if self._onlooker is not None:
             self._onlooker.batch_begin(batch)
 
+    @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Takes the norms of the weights."""
         if self._onlooker is not None:
@@ -80,10 +83,12 @@ class LayerNorms(EitherKeras):
             norms = {layer: float(np.sqrt(square)) for layer, square in squares.items()}
             self._weights.append((self._onlooker.step(), norms))
 
+    @keeps_random_state()
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Writes the table and the heat map."""
         self.leave()
 
+    @keeps_random_state()
     def leave(self) -> None:
         """Ends the record, also of a training that raised, and writes what there is."""
         if self._onlooker is None:

@@ -14,6 +14,7 @@ from mlflow_keras_adv.callbacks.prediction_figures import (
     pixels,
     samples_figure,
 )
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 
 MAX_ROWS = 500
@@ -81,6 +82,7 @@ class Predictions(EitherKeras):
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return self._anew, ()  # a copy starts afresh: no run, no session, no model
 
+    @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training."""
         self.leave()
@@ -100,11 +102,13 @@ class Predictions(EitherKeras):
         places = np.linspace(len(epochs) - 1, 0, min(left, len(epochs))).round().astype(int)
         self._chosen = {epochs[place] for place in places}
 
+    @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Predicts, and logs the images, if the epoch is among those chosen."""
         if self._onlooker is not None and epoch in (self._chosen or ()):
             self._predict(self._onlooker)
 
+    @keeps_random_state()
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Predicts with the finished model, and logs the table."""
         if self._onlooker is not None:

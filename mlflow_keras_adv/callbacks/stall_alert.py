@@ -12,6 +12,7 @@ import numpy as np
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.training.readings import Readings
 
@@ -94,6 +95,7 @@ class StallAlert(EitherKeras):
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return self._anew, ()  # a copy starts afresh: no run, no session, no model
 
+    @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training."""
         self.leave()

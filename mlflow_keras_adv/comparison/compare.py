@@ -20,6 +20,7 @@ from mlflow_keras_adv.comparison.table import comparison_frame, deciding_metric,
 from mlflow_keras_adv.comparison.texts import number, safe
 from mlflow_keras_adv.comparison.view import say_where, view_address
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import current_run, track
 
 MAX_RUNS = 500
@@ -63,6 +64,7 @@ class Comparison:
         return "\n".join(texts)
 
 
+@keeps_random_state()
 def compare(
     runs: Sequence[str] = (),
     *,

@@ -23,6 +23,7 @@ from mlflow_keras_adv.compression.layer_translation import (
     translate_layer,
 )
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 
 TOLERANCE = 1e-5  # of the largest absolute output
 HALF_TOLERANCE = 5e-3  # where Keras 3 computes in 16 bits and tf_keras in 32
@@ -30,6 +31,7 @@ HALF_TOLERANCE = 5e-3  # where Keras 3 computes in 16 bits and tf_keras in 32
 _MERGES = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
 
+@keeps_random_state()
 def to_tf_keras(model: keras.Model, batch: Any) -> tf_keras.Model:
     """A tf_keras model that computes what a Keras 3 model computes.
 
@@ -57,6 +59,7 @@ def to_tf_keras(model: keras.Model, batch: Any) -> tf_keras.Model:
     return _carry(model, batch, TO_TF_KERAS, HALF_TOLERANCE if half else TOLERANCE)
 
 
+@keeps_random_state()
 def to_keras(model: tf_keras.Model, batch: Any, *, like: keras.Model | None = None) -> keras.Model:
     """A Keras 3 model that computes what a tf_keras model computes.
 

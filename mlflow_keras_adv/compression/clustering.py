@@ -15,6 +15,7 @@ from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
 from mlflow_keras_adv.compression.tfmot_names import ClusteringRegistry, cluster_weights, tfmot
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Clustered:
     layers: tuple[ClusteredLayer, ...]
 
 
+@keeps_random_state()
 def cluster(
     model: keras.Model,
     train: Any,

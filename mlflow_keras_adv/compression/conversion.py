@@ -16,6 +16,7 @@ from mlflow_keras_adv.compression.footprint import agreement, highest
 from mlflow_keras_adv.compression.kernels import check_not_quantized
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 
 TOLERANCE = 1e-4  # of the largest absolute output: float32 in another order, by other kernels
 _BATCH = 32
@@ -59,6 +60,7 @@ class Artifact:
         return file
 
 
+@keeps_random_state()
 def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Artifact:
     """Converts a model to a float32 `.tflite` file.
 

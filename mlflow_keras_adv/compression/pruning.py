@@ -23,6 +23,7 @@ from mlflow_keras_adv.compression.masks import (
 )
 from mlflow_keras_adv.compression.schedules import Schedule, polynomial, renewals
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Pruned:
     engine: str
 
 
+@keeps_random_state()
 def prune(
     model: keras.Model,
     train: Any,

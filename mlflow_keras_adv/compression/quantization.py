@@ -33,6 +33,7 @@ from mlflow_keras_adv.compression.conversion import Artifact, compare, convert
 from mlflow_keras_adv.compression.dead_channels import mended_biases
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 
 Sample = Mapping[str, np.ndarray]  # by the file's input names, each of shape (1, …)
 Scheme = Callable[[bytes, Sequence[Sample]], bytes]
@@ -41,6 +42,7 @@ _ALL = qtyping.TFLOperationName.ALL_SUPPORTED
 _BORDERS = (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT)
 
 
+@keeps_random_state()
 def quantize(
     model: keras.Model | Artifact,
     scheme: Scheme,

@@ -21,6 +21,7 @@ from mlflow_keras_adv.compression.quantization import check_agreement
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 
 # tfmot knows how to quantize these; of the others it names no layer, but fails.
 _ACTIVATIONS = {"linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh"}
@@ -53,6 +54,7 @@ class LeaveInFloat(tfmot.quantization.keras.QuantizeConfig):
         return {}
 
 
+@keeps_random_state()
 def quantize_aware(
     model: keras.Model,
     train: Any,

@@ -32,6 +32,7 @@ from mlflow.models.evaluation.artifacts import CsvEvaluationArtifact, ImageEvalu
 from mlflow.models.evaluation.base import EvaluationArtifact, EvaluationResult, ModelEvaluator
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,6 +109,7 @@ class KerasEvaluator(ModelEvaluator):
             or not set(Options.known()).isdisjoint(evaluator_config or {})
         )
 
+    @keeps_random_state()
     def evaluate(
         self,
         *,

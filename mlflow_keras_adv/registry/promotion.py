@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.tracking import fluent
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry import audit
 from mlflow_keras_adv.registry.aliases import (
     CHALLENGER,
@@ -80,6 +81,7 @@ class Promotion:
         return "\n".join([*self.evidence.lines(), self.sentence])
 
 
+@keeps_random_state()
 def promote(
     name: str,
     candidate: str,
@@ -156,6 +158,7 @@ def promote(
         return done
 
 
+@keeps_random_state()
 def rollback(name: str, *, reason: str = "") -> audit.Entry:
     """Makes the previous champion the champion again.
 

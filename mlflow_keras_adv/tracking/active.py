@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow.entities import Run
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 
 
@@ -100,16 +99,11 @@ def stack_of_this_thread() -> Stack:
     return found
 
 
-def activate(run: Run, *, log_system_metrics: bool) -> None:
+def activate(run: Run) -> None:
     """Makes a run of the store that MLflow uses now the active one of this thread.
 
     What `mlflow.start_run` does after it has opened a run.
     """
-    run_id = run.info.run_id
-    if log_system_metrics:
-        monitor = SystemMetricsMonitor(run_id)
-        fluent.run_id_to_system_metrics_monitor[run_id] = monitor
-        monitor.start()
     stack_of_this_thread().append(fluent.ActiveRun(run))
 
 

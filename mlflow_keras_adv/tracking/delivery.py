@@ -7,9 +7,10 @@ from itertools import chain
 
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_JITTER
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.uri import get_uri_scheme
+from mlflow.utils.uri import get_uri_scheme, is_http_uri
 from mlflow.utils.validation import (
     MAX_PARAM_VAL_LENGTH,
     MAX_PARAMS_TAGS_PER_BATCH,
@@ -65,6 +66,10 @@ class Delivery:
         self.to_file = get_uri_scheme(client.tracking_uri).startswith("sqlite")
         self.attempts = Attempts(run_id, self._ask, pending.progress)
         self._model_ids = ModelIds(client, run_id)
+        if is_http_uri(client.tracking_uri) and not MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.is_set():
+            # Between its own attempts MLflow waits for a time that it draws from Python's random,
+            # here on a thread beside the training, which draws from it too.
+            MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.set(0.0)
 
     def send_values(self, items: Sequence[Points | Series]) -> None:
         """Logs metric values, however many; if they are rejected, finds out which of them.

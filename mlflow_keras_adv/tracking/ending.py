@@ -9,12 +9,10 @@ import logging
 import os
 import traceback
 from collections import deque
-from threading import Thread
 
-from mlflow.tracking import fluent
-
-from mlflow_keras_adv.tracking.process_end import started
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.sigterm import Terminated
+from mlflow_keras_adv.tracking.system_metrics import stop_watching
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -23,6 +21,7 @@ _logger = logging.getLogger(__name__)
 MAX_ERROR_LENGTH = 500
 
 
+@keeps_random_state()
 def end(
     writer: RunWriter,
     error: BaseException | None,
@@ -42,9 +41,10 @@ def end(
     Returns:
         Whether everything is in the store, and is known to be.
     """
-    finishing = _finish_system_metrics(writer.run_id)
+    finishing = None
     status = status or status_of(error)
     try:
+        finishing = stop_watching(writer.run_id)
         if error is not None and status == "FAILED":
             writer.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_ERROR_LENGTH]})
             writer.log_text("".join(traceback.format_exception(error)), "traceback.txt")
@@ -93,11 +93,3 @@ def status_of(error: BaseException | None) -> str:
             return "FINISHED"
         case _:
             return "FAILED"
-
-
-def _finish_system_metrics(run_id: str) -> Thread | None:
-    """Stops MLflow's monitor of the run, if it has one, on a thread that need not be waited for."""
-    monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
-    if monitor is None:
-        return None
-    return started(monitor.finish, f"system-metrics-{run_id}")

@@ -13,6 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.names import UID_TAG
@@ -20,12 +21,12 @@ from mlflow_keras_adv.tracking.offline import create_run, go_where_it_answers, i
 from mlflow_keras_adv.tracking.store import opening_runs
 
 
+@keeps_random_state()
 def open_run(
     name: str | None,
     *,
     run_id: str | None,
     begins: bool,
-    log_system_metrics: bool,
     stores: ExitStack,
 ) -> RunInfo:
     """Opens a run and makes it the active one of this thread.
@@ -34,7 +35,6 @@ def open_run(
         name: Name of a new run.
         run_id: A run to continue; else that of MLFLOW_RUN_ID, which is consumed.
         begins: Whether nobody in this process has it open.
-        log_system_metrics: Let MLflow record the machine's load.
         stores: Keeps the choice of the store.
 
     Raises:
@@ -45,7 +45,7 @@ def open_run(
     if is_offline():
         os.environ.pop(MLFLOW_RUN_ID.name, None)
         run = create_run(name, continues=resumed)
-        activate(run, log_system_metrics=log_system_metrics)
+        activate(run)
         return run.info
     if resumed is not None and begins:
         deliver_left(resumed)
@@ -57,13 +57,14 @@ def open_run(
             run_name=None if resumed else name,
             nested=True,
             tags=None if resumed else {UID_TAG: uid},
-            log_system_metrics=log_system_metrics,
+            log_system_metrics=False,  # they go through the journal: see `watch_machine`
         )
         if resumed is None:
             _delete_twins(active.info, uid)
     return active.info
 
 
+@keeps_random_state()
 def open_child(
     name: str | None, parent_run_id: str, experiment_id: str | None, stores: ExitStack
 ) -> RunInfo:
@@ -93,7 +94,7 @@ def open_child(
             tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uid})
             child = client.create_run(experiment_id, tags=tags, run_name=name)
             _delete_twins(child.info, uid)
-    activate(child, log_system_metrics=False)
+    activate(child)
     return child.info
 
 

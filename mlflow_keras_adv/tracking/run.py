@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking import active
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
 from mlflow_keras_adv.tracking.ending import end, settle_ended
@@ -26,6 +27,7 @@ from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
 from mlflow_keras_adv.tracking.store import opening_runs
 from mlflow_keras_adv.tracking.sync import catch_up
+from mlflow_keras_adv.tracking.system_metrics import watch_machine
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -219,7 +221,7 @@ class Tracked(AbstractContextManager[Run]):
         if parent_run_id is not None:
             found = _enter_child(wish.name, parent_run_id, self._held)
         else:
-            found = _enter(wish.name, wish.run_id, wish.log_system_metrics, self._held)
+            found = _enter(wish.name, wish.run_id, self._held)
         self._run = found.run
         self._activated = found.activated
         self._pid, self._thread = os.getpid(), threading.current_thread()
@@ -228,6 +230,8 @@ class Tracked(AbstractContextManager[Run]):
         self._ends_run = found.opened and self._holds
         if self._ends_run:
             found.run.announce_end()
+            if wish.log_system_metrics and found.outermost:
+                watch_machine(found.run, resumed=found.resumed)
         _open[self] = None
         _entered.set((*_blocks(), self))
         return found.run
@@ -271,6 +275,7 @@ class Tracked(AbstractContextManager[Run]):
                 delivered = run.flush(seconds)
         return delivered
 
+    @keeps_random_state()
     def _catch_up(self) -> None:
         if self._delivered and not _blocks():  # a store that does not answer is not asked twice
             catch_up()
@@ -358,6 +363,7 @@ def known_run(run_id: str) -> Run | None:
     return _runs.get(run_id)
 
 
+@keeps_random_state()
 def attach_run(run_id: str) -> Run:
     """A run by its id, to write to and not to end.
 
@@ -392,13 +398,18 @@ class _Found:
         run: The run.
         activated: Whether the block made it active in this thread.
         opened: Whether it opened it, and so has to end it.
+        resumed: Whether the run was there before.
+        outermost: Whether no other run was active.
     """
 
     run: Run
     activated: bool
     opened: bool
+    resumed: bool = False
+    outermost: bool = False
 
 
+@keeps_random_state()
 def _run_of(info: RunInfo, *, new: bool = False) -> Run:
     if info.run_id not in _runs:
         earlier = EarlierRecord() if new else earlier_record(info.run_id, MlflowClient())
@@ -406,9 +417,7 @@ def _run_of(info: RunInfo, *, new: bool = False) -> Run:
     return _runs[info.run_id]
 
 
-def _enter(
-    name: str | None, run_id: str | None, log_system_metrics: bool, stores: ExitStack
-) -> _Found:
+def _enter(name: str | None, run_id: str | None, stores: ExitStack) -> _Found:
     innermost = current_run()
     if innermost is not None and (
         run_id == innermost.run_id
@@ -421,10 +430,15 @@ def _enter(
         name,
         run_id=run_id,
         begins=is_ours,
-        log_system_metrics=log_system_metrics and is_ours and innermost is None,
         stores=stores,
     )
-    return _Found(_run_of(info, new=resumed is None), activated=True, opened=is_ours)
+    return _Found(
+        _run_of(info, new=resumed is None),
+        activated=True,
+        opened=is_ours,
+        resumed=resumed is not None,
+        outermost=innermost is None,
+    )
 
 
 def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Found:

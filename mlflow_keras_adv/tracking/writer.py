@@ -18,6 +18,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.delivery import Delivery
 from mlflow_keras_adv.tracking.home import journals_folder
 from mlflow_keras_adv.tracking.items import (
@@ -211,10 +212,12 @@ class RunWriter:
         except OSError as error:  # a full disk is no reason to end a training
             self._refuse([Refusal(f"artifact {path}", str(error), 0)])
 
+    @keeps_random_state()
     def log_figure(self, figure: Any, artifact_file: str) -> None:
         """Draws a Matplotlib or Plotly figure now and hands in the file."""
         self._staging().log_figure(self.run_id, figure, artifact_file)
 
+    @keeps_random_state()
     def log_image(self, image: Any, *, key: str, step: int = 0) -> None:
         """Hands in an image of one step, for which the MLflow UI has a slider.
 
@@ -225,14 +228,17 @@ class RunWriter:
         """
         self._staging().log_image(self.run_id, image, key=key, step=step, synchronous=True)
 
+    @keeps_random_state()
     def log_text(self, text: str, artifact_file: str) -> None:
         """Hands in a text file."""
         self._staging().log_text(self.run_id, text, artifact_file)
 
+    @keeps_random_state()
     def log_dict(self, dictionary: Mapping[str, Any], artifact_file: str) -> None:
         """Hands in a JSON file, or a YAML file if `artifact_file` ends so."""
         self._staging().log_dict(self.run_id, dict(dictionary), artifact_file)
 
+    @keeps_random_state()
     def log_table(self, data: Any, artifact_file: str) -> None:
         """Hands in a table, which the MLflow UI shows as such.
 
@@ -248,6 +254,7 @@ class RunWriter:
         """
         self._outbox.put(table_of(data, artifact_file))
 
+    @keeps_random_state()
     def log_model_folder(
         self,
         folder: str | os.PathLike[str],

@@ -2,10 +2,11 @@
 
 import functools
 import logging
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from mlflow_keras_adv.random_state import keeps_random_state
 
 _logger = logging.getLogger(__name__)
 
@@ -40,22 +41,19 @@ def hooked(owner: Any, **hooks: Callable[..., Any]) -> Iterator[None]:
 
 
 def harmless(call: _Call) -> _Call:
-    """Makes of a function one that never raises, and leaves Python's random numbers alone.
+    """Makes of a function one that never raises, and leaves the user's random numbers alone.
 
-    What records a trial must not end it, nor change it: Keras draws the seeds of layers from the
-    module `random`, as MLflow draws the names of runs.
+    What records a trial must not end it, nor change it.
     """
 
+    @keeps_random_state()
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        state = random.getstate()
         try:
             return call(*args, **kwargs)
         except Exception:
             _logger.warning("The search goes on, but its record has a gap.", exc_info=True)
             return None
-        finally:
-            random.setstate(state)
 
     return guarded  # type: ignore[return-value]
 

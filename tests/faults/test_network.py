@@ -1,9 +1,11 @@
 """Faults between a trainer and its server: every point arrives, once, and no step waits."""
 
+import random
 from collections.abc import Callable
 
 import pytest
 
+from mlflow_keras_adv.tracking.run import track
 from mlflow_keras_adv.tracking.sync import Outcome
 from tests.faults.conftest import Judge
 from tests.faults.nursery import Nursery, Producer
@@ -73,3 +75,20 @@ def test_what_a_network_does(
     assert producer.longest_wait < NO_WAIT
     assert producer.leaving < GRACE
     proxy.close()
+
+
+def test_retries_beside_the_training_draw_none_of_its_random_numbers(
+    proxy: Callable[[], FaultyProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = proxy()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", between.address)
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", raising=False)
+    with track("retried", log_system_metrics=False) as run:
+        run.flush()
+        random.seed(1)
+        between.inject(Rule("503", "log-batch", times=3))  # MLflow asks again before we do
+        run.log_metrics({"loss": 1.0}, step=1)
+        assert run.flush(60)
+        assert between.did["503"] == 3
+        drawn = random.random()
+    assert drawn == random.Random(1).random()
