@@ -7,8 +7,8 @@ or when the table is nearly full.
 
 A traced graph cannot be un-wrapped: it goes on writing into the variables it was traced with. Hence
 a table belongs to the object whose steps it records, usually an optimizer, and is found again by
-every later `fit` or loop (`recorder_of`). For the same reason it does not grow: names that it has no
-column for go to further tables, which graphs that were traced before know nothing of.
+every later `fit` or loop (`recorder_of`). For the same reason it does not grow: names that it has
+no column for go to further tables, which graphs that were traced before know nothing of.
 """
 
 import weakref
