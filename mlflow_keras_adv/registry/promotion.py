@@ -39,7 +39,7 @@ from mlflow_keras_adv.registry.rights import (
 )
 from mlflow_keras_adv.registry.samples import Measure, Samples
 from mlflow_keras_adv.registry.weighing import EVIDENCE, Contest, put_on_record, weigh
-from mlflow_keras_adv.tracking.names import metric_key
+from mlflow_keras_adv.tracking.names import KeyTable
 from mlflow_keras_adv.tracking.run import Run, current_run, track
 
 _LONGEST_REASON = 2000
@@ -230,9 +230,10 @@ def _act(evidence: Evidence, run: Run) -> Promotion:
         "gates.evidence": f"runs:/{run.run_id}/{EVIDENCE}.html",
         "gates.dataset": f"{evidence.samples.name} {evidence.samples.digest}",
     }
+    keys = KeyTable().of(f"gate.{each.gate}" for each in evidence.verdicts).keys
     for each in evidence.verdicts:
         verdict = f"{'pass' if each.passed else 'FAIL'}: {each.reason}"
-        tags[metric_key(f"gate.{each.gate}")] = verdict
+        tags[keys[f"gate.{each.gate}"]] = verdict
     client = MlflowClient()
     with asking(f"{name} version {version} cannot be tagged", EDIT_MODEL):
         for key, value in tags.items():

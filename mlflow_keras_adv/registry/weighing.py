@@ -11,7 +11,6 @@ from mlflow_keras_adv.registry.evidence import Evidence
 from mlflow_keras_adv.registry.gates import Gate, judge
 from mlflow_keras_adv.registry.rights import EDIT_EXPERIMENT, who
 from mlflow_keras_adv.registry.samples import Measure, Measurements, Samples
-from mlflow_keras_adv.tracking.names import metric_key
 from mlflow_keras_adv.tracking.run import Run
 
 EVIDENCE = "promotion/evidence"
@@ -108,7 +107,7 @@ def put_on_record(run: Run, evidence: Evidence, model: Model) -> None:
         if role in evidence.measured:
             metrics = evidence.measured[role].metrics
             run.log_metrics(
-                {metric_key(f"{prefix}/{key}"): value for key, value in metrics.items()},
+                {f"{prefix}/{key}": value for key, value in metrics.items()},
                 step=0,
                 model_id=linked if role == "candidate" else None,
                 dataset=evidence.samples.dataset,

@@ -7,8 +7,10 @@ import os
 import posixpath
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 MAX_KEY_LENGTH = 250
 
@@ -37,10 +39,100 @@ def metric_key(name: str) -> str:
     key = re.sub(r"^(\.\./)*\.\.", "_", key)
     if key in ("", "."):
         key = "_"
-    if len(key) > MAX_KEY_LENGTH:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-        key = f"{key[: MAX_KEY_LENGTH - 13]}-{digest}"
-    return key
+    return _cut(key, name)
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """The keys of some names.
+
+    Attributes:
+        keys: The key of each name.
+        collided: Name, its key and the name that has the plain one; of those that are new.
+        replaced: Whether a new name could not be its own key.
+    """
+
+    keys: Mapping[str, str]
+    collided: list[tuple[str, str, str]]
+    replaced: bool
+
+
+class KeyTable:
+    """Which name has which key, among the metrics, the params or the tags of one run.
+
+    Two names that MLflow's rules make one, as `hit@5` and `hit#5`, get two keys: the first to come
+    has the plain one, `hit_5`, the next `hit_5.2`. Safe for several threads.
+
+    Args:
+        owners: What the run holds from before: the name of each key.
+    """
+
+    def __init__(self, owners: Mapping[str, str] | None = None) -> None:
+        self._owners = dict(owners or {})
+        self._keys = {name: key for key, name in self._owners.items()}
+        self._lock = Lock()
+
+    def of(self, names: Iterable[str]) -> Keyed:
+        """The keys of these names, now and whenever they come again."""
+        keys = {name: self._keys.get(name, "") for name in names}
+        collided, replaced = [], False
+        # Those first that are fine as they are: a name is changed only if it has to be.
+        new = [name for name, key in keys.items() if not key]
+        new.sort(key=lambda name: metric_key(name) != name)
+        for name in new:
+            plain = metric_key(name)
+            with self._lock:
+                keys[name] = key = self._claim(name, plain)
+            replaced |= key != name
+            if key != plain:
+                collided.append((name, key, self._owners[plain]))
+        return Keyed(keys, collided, replaced)
+
+    def replaced(self) -> dict[str, str]:
+        """The name of each key that is not itself the name."""
+        with self._lock:
+            return {key: name for key, name in self._owners.items() if key != name}
+
+    def _claim(self, name: str, plain: str) -> str:
+        key, number = plain, 1
+        while self._owners.get(key, name) != name:
+            number += 1
+            key = f"{plain[: MAX_KEY_LENGTH - 10]}.{number}"
+        if not _is_cut(name, plain):  # which is of this name only, and may be long
+            self._owners[key] = name
+        self._keys[name] = key
+        return key
+
+
+def owners_of(keys: Iterable[str], replaced: str | None) -> dict[str, str]:
+    """What `KeyTable` begins with, of a run that is taken up again.
+
+    Args:
+        keys: The keys that the run holds.
+        replaced: What it says about them: JSON of `KeyTable.replaced`. One that cannot be read, as
+            its end was cut off, leaves every key to whoever comes first.
+    """
+    try:
+        named = json.loads(replaced or "{}")
+    except ValueError:
+        return {}
+    return {key: key for key in keys if not _is_digest(key)} | named
+
+
+def _cut(key: str, name: str) -> str:
+    return key if len(key) <= MAX_KEY_LENGTH else f"{key[: MAX_KEY_LENGTH - 13]}-{_digest(name)}"
+
+
+def _is_cut(name: str, key: str) -> bool:
+    return len(key) == MAX_KEY_LENGTH and key != name and key.endswith(_digest(name))
+
+
+def _is_digest(key: str) -> bool:
+    return len(key) == MAX_KEY_LENGTH and re.fullmatch("[0-9a-f]{12}", key[-12:]) is not None
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def flatten(values: Mapping[str, object]) -> dict[str, object]:

@@ -51,8 +51,12 @@ class Run(RunWriter):
     """
 
     def __init__(self, info: RunInfo, earlier: EarlierRecord) -> None:
-        client = MlflowClient(mlflow.get_tracking_uri())
-        super().__init__(info.run_id, client, in_use=lambda: active.is_active(info.run_id))
+        super().__init__(
+            info.run_id,
+            MlflowClient(mlflow.get_tracking_uri()),
+            in_use=lambda: active.is_active(info.run_id),
+            owners=earlier.owners,
+        )
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
         self.axis = StepAxis(earlier)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from mlflow_keras_adv.tracking.items import Input, Points, Refusal, Series
-from mlflow_keras_adv.tracking.names import metric_key
+
+# Curves that one metric with several values (one per class) may become.
+MAX_ENTRIES = 64
 
 _INFINITE = "an infinity, which a chart cannot show"
 
@@ -38,43 +40,93 @@ class Dataset:
         return Input(entities.DatasetInput(entity, [tag]))
 
 
+def entries_of(
+    name: str, value: Any, entry_names: Sequence[str] = ()
+) -> Iterator[tuple[str, float]]:
+    """The numbers in a value, by the names of their curves.
+
+    Args:
+        name: Name of the value.
+        value: A number, or numbers in an array, a tensor or a list. A single one keeps the name;
+            others get a name each: `f1/0`, `f1/1`, …; of a matrix `name/0/0`, `name/0/1`, ….
+        entry_names: What to call the entries where there are as many.
+
+    Raises:
+        ValueError: If it is no number, or more than `MAX_ENTRIES`.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufV":  # V: the bfloat16 of a tensor
+        if array.ndim or array.dtype.kind == "c":
+            raise ValueError(f"values of type {array.dtype} are no real numbers")
+        yield name, float(value)  # a text, or an object that knows its number
+        return
+    if not 0 < array.size <= MAX_ENTRIES:
+        raise ValueError(
+            f"{array.size} numbers in one value; 1 to {MAX_ENTRIES} become curves. Log them as a "
+            "table, or log their mean"
+        )
+    if array.size == 1:
+        yield name, float(array.reshape(()).astype(np.float64))
+        return
+    for index, number in np.ndenumerate(array.astype(np.float64)):
+        parts = [
+            entry_names[at] if len(entry_names) == size else str(at)
+            for at, size in zip(index, array.shape, strict=True)
+        ]
+        yield "/".join([name, *parts]), float(number)
+
+
 def values_of_moment(
-    values: Mapping[str, float],
+    values: Mapping[str, Any],
     *,
     step: int,
     model_id: str | None,
     dataset: Dataset | None,
+    keys_of: Callable[[Iterable[str]], Mapping[str, str]],
 ) -> tuple[Points, list[Refusal]]:
     """Values of this moment, stamped with its time.
 
     Args:
-        values: Real numbers by name.
+        values: Real numbers by name, or several in one value; see `entries_of`.
         step: Training batches consumed so far.
         model_id: LoggedModel that they belong to.
         dataset: Data that they were measured on.
+        keys_of: Says under which keys names are recorded.
 
     Returns:
         The finite ones and NaN; the others, with the reason.
     """
     now = time.time_ns() // 1_000_000
     measured_on = (dataset.name, dataset.digest) if dataset else (None, None)
-    metrics, refusals = [], []
+    numbers: dict[str, float] = {}
+    refusals = []
     for name, value in values.items():
         try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            reason = f"{type(value).__name__} is not a number: {error}"
-            refusals.append(Refusal(name, reason, 1))
+            entries = list(entries_of(name, value))
+        except Exception as error:  # whatever a value that is not ours answers
+            refusals.append(Refusal(name, f"{type(value).__name__} is not a number: {error}", 1))
             continue
-        if math.isinf(number):
-            refusals.append(Refusal(name, _INFINITE, 1))
-            continue
-        metrics.append(Metric(metric_key(name), number, now, int(step), model_id, *measured_on))
+        for entry, number in entries:
+            if math.isinf(number):
+                refusals.append(Refusal(entry, _INFINITE, 1))
+                continue
+            while entry in numbers or (entry != name and entry in values):
+                entry += ".2"  # somebody has named a metric `f1/0`, too
+            numbers[entry] = number
+    keys = keys_of(numbers)
+    metrics = [
+        Metric(keys[name], number, now, int(step), model_id, *measured_on)
+        for name, number in numbers.items()
+    ]
     return Points(metrics), refusals
 
 
 def values_of_moments(
-    columns: Mapping[str, "np.ndarray[Any, Any]"], steps: Any, timestamps_ms: Any
+    columns: Mapping[str, "np.ndarray[Any, Any]"],
+    steps: Any,
+    timestamps_ms: Any,
+    *,
+    keys_of: Callable[[Iterable[str]], Mapping[str, str]],
 ) -> tuple[Series, list[Refusal]]:
     """Values of many moments, copied as arrays.
 
@@ -82,6 +134,7 @@ def values_of_moments(
         columns: Per name an array of real numbers of shape `[rows]`, masked where there is none.
         steps: Integers of shape `[rows]`.
         timestamps_ms: Milliseconds since the epoch, integers of shape `[rows]`.
+        keys_of: Says under which keys names are recorded.
 
     Returns:
         The finite ones and NaN; how many were refused of each name, with the reason.
@@ -106,4 +159,6 @@ def values_of_moments(
         if infinite.any():
             refusals.append(Refusal(name, _INFINITE, int(infinite.sum())))
         finite[name] = np.ma.masked_where(infinite, column, copy=False)
-    return Series(finite, steps, timestamps_ms), refusals
+    keys = keys_of(finite)
+    by_key = {keys[name]: column for name, column in finite.items()}
+    return Series(by_key, steps, timestamps_ms), refusals

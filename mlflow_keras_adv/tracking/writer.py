@@ -5,6 +5,9 @@ it drops a batch that fails. Here each run has its queue and its thread, and wha
 take for now is kept and sent again.
 """
 
+import functools
+import json
+import logging
 import os
 import socket
 import time
@@ -32,13 +35,19 @@ from mlflow_keras_adv.tracking.items import (
 )
 from mlflow_keras_adv.tracking.journal import About, Journal
 from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
-from mlflow_keras_adv.tracking.names import flatten
+from mlflow_keras_adv.tracking.names import KeyTable, flatten
 from mlflow_keras_adv.tracking.outbox import Outbox
 from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.staging import StagingClient
 from mlflow_keras_adv.tracking.store import lasting_uri
 from mlflow_keras_adv.tracking.tables import table_of
 from mlflow_keras_adv.tracking.values import Dataset, values_of_moment, values_of_moments
+
+_logger = logging.getLogger(__name__)
+
+# Tags that say which names stand behind the keys that MLflow accepts: names.metrics, ….
+NAMES_TAG = "names."
+KINDS = ("metrics", "params", "tags")
 
 
 class RunWriter:
@@ -48,11 +57,16 @@ class RunWriter:
     accepted it. What cannot be recorded (an infinity, what is not a number, what the store rejects)
     is refused by name, with one warning for each. What the store cannot take for now is retried.
 
+    Names that MLflow does not accept are made fit (`names.metric_key`); those that would become one
+    stay apart, with one warning, and the tags `names.metrics`, `names.params` and `names.tags` keep
+    the name of each key that is not one itself.
+
     Args:
         run_id: The run to write to.
         client: Its store.
         left: A journal of this run that an earlier process has left; it is delivered first.
         in_use: Whether more is to be expected at any time, so that idle threads stay.
+        owners: Of a run that is taken up again, the name of each key, by kind; see `KeyTable`.
     """
 
     def __init__(
@@ -61,8 +75,11 @@ class RunWriter:
         client: MlflowClient,
         left: Journal | None = None,
         in_use: Callable[[], bool] = lambda: False,
+        *,
+        owners: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.run_id = run_id
+        self._keys = {kind: KeyTable((owners or {}).get(kind)) for kind in KINDS}
         self._client = client
         self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
         self._exit: SystemExit | None = None
@@ -134,7 +151,7 @@ class RunWriter:
 
     def log_metrics(
         self,
-        values: Mapping[str, float],
+        values: Mapping[str, Any],
         *,
         step: int = 0,
         model_id: str | None = None,
@@ -143,7 +160,8 @@ class RunWriter:
         """Hands in values of this moment.
 
         Args:
-            values: Real numbers by name. NaN is recorded, an infinity is refused.
+            values: Real numbers by name. NaN is recorded, an infinity is refused. Several numbers
+                in one value (an array, a tensor, a list) become a curve each: `f1/0`, `f1/1`, ….
             step: Training batches consumed so far; 0 for numbers about the finished model.
             model_id: LoggedModel that the values belong to.
             dataset: Data that the values were measured on.
@@ -153,6 +171,7 @@ class RunWriter:
             step=step,
             model_id=model_id,
             dataset=dataset,
+            keys_of=functools.partial(self._keys_of, "metrics"),
         )
         self._refuse(refusals)
         if points:
@@ -172,7 +191,9 @@ class RunWriter:
         Raises:
             ValueError: If an array is not one-dimensional, or they differ in length.
         """
-        series, refusals = values_of_moments(columns, steps, timestamps_ms)
+        series, refusals = values_of_moments(
+            columns, steps, timestamps_ms, keys_of=functools.partial(self._keys_of, "metrics")
+        )
         self._refuse(refusals)
         self._outbox.put(series)
 
@@ -187,12 +208,15 @@ class RunWriter:
             values: Mappings in mappings, sequences, plain values, NumPy arrays.
         """
         if values:
-            self._outbox.put(Params(flatten(values)))
+            flat = flatten(values)
+            keys = self._keys_of("params", flat)
+            self._outbox.put(Params({keys[name]: value for name, value in flat.items()}))
 
     def set_tags(self, values: Mapping[str, object]) -> None:
         """Hands in tags; of more than 8000 characters `tags/<key>.txt` holds the whole."""
         if values:
-            self._outbox.put(Tags({name: str(value) for name, value in values.items()}))
+            keys = self._keys_of("tags", values)
+            self._outbox.put(Tags({keys[name]: str(value) for name, value in values.items()}))
 
     def log_artifact(self, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
         """Hands in a copy of a file or a folder.
@@ -345,6 +369,25 @@ class RunWriter:
 
     def _staging(self) -> StagingClient:
         return StagingClient(self.tracking_uri, self.log_artifact, self.set_tags)
+
+    def _keys_of(self, kind: str, names: Iterable[str]) -> Mapping[str, str]:
+        """The keys of these names; what MLflow does not show of the names goes to a tag first."""
+        keyed = self._keys[kind].of(names)
+        for name, key, owner in keyed.collided:
+            _logger.warning(
+                "The %s %r and %r of run %s would be one in MLflow, which does not accept some of "
+                "their characters: %r is recorded as %r.",
+                kind,
+                owner,
+                name,
+                self.run_id,
+                name,
+                key,
+            )
+        if keyed.replaced:
+            text = json.dumps(self._keys[kind].replaced(), ensure_ascii=False)
+            self._outbox.put(Tags({f"{NAMES_TAG}{kind}": text}))
+        return keyed.keys
 
     def _refuse(self, refusals: Iterable[Refusal]) -> None:
         for refusal in refusals:

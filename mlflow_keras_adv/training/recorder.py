@@ -7,11 +7,12 @@ or when the table is nearly full.
 
 A traced graph cannot be un-wrapped: it goes on writing into the variables it was traced with. Hence
 a table belongs to the object whose steps it records, usually an optimizer, and is found again by
-every later `fit` or loop (`recorder_of`).
+every later `fit` or loop (`recorder_of`). For the same reason it does not grow: names that it has
+no column for go to further tables, which graphs that were traced before know nothing of.
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -53,42 +54,41 @@ class StepRecorder:
 
     Args:
         capacity: Rows that fit between two reads; beyond it the oldest are overwritten.
-        width: Columns that may be named during the table's life.
+        width: Columns of the first table. Each further one, made when the others are full, doubles
+            their number.
     """
 
     def __init__(self, capacity: int = CAPACITY, width: int = WIDTH) -> None:
         self.capacity = capacity
-        self._names: dict[str, int] = {}
-        self._empty_row = np.full([width], ABSENT, np.float32)
+        self._width = width
+        self._names: dict[str, tuple[int, int]] = {}  # number of the table, and its column
+        self._tables: list[_Table] = []
         self._taken = 0
         self._on_host: list[Mapping[str, float]] = []  # what the last rows hold besides
-        self._last: tuple[int, np.ndarray[Any, Any]] | None = None
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(self._make_variables, width).result()
-
-    def _make_variables(self, width: int) -> None:
-        """To be called in a new thread, which is in no graph and no strategy of the user's.
-
-        Where the first step is being traced, a variable would die with the graph; in the scope of a
-        distribution strategy it would be mirrored, and could not be written to cell by cell.
-        """
-        self._empty_table = tf.fill([self.capacity, width], ABSENT)
-        self._table = tf.Variable(self._empty_table, trainable=False, name="step_table")
-        self._begun = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun")
-        self._one = tf.constant(1, tf.int64)
+        self._last: tuple[int, list[np.ndarray[Any, Any]]] | None = None
+        self._add_table()
+        self._begun, self._one = _apart(
+            lambda: (
+                tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun"),
+                tf.constant(1, tf.int64),
+            )
+        )
 
     def advance(self, **values: Any) -> None:
         """Begins the row of the next batch, empty but for `values` (scalars, cast to float32)."""
         if not _in_first_replica():
             return
-        row = tf.constant(self._empty_row)
-        if values:
-            cells = [[self._column(name)] for name in values]
-            row = tf.tensor_scatter_nd_update(
-                row, cells, [tf.cast(value, tf.float32) for value in values.values()]
-            )
+        by_table = self._by_table(values)
+        rows = []
+        for number, table in enumerate(self._tables):
+            row = tf.constant(table.empty_row)
+            if number in by_table:
+                columns, numbers = by_table[number]
+                row = tf.tensor_scatter_nd_update(row, [[column] for column in columns], numbers)
+            rows.append(row)
         begun = self._begun.assign_add(1, read_value=True)
-        self._table.scatter_nd_update([[(begun - 1) % self.capacity]], [row])
+        for table, row in zip(self._tables, rows, strict=True):
+            table.cells.scatter_nd_update([[(begun - 1) % self.capacity]], [row])
 
     def advance_on_host(self, **values: float) -> None:
         """As `advance`, outside of any graph: a loop in Python pays one operation, not ten.
@@ -110,20 +110,17 @@ class StepRecorder:
         Args:
             name: Column; named on first use.
             value: Scalar of any real dtype, cast to float32.
-
-        Raises:
-            ValueError: If the table has no free column for a new name.
         """
         self.write_all({name: value})
 
     def write_all(self, values: Mapping[str, Any]) -> None:
-        """Writes several cells of the current row in one operation; see `write`."""
+        """Writes several cells of the current row, in one operation a table; see `write`."""
         if not _in_first_replica():
             return
         row = (self._begun - 1) % self.capacity
-        cells = [[row, tf.constant(self._column(name), tf.int64)] for name in values]
-        numbers = [tf.cast(value, tf.float32) for value in values.values()]
-        self._table.scatter_nd_update(cells, numbers)
+        for number, (columns, numbers) in self._by_table(values).items():
+            cells = [[row, tf.constant(column, tf.int64)] for column in columns]
+            self._tables[number].cells.scatter_nd_update(cells, numbers)
 
     def read(self) -> Rows:
         """Takes all rows out of the table; rows that were overwritten are counted, but masked."""
@@ -131,34 +128,74 @@ class StepRecorder:
         count, self._taken = begun - self._taken, begun
         kept = min(count, self.capacity)
         order = np.arange(begun - kept, begun) % self.capacity
-        table = self._table.numpy()[order]
+        for values in self._on_host[-kept:]:
+            for name in values:
+                self._place(name)
+        tables = [table.cells.numpy()[order] for table in self._tables]
         for row, values in enumerate(reversed(self._on_host[-kept:]), start=1):
             for name, value in values.items():
-                table[-row, self._column(name)] = value
+                number, column = self._place(name)
+                tables[number][-row, column] = value
         if count:
-            self._table.assign(self._empty_table)
-            self._last = (int(order[-1]), table[-1])
+            for table in self._tables:
+                table.cells.assign(table.empty)
+            self._last = (int(order[-1]), [cells[-1] for cells in tables])
         self._on_host.clear()
-        lost = np.full([count - kept, table.shape[1]], ABSENT, np.float32)
-        cells = np.ma.masked_equal(np.concatenate([lost, table]), ABSENT)
-        return Rows(count, {name: cells[:, column] for name, column in self._names.items()})
+        whole = []
+        for cells in tables:
+            lost = np.full([count - kept, cells.shape[1]], ABSENT, np.float32)
+            whole.append(np.ma.masked_equal(np.concatenate([lost, cells]), ABSENT))
+        columns = {name: whole[number][:, at] for name, (number, at) in self._names.items()}
+        return Rows(count, columns)
 
     def give_back(self) -> None:
         """Has the last row that was read be read once more: its step may not have ended."""
         if self._last is None:
             raise RuntimeError("No row has been read that could be given back.")
-        row, cells = self._last
-        self._table.scatter_nd_update([[row]], [cells])
+        row, rows = self._last
+        for table, cells in zip(self._tables, rows, strict=False):  # a newer one is empty there
+            table.cells.scatter_nd_update([[row]], [cells])
         self._taken -= 1
 
-    def _column(self, name: str) -> int:
-        if name not in self._names and len(self._names) == len(self._empty_row):
-            raise ValueError(
-                f"Received a value named {name!r}, but all {len(self._names)} columns of this "
-                f"recorder are taken: {', '.join(self._names)}. Record fewer names per step, or "
-                "log the others once per epoch."
-            )
-        return self._names.setdefault(name, len(self._names))
+    def _by_table(self, values: Mapping[str, Any]) -> dict[int, tuple[list[int], list[Any]]]:
+        """Columns and float32 numbers of these values, by the number of their table."""
+        found: dict[int, tuple[list[int], list[Any]]] = {}
+        for name, value in values.items():
+            number, column = self._place(name)
+            columns, numbers = found.setdefault(number, ([], []))
+            columns.append(column)
+            numbers.append(tf.cast(value, tf.float32))
+        return found
+
+    def _place(self, name: str) -> tuple[int, int]:
+        """Number of the table of a name, and its column there; given out on first use."""
+        if name not in self._names:
+            number, taken = len(self._tables) - 1, len(self._names)
+            before = sum(len(table.empty_row) for table in self._tables[:-1])
+            if taken == before + len(self._tables[-1].empty_row):
+                number, before = number + 1, taken
+                self._add_table()
+            self._names[name] = number, taken - before
+        return self._names[name]
+
+    def _add_table(self) -> None:
+        width = sum(len(table.empty_row) for table in self._tables) or self._width
+        empty = _apart(lambda: tf.fill([self.capacity, width], ABSENT))
+        cells = _apart(lambda: tf.Variable(empty, trainable=False, name="step_table"))
+        self._tables.append(_Table(cells, empty, np.full([width], ABSENT, np.float32)))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Some columns of a recorder: a variable, and what it holds when it is empty.
+
+    A step that was traced before this table was made begins its rows in the older ones only. That
+    is enough as long as the rows are read before they are overwritten: reading empties them all.
+    """
+
+    cells: Any
+    empty: Any
+    empty_row: "np.ndarray[Any, Any]"
 
 
 _recorders: "weakref.WeakKeyDictionary[Any, dict[str, StepRecorder]]" = weakref.WeakKeyDictionary()
@@ -174,12 +211,22 @@ def recorder_of(
         subject: What is recorded, if the owner has several tables.
         capacity: Least number of rows. A table that is too small is replaced, which graphs that
             were traced earlier do not see.
-        width: Columns of a table that is made.
+        width: Columns of the first table that is made.
     """
     tables = _recorders.setdefault(owner, {})
     if subject not in tables or tables[subject].capacity < capacity:
         tables[subject] = StepRecorder(capacity, width)
     return tables[subject]
+
+
+def _apart(make: Callable[[], Any]) -> Any:
+    """Makes variables and constants in a new thread, which is in no graph and no strategy.
+
+    Where a step is being traced, a variable would die with its graph; in the scope of a
+    distribution strategy it would be mirrored, and could not be written to cell by cell.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 def _in_first_replica() -> bool:

@@ -1,5 +1,6 @@
 """What a training is set to: its optimizers, its model and the libraries, as plain values."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,16 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.training.observe import inside_of
+
+# Settings of `fit` that are no data and no callbacks.
+_FIT_DEFAULTS = {
+    "validation_split": 0.0,
+    "validation_batch_size": None,
+    "validation_steps": None,
+    "validation_freq": 1,
+    "initial_epoch": 0,
+    "shuffle": True,
+}
 
 
 def optimizer_settings(optimizer: Any) -> dict[str, object]:
@@ -37,6 +48,39 @@ def model_settings(model: Any) -> dict[str, object]:
     }
 
 
+def fit_settings(arguments: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, object]:
+    """What a call of `fit` is set to, ready to be flattened into params (`{"fit": …}`).
+
+    Args:
+        arguments: The arguments of the call by name, as bound to the signature of `fit`.
+        params: `params` of its callbacks, where Keras says how many epochs and steps there are.
+
+    Returns:
+        `epochs`, `batch_size` and `steps_per_epoch` where they are known, and of the other settings
+        those that are not Keras' defaults. Plain values, never data: `class_weight` is JSON, and of
+        `sample_weight` it says that there are some.
+    """
+    data = arguments.get("x")
+    steps = _count(arguments.get("steps_per_epoch")) or _count(params.get("steps"))
+    found: dict[str, object] = {
+        "epochs": _count(params.get("epochs", arguments.get("epochs"))),
+        "batch_size": _count(arguments.get("batch_size")) or _batch_size_of(data),
+        "steps_per_epoch": steps,
+    }
+    for name, default in _FIT_DEFAULTS.items():
+        value = arguments.get(name)
+        if value is not None and not isinstance(value, Mapping) and value != default:
+            found[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    if arguments.get("validation_data") is not None:
+        found.pop("validation_split", None)  # Keras goes by the data
+    weights = arguments.get("class_weight")
+    if isinstance(weights, Mapping) and weights:
+        found["class_weight"] = json.dumps({str(k): float(w) for k, w in weights.items()})
+    if arguments.get("sample_weight") is not None:
+        found["sample_weight"] = True
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def environment_tags(model: Any) -> dict[str, str]:
     """Versions of the libraries and the model's dtype policy."""
     return {
@@ -51,6 +95,31 @@ def model_summary(model: Any) -> str:
     lines: list[str] = []
     model.summary(print_fn=lambda line, **_: lines.append(line))
     return "\n".join(lines)
+
+
+def _count(value: Any) -> int | None:
+    """A positive whole number, or None: data of unknown or infinite length has another."""
+    try:
+        return int(value) if int(value) > 0 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _batch_size_of(data: Any) -> int | None:
+    """Examples in a batch of what is passed as `x` without `batch_size`, if that can be told."""
+    if isinstance(data, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+        try:
+            sizes = {spec.shape[0] for spec in tf.nest.flatten(data.element_spec)}
+        except (AttributeError, IndexError, ValueError):  # not of tensors, scalars, unknown rank
+            return None
+        return _count(sizes.pop()) if len(sizes) == 1 else None
+    if isinstance(data, keras.utils.PyDataset) or data is None:
+        return None
+    leaves = keras.tree.flatten(data)
+    # Arrays, tensors and tables, which Keras cuts into batches of 32 by itself.
+    if leaves and all(hasattr(each, "__array__") or hasattr(each, "dtype") for each in leaves):
+        return 32
+    return _count(getattr(data, "batch_size", None))  # a loader of PyTorch
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, object]:

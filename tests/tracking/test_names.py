@@ -1,10 +1,18 @@
+import json
 import string
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from mlflow.utils.validation import _validate_metric, _validate_param, _validate_tag
 
-from mlflow_keras_adv.tracking.names import flatten, metric_key, same_param
+from mlflow_keras_adv.tracking.names import (
+    KeyTable,
+    flatten,
+    metric_key,
+    owners_of,
+    same_param,
+)
 
 
 @pytest.mark.parametrize(
@@ -141,3 +149,72 @@ def test_equal_spellings_of_a_param_are_the_same(stored: str, value: object) -> 
 )
 def test_different_params_are_not_the_same(stored: str, value: object) -> None:
     assert not same_param(stored, value)
+
+
+def test_names_that_would_become_one_key_stay_apart_and_keep_theirs() -> None:
+    table = KeyTable()
+
+    first = table.of(["hit@5", "loss"])
+    assert first.keys == {"hit@5": "hit_5", "loss": "loss"}
+    assert (first.collided, first.replaced) == ([], True)
+    second = table.of(["hit#5", "hit@5", "hit%5", "hit_5"])
+    assert second.keys == {
+        "hit_5": "hit_5.2",
+        "hit#5": "hit_5.3",
+        "hit@5": "hit_5",
+        "hit%5": "hit_5.4",
+    }
+    assert [name for name, *_ in second.collided] == ["hit_5", "hit#5", "hit%5"]
+    again = table.of(["hit_5", "hit#5", "hit@5"])
+    assert again.keys == {"hit_5": "hit_5.2", "hit#5": "hit_5.3", "hit@5": "hit_5"}
+    assert (again.collided, again.replaced) == ([], False)
+
+
+def test_in_one_call_a_name_that_is_fine_keeps_itself_as_key() -> None:
+    assert KeyTable().of(["a//b", "a/b", "a/./b"]).keys == {
+        "a//b": "a/b.2",
+        "a/b": "a/b",
+        "a/./b": "a/b.3",
+    }
+
+
+def test_a_key_that_was_given_out_is_not_given_to_a_name_that_looks_like_it() -> None:
+    table = KeyTable()
+    table.of(["a@", "a#"])
+    assert table.of(["a_.2"]).keys == {"a_.2": "a_.2.2"}
+
+
+@pytest.mark.parametrize("fill", ["k", "@"])
+def test_long_names_that_collide_get_keys_that_mlflow_accepts(fill: str) -> None:
+    table = KeyTable()
+    names = [fill * length + end for length in (249, 300) for end in "@#%"]
+    keys = table.of(names).keys
+    assert len(set(keys.values())) == len(names)
+    for key in keys.values():
+        _validate_metric(key, 1.0, 0, 0)
+
+
+def test_a_run_that_is_taken_up_again_gives_each_name_the_key_that_it_had() -> None:
+    long = "ü" * 300 + "@"
+    names = ["hit@5", "hit#5", "a/b", "a//b", "loss", long]
+    before = KeyTable()
+    keys = before.of(names).keys
+
+    owners = owners_of(keys.values(), json.dumps(before.replaced()))
+    for order in (names, names[::-1]):
+        assert KeyTable(owners).of(order).keys == keys
+    assert KeyTable(owners).of(["hit%5"]).keys == {"hit%5": "hit_5.3"}
+
+
+def test_owners_that_cannot_be_read_leave_the_keys_to_whoever_comes_first() -> None:
+    owners = owners_of(["hit_5", "loss"], '{"hit_5": "hi')
+    assert KeyTable(owners).of(["hit@5"]).keys == {"hit@5": "hit_5"}
+
+
+def test_many_threads_agree_on_the_keys() -> None:
+    table = KeyTable()
+    names = [f"{number}{end}" for number in range(50) for end in "@#%$"]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda name: table.of([name]).keys[name], names * 4))
+    assert found[: len(names)] * 4 == found
+    assert len(set(found)) == len(names)

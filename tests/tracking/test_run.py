@@ -116,6 +116,29 @@ def test_a_run_id_is_continued_and_ended(client: MlflowClient, experiment: str) 
     assert status(client, run_id) == "FINISHED"
 
 
+def test_a_run_that_is_taken_up_again_keeps_the_key_of_each_name(
+    client: MlflowClient, experiment: str
+) -> None:
+    with track("before", log_system_metrics=False) as r:
+        r.log_metrics({"train/hit@5": 1.0, "train/hit#5": 2.0, "train/hit": 3.0}, step=1)
+        r.log_params({"p@": 1, "p#": 2})
+    with track(run_id=r.run_id):
+        r = current_run()
+        r.log_metrics({"train/hit%5": 4.0, "train/hit#5": 5.0}, step=2)  # in another order
+        r.log_metrics({"train/hit@5": 6.0, "train/hit": 7.0}, step=2)
+        r.log_params({"p#": 2, "p@": 1})
+
+    data = client.get_run(r.run_id).data
+    assert {k: v for k, v in data.metrics.items() if k.startswith("train/")} == {
+        "train/hit_5": 6.0,
+        "train/hit_5.2": 5.0,
+        "train/hit_5.3": 4.0,
+        "train/hit": 7.0,
+    }
+    assert data.params == {"p_": "1", "p_.2": "2"}
+    assert not [tag for tag in data.tags if tag.endswith(".changed")]
+
+
 def test_the_run_of_mlflow_run_is_taken_with_the_params_it_holds(
     client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,13 +5,16 @@ import tempfile
 import threading
 import time
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.tracking.values import Dataset
@@ -180,6 +183,97 @@ def test_names_that_mlflow_refuses_are_made_fit(client: MlflowClient, writer: Ru
     data = client.get_run(writer.run_id).data
     assert (data.metrics, data.params["a_0_"], data.tags["b_c"]) == ({"top_k_5_": 1.0}, "1", "d")
     assert not writer.refused
+
+
+def test_names_that_mlflow_would_make_one_have_a_key_each_and_it_is_said_once(
+    client: MlflowClient, writer: RunWriter, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        writer.log_metrics({"hit@5": step}, step=step)
+        writer.log_metrics({"hit#5": 10 * step, "a/b": 1.0, "a//b": 2.0}, step=step)
+        columns = {"hit#5": np.array([30.0]), "hit%5": np.array([7.0])}
+        writer.log_series(columns, steps=[10 + step], timestamps_ms=[step])
+        writer.log_params({"p@": 1, "p": {"#": 2}, "p#": 3})
+        writer.set_tags({"t@": 1, "t#": 2})
+    assert writer.flush(30)
+
+    assert history(client, writer.run_id, "hit_5") == [(1, 1), (2, 2)]
+    assert history(client, writer.run_id, "hit_5.2") == [(1, 10), (2, 20), (11, 30), (12, 30)]
+    assert history(client, writer.run_id, "hit_5.3") == [(11, 7), (12, 7)]
+    data = client.get_run(writer.run_id).data
+    assert (data.metrics["a/b"], data.metrics["a/b.2"]) == (1.0, 2.0)
+    assert data.params == {"p_": "1", "p._": "2", "p_.2": "3"}
+    assert (data.tags["t_"], data.tags["t_.2"]) == ("1", "2")
+    assert json.loads(data.tags["names.metrics"]) == {
+        "hit_5": "hit@5",
+        "hit_5.2": "hit#5",
+        "hit_5.3": "hit%5",
+        "a/b.2": "a//b",
+    }
+    assert not writer.refused
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(said) == 5
+    assert "'hit@5' and 'hit#5'" in said[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [0.25, 0.5, np.nan],
+        (1, 2, 3),
+        np.array([0.25, 0.5, 0.75], np.float32),
+        np.array([True, False, True]),
+        tf.constant([0.25, 0.5, 0.75]),
+        tf.constant([0.25, 0.5, 0.75], tf.bfloat16),
+    ],
+    ids=str,
+)
+def test_several_numbers_in_one_value_are_a_curve_each(
+    client: MlflowClient, writer: RunWriter, value: Any
+) -> None:
+    for step in (1, 2):
+        writer.log_metrics({"val/f1": value, "val/loss": 1.0}, step=step)
+    assert writer.flush(30)
+
+    for index in range(3):
+        found = history(client, writer.run_id, f"val/f1/{index}")
+        np.testing.assert_array_equal(found, [(1, float(value[index])), (2, float(value[index]))])
+    assert history(client, writer.run_id, "val/loss") == [(1, 1.0), (2, 1.0)]
+    assert not writer.refused
+
+
+def test_what_a_value_with_several_numbers_may_be(
+    client: MlflowClient, writer: RunWriter, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = {
+        "many": np.zeros(65),
+        "none": [],
+        "texts": ["a", "b"],
+        "ragged": [[1], [2, 3]],
+        "complex": 1j,
+        "mapping": {"a": 1},
+        "object": object(),
+    }
+    fine = {"matrix": [[1, 2], [3, 4]], "one": np.array([[5.0]]), "most": np.zeros(64)}
+    more = {"f1": [1.0, math.inf], "f1/0": 9.0, "decimal": Decimal("0.5")}
+    for _ in range(2):
+        writer.log_metrics({**odd, **fine, **more})
+    assert writer.flush(30)
+
+    metrics = client.get_run(writer.run_id).data.metrics
+    assert {key: value for key, value in metrics.items() if not key.startswith("most")} == {
+        "matrix/0/0": 1,
+        "matrix/0/1": 2,
+        "matrix/1/0": 3,
+        "matrix/1/1": 4,
+        "one": 5,
+        "f1/0": 9,
+        "f1/0.2": 1,
+        "decimal": 0.5,
+    }
+    assert len([key for key in metrics if key.startswith("most/")]) == 64
+    assert writer.refused == dict.fromkeys([*odd, "f1/1"], 2)
+    assert len([r for r in caplog.records if "is not recorded" in r.getMessage()]) == 8
 
 
 def test_an_equal_param_is_skipped_and_a_different_one_becomes_a_tag(

@@ -84,12 +84,82 @@ def test_a_write_outside_of_any_step_disturbs_no_row() -> None:
     assert rows.columns["value"].tolist() == [None]
 
 
-def test_too_many_names_are_refused_by_name() -> None:
-    recorder = StepRecorder(width=2)
-    recorder.write("a", 1)
-    recorder.write("b", 1)
-    with pytest.raises(ValueError, match=r"named .c.*taken: a, b"):
-        recorder.write("c", 1)
+NAMES = [f"loss_{number}" for number in range(100)]
+
+
+def three_steps_of_many_names(recorder: StepRecorder) -> None:
+    for step in tf.range(3):
+        recorder.advance(examples=step + 10)
+        recorder.write_all({name: step + i for i, name in enumerate(NAMES[:60])})
+        for i, name in enumerate(NAMES[60:], start=60):
+            recorder.write(name, step + i)
+        if step == 1:
+            recorder.write("sometimes", step)
+
+
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+def test_no_number_of_names_is_too_many(how: str) -> None:
+    recorder = StepRecorder(capacity=8)
+    function = {
+        "eager": three_steps_of_many_names,
+        "graph": tf.function(three_steps_of_many_names),
+        "xla": tf.function(three_steps_of_many_names, jit_compile=True),
+    }[how]
+    for _ in range(5):  # the table is gone through more than once
+        function(recorder)
+        rows = recorder.read()
+        assert rows.count == 3
+        assert list(rows.columns) == ["examples", *NAMES, "sometimes"]
+        assert rows.columns["examples"].tolist() == [10, 11, 12]
+        for i, name in enumerate(NAMES):
+            assert rows.columns[name].tolist() == [i, i + 1, i + 2]
+        assert rows.columns["sometimes"].tolist() == [None, 1, None]
+
+
+def test_a_step_that_was_traced_before_further_names_came_goes_on() -> None:
+    recorder = StepRecorder(capacity=4, width=2)
+
+    @tf.function
+    def old(value: tf.Tensor) -> None:
+        recorder.advance(examples=1)
+        recorder.write("a", value)
+
+    @tf.function(jit_compile=True)
+    def new(value: tf.Tensor) -> None:
+        recorder.advance(examples=2, b=value)
+        recorder.write_all({"a": value, "c": value, "d": value, "e": value, "f": value})
+
+    for _ in range(3):
+        old(tf.constant(1.0))
+        new(tf.constant(2.0))
+        old(tf.constant(3.0))
+        rows = recorder.read()
+        assert rows.columns["examples"].tolist() == [1, 2, 1]
+        assert rows.columns["a"].tolist() == [1, 2, 3]
+        for name in "bcdef":
+            assert rows.columns[name].tolist() == [None, 2, None]
+    assert old.experimental_get_tracing_count() == 1
+
+
+def test_names_that_only_the_host_knows_and_a_row_given_back_may_be_in_any_table() -> None:
+    recorder = StepRecorder(capacity=4, width=1)
+    recorder.advance_on_host(examples=1, a=2)
+    recorder.write("b", 3)
+    assert {k: v.tolist() for k, v in recorder.read().columns.items()} == {
+        "b": [3],
+        "examples": [1],
+        "a": [2],
+    }
+    recorder.give_back()
+    recorder.write("c", 4)
+    recorder.write("d", 5)
+    assert {k: v.tolist() for k, v in recorder.read().columns.items()} == {
+        "b": [3],
+        "examples": [1],
+        "a": [2],
+        "c": [4],
+        "d": [5],
+    }
 
 
 def test_a_table_belongs_to_its_owner_and_dies_with_it() -> None:
