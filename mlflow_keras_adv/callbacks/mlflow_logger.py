@@ -1,14 +1,16 @@
 """MlflowLogger: a training's record, by the conventions of this package, in an MLflow run."""
 
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
+from mlflow_keras_adv.callbacks.epoch_keys import EpochKeys
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
 from mlflow_keras_adv.training.batches import steps_per_execution
@@ -52,20 +54,33 @@ class MlflowLogger(EitherKeras):
     Args:
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
             run, else a run of its own that ends with the training.
+        class_names: Names of the classes: a metric with a value for each of them, as
+            `F1Score(average=None)`, becomes the curves `val/f1/<class>`; without names `val/f1/0`,
+            `val/f1/1`, ….
+
+    Raises:
+        ValueError: If two classes have the same name.
     """
 
-    def __init__(self, run: Run | str | None = None) -> None:
+    def __init__(self, run: Run | str | None = None, *, class_names: Sequence[str] = ()) -> None:
         super().__init__()
+        if len(set(class_names)) < len(class_names):
+            raise ValueError(
+                f"Received class_names={list(class_names)!r}; expected names that differ."
+            )
         self._run_id = run.run_id if isinstance(run, Run) else run
+        self._class_names = tuple(map(str, class_names))
         self._record: _Record | None = None
 
-    def __reduce__(self) -> tuple[type["MlflowLogger"], tuple[str | None]]:
-        return type(self), (self._run_id,)  # a copy starts afresh: no run, no session, no model
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy starts afresh: no run, no session, no model.
+        return functools.partial(type(self), self._run_id, class_names=self._class_names), ()
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training: from here on each step writes its row."""
         self.leave()  # the last training may have raised, and no `track` has seen it
-        self._record = _Record(self._run_id, self.model, self.params)
+        keys = EpochKeys(self.model, self._class_names)
+        self._record = _Record(self._run_id, self.model, self.params, keys)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Starts the clock; a training that goes on from a checkpoint finds its place."""
@@ -85,6 +100,11 @@ class MlflowLogger(EitherKeras):
         """Reads what the epoch's training left: validation is not part of its pace."""
         if self._record is not None:
             self._record.session.read()
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Learns what in the epoch's logs is of its validation."""
+        if self._record is not None:
+            self._record.keys.see_validation(logs or {})
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Logs the epoch's values at the step on which it ended."""
@@ -110,13 +130,16 @@ class MlflowLogger(EitherKeras):
 class _Record:
     """One training on its way into a run."""
 
-    def __init__(self, run_id: str | None, model: Any, fit_params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run_id: str | None, model: Any, fit_params: Mapping[str, Any], keys: EpochKeys
+    ) -> None:
         run = attach_run(run_id) if run_id is not None else current_run()
         self._own: AbstractContextManager[Run] | None = None
         if run is None:
             self._own = track()
             run = self._own.__enter__()
         self.run = run
+        self.keys = keys
         run.counts["trainings"] += 1
         self._file_suffix = f"-{n}" if (n := run.counts["trainings"]) > 1 else ""
         self._model = model
@@ -140,9 +163,7 @@ class _Record:
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         self.session.read()
-        values = {_epoch_key(name): value for name, value in logs.items()}
-        # Keras' rate callbacks put theirs here; the exact one is on record for each update.
-        values.pop("train/learning_rate", None)
+        values = self.keys.values(logs)
         values["train/epoch"] = epoch + 1
         if self._batches:
             values["train/step_ms"] = 1000 * self._seconds / self._batches
@@ -167,6 +188,7 @@ class _Record:
         self._batches += readings.batches
         self._examples += int(readings.examples.sum())
         columns = dict(readings.columns)
+        self.keys.see_steps(columns)
         for key, event in readings.events.items():
             count = run.counts[key] + np.cumsum(event)
             run.counts[key] = int(count[-1])
@@ -227,7 +249,3 @@ class _Record:
         if message not in self._said:
             self._said.add(message)
             _logger.warning(message)
-
-
-def _epoch_key(name: str) -> str:
-    return f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
