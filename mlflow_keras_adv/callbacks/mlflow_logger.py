@@ -1,5 +1,6 @@
 """MlflowLogger: a training's record, by the conventions of this package, in an MLflow run."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from mlflow_keras_adv.callbacks.best import best_of
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
+from mlflow_keras_adv.callbacks.epoch_keys import EpochKeys
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.process_end import before_the_end, grace_left
@@ -20,11 +23,11 @@ from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.session import join_session, session_of
 from mlflow_keras_adv.training.settings import (
     environment_tags,
+    fit_settings,
     model_settings,
     model_summary,
     optimizer_settings,
 )
-
 from mlflow_keras_adv.training.trainings import (
     Training,
     end_all,
@@ -68,20 +71,33 @@ class MlflowLogger(EitherKeras):
     Args:
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
             run, else a run of its own that ends with the training.
+        class_names: Names of the classes: a metric with a value for each of them, as
+            `F1Score(average=None)`, becomes the curves `val/f1/<class>`; without names `val/f1/0`,
+            `val/f1/1`, ….
+
+    Raises:
+        ValueError: If two classes have the same name.
     """
 
-    def __init__(self, run: Run | str | None = None) -> None:
+    def __init__(self, run: Run | str | None = None, *, class_names: Sequence[str] = ()) -> None:
         super().__init__()
+        if len(set(class_names)) < len(class_names):
+            raise ValueError(
+                f"Received class_names={list(class_names)!r}; expected names that differ."
+            )
         self._run_id = run.run_id if isinstance(run, Run) else run
+        self._class_names = tuple(map(str, class_names))
         self._record: _Record | None = None
 
-    def __reduce__(self) -> tuple[type["MlflowLogger"], tuple[str | None]]:
-        return type(self), (self._run_id,)  # a copy starts afresh: no run, no session, no model
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy starts afresh: no run, no session, no model.
+        return functools.partial(type(self), self._run_id, class_names=self._class_names), ()
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training: from here on each step writes its row."""
         self.leave()  # nobody may have seen the last training raise
-        self._record = _Record(self._run_id, self.model, self.params)
+        keys = EpochKeys(self.model, self._class_names)
+        self._record = _Record(self._run_id, self.model, self.params, keys)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Starts the clock; a training that goes on from a checkpoint finds its place."""
@@ -102,16 +118,21 @@ class MlflowLogger(EitherKeras):
         if self._record is not None:
             self._record.session.read()
 
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Learns what in the epoch's logs is of its validation."""
+        if self._record is not None:
+            self._record.keys.see_validation(logs or {})
+
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Logs the epoch's values at the step on which it ended."""
         if self._record is not None:
             self._record.epoch_end(epoch, logs or {})
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Leaves the model as it was found, and ends the run if it opened one."""
+        """Leaves the model as it was found. The run goes on until `fit` returns."""
         if self._record is not None:
             record, self._record = self._record, None
-            record.end(None)
+            record.finish()
 
     def leave(self) -> None:
         """Ends the record of a training that raised, which never came to `on_train_end`.
@@ -133,13 +154,19 @@ class InterruptedTrainingError(RuntimeError):
 class _Record:
     """One training on its way into a run."""
 
-    def __init__(self, run_id: str | None, model: Any, fit_params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run_id: str | None, model: Any, fit_params: Mapping[str, Any], keys: EpochKeys
+    ) -> None:
+        self.keys = keys
         self._training = training_of(model)
         self._undo: list[Callable[[], object]] = []
         self._own: AbstractContextManager[Run] | None = None
+        self._let_go: Callable[..., None] | None = None
         self._ended = False
         self._model = model
-        self._params: dict[str, object] = {"fit.epochs": fit_params.get("epochs")}
+        self._arguments = {} if self._training is None else self._training.arguments
+        self._fit_settings = fit_settings(self._arguments, fit_params)
+        self._params: dict[str, object] = dict(flatten({"fit": self._fit_settings}))
         self._settings: dict[str, object] = {}
         self._described: dict[str, Any] = {}
         self._recorded: set[str] = set()
@@ -193,9 +220,7 @@ class _Record:
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         self.session.read()
-        values = {_epoch_key(name): value for name, value in logs.items()}
-        # Keras' rate callbacks put theirs here; the exact one is on record for each update.
-        values.pop("train/learning_rate", None)
+        values = self.keys.values(logs)
         values["train/epoch"] = epoch + 1
         if self._batches:
             values["train/step_ms"] = 1000 * self._seconds / self._batches
@@ -205,6 +230,14 @@ class _Record:
         self._late = self.run.axis.batches, logs, set(logs)
         self.run.set_tags(self.run.axis.offset_tags(self.session.batches_counted()))
         self._say_what_is_missing()
+
+    def finish(self) -> None:
+        """Ends the record of the steps; other callbacks may have more to do until `fit` returns."""
+        if self._training is None:  # nobody knows when that is
+            self.end(None)
+            return
+        self._log_late()
+        self._leave_session()
 
     def end(self, error: BaseException | None) -> None:
         """Ends the record, once.
@@ -218,6 +251,9 @@ class _Record:
         try:
             self._log_late()
             self._leave_session()
+            if error is None and (best := best_of(self._arguments.get("callbacks"))):
+                again = self.run.counts["trainings"] > 1
+                self.run.log_metrics(best, step=self.run.axis.batches if again else 0)
         finally:
             self._close(error)
 
@@ -231,7 +267,8 @@ class _Record:
         if not self.run.is_held:
             # Somebody else's run, which may end any moment: it has by then what it was handed.
             self.run.settle(grace_left(GRACE_SECONDS))
-        self._let_go(error)
+        if self._let_go is not None:
+            self._let_go(error)
 
     def _log_late(self) -> None:
         """Logs what callbacks behind this one have added to the logs of the last epoch."""
@@ -239,9 +276,9 @@ class _Record:
             return
         step, logs, known = self._late
         self._late = None
-        added = {_epoch_key(name): value for name, value in logs.items() if name not in known}
+        added = {name: value for name, value in logs.items() if name not in known}
         if added:
-            self.run.log_metrics(added, step=step)
+            self.run.log_metrics(self.keys.values(added), step=step)
 
     def _leave_session(self) -> None:
         self.session.unsubscribe(self._receive)
@@ -253,6 +290,7 @@ class _Record:
         self._batches += readings.batches
         self._examples += int(readings.examples.sum())
         columns = dict(readings.columns)
+        self.keys.see_steps(columns)
         for key, event in readings.events.items():
             count = run.counts[key] + np.cumsum(event)
             run.counts[key] = int(count[-1])
@@ -294,7 +332,7 @@ class _Record:
         self._params |= flatten({"optimizer": settings})
         self.run.log_params(self._params)
         self.run.log_dict(
-            {"fit": {"epochs": self._params["fit.epochs"]}, "optimizer": settings},
+            {"fit": self._fit_settings, "optimizer": settings},
             f"config{self._file_suffix}.json",
         )
 
@@ -320,7 +358,3 @@ class _Record:
         if message not in self._said:
             self._said.add(message)
             _logger.warning(message)
-
-
-def _epoch_key(name: str) -> str:
-    return f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"

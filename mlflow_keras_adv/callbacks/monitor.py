@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 _logger = logging.getLogger(__name__)
 
@@ -31,18 +32,22 @@ class Monitor:
     def read(self, logs: Mapping[str, Any], model: Any) -> float | None:
         """The value of this epoch, NaN included.
 
-        None, said once, where the logs have none of that name or it cannot be told which way is
-        better.
+        None, said once, where the logs have none of that name, or no single number, or it cannot
+        be told which way is better.
         """
         if self.name not in logs:
             self._say(f"the epoch's logs hold {', '.join(logs) or 'nothing'}")
+            return None
+        value = number_in(logs[self.name])
+        if value is None:
+            self._say(f"it is {_described(logs[self.name])}, and a single number is needed")
             return None
         if self.mode == "auto":
             self.mode = _direction(self.name, model)
         if self.mode == "auto":
             self._say("pass mode='max' or mode='min', whichever is better")
             return None
-        return float(logs[self.name])
+        return value
 
     def improves(self, value: float, on: float, *, by: float = 0.0) -> bool:
         """Whether `value` is better than `on` by more than `by`; NaN never is."""
@@ -54,9 +59,29 @@ class Monitor:
             _logger.warning("%r cannot be watched: %s.", self.name, reason)
 
 
+def number_in(value: Any) -> float | None:
+    """The number that a value is, NaN and infinity included; None if it is none, or several."""
+    try:
+        array = np.asarray(value)
+        return float(array.item()) if array.size == 1 else None
+    except Exception:  # whatever a value that is not ours answers
+        return None
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is None and isinstance(value, list | tuple):
+        shape = [len(value)]
+    return f"of shape {list(shape)}" if shape else repr(value)[:80]
+
+
 def _direction(name: str, model: Any) -> str:
     """Says "min", "max", or "auto" where neither the model nor Keras knows such a metric."""
-    name = name.removeprefix("val_")
+    own = _direction_of(name, model)  # a name may begin with `val_` by itself
+    return _direction_of(name.removeprefix("val_"), model) if own == "auto" else own
+
+
+def _direction_of(name: str, model: Any) -> str:
     if name == "loss" or name.endswith("_loss"):
         return "min"
     for metric in getattr(model, "metrics", []):

@@ -38,7 +38,7 @@ class Onlooker:
         self._said: set[str] = set()
         self._withdraw = [run.on_exit(callback.leave)]
         if (training := training_of(callback.model)) is not None:
-            self._withdraw.append(training.at_end(lambda error: callback.leave()))
+            self._withdraw.append(training.at_end(lambda _: callback.leave()))
 
     @classmethod
     def join(

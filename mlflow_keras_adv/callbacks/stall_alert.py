@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
-from mlflow_keras_adv.callbacks.monitor import Monitor
+from mlflow_keras_adv.callbacks.monitor import Monitor, number_in
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
@@ -116,7 +116,8 @@ class StallAlert(EitherKeras):
             return
         step, logs = self._onlooker.step(), logs or {}
         for name in dict.fromkeys(["loss", self._monitor.name]):
-            if not math.isfinite(float(logs.get(name, 0))):
+            number = number_in(logs.get(name))
+            if number is not None and not math.isfinite(number):
                 self._alert("nan_loss", step, f"the epoch's {name} is not finite")
         value = self._monitor.read(logs, self.model)
         if value is None:

@@ -1,5 +1,6 @@
 """Loop: epochs, batches and callbacks for a training loop that is written by hand."""
 
+import inspect
 import logging
 import sys
 import weakref
@@ -19,6 +20,9 @@ from mlflow_keras_adv.training.session import TrainingSession
 from mlflow_keras_adv.training.trainings import Training
 
 _logger = logging.getLogger(__name__)
+
+# Curves that one value with several numbers may become.
+MAX_ENTRIES = 64
 
 
 class Loop:
@@ -69,7 +73,7 @@ class Loop:
                     "keras.optimizers.Optimizer, or a dict of such by name."
                 )
         self.model = model
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, list[Any]] = {}
         self._optimizers = dict(named)
         self._callbacks = list(callbacks)
         self._verbose = verbose
@@ -77,7 +81,10 @@ class Loop:
         self._epochs: weakref.ref[_Epochs] | None = None
         self._callback_list: Any = None
         self._totals: dict[str, tuple[float, float]] = {}
-        self._logged: dict[str, float] = {}
+        self._logged: dict[str, Any] = {}
+        self._said: set[str] = set()
+        # By training, the data whose first epoch has begun.
+        self._fed: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
         self._multi_steps: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def epochs(self, epochs: int, *, initial_epoch: int = 0) -> Iterator[int]:
@@ -123,7 +130,7 @@ class Loop:
         first = next(iter(self._optimizers.values()))
         if lends_optimizer:
             self.model.optimizer = first
-        training = Training(self.model)
+        training = Training(self.model, {"callbacks": self._callbacks})
         self._session = TrainingSession(
             self.model, self._optimizers, token=self._callback_list.params
         )
@@ -165,10 +172,14 @@ class Loop:
         """Yields the batches of one epoch, and counts them.
 
         Args:
-            data: A `tf.data.Dataset` or any iterable of batches.
+            data: A `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of batches. The
+                `on_epoch_begin` and `on_epoch_end` of a `PyDataset` are called when `fit` calls
+                them, which resets it by `on_epoch_end` before its first epoch too; its batches come
+                in their order, as with `fit(shuffle=False)`.
         """
         session = self._running()
         self._expect(data)
+        self._begin_epoch_of(data, session)
         try:
             for index, batch in enumerate(data):
                 session.steps_begin(1, index)
@@ -181,6 +192,7 @@ class Loop:
         finally:
             if self._session is session:  # what is left of an earlier loop may be cleared up late
                 session.steps_end()
+                _call_if_any(data, "on_epoch_end")
 
     def run(
         self, step: Callable[..., Any], data: tf.data.Dataset, *, steps_per_call: int = 8
@@ -219,24 +231,50 @@ class Loop:
         """Records scalars of the current step, from inside a `tf.function` too.
 
         They become the curves `batch/<name>`, and their mean over the epoch, each batch weighted by
-        its number of examples as in `fit`, becomes the epoch's `<name>` in the callbacks' logs.
+        its number of examples as in `fit`, becomes the epoch's `<name>` in the callbacks' logs. Of
+        a value with several numbers (at most `MAX_ENTRIES`, in a shape that is known when the step
+        is traced) each becomes `<name>/<index>`. What is no number is left out, and that is said.
         """
         recorder = recorder_of(next(iter(self._optimizers.values())))
+        cells: dict[str, Any] = {}
         for name, value in values.items():
-            recorder.write(f"batch/{name}", value)
+            try:
+                cells |= _cells(f"batch/{name}", value)
+            except (TypeError, ValueError) as error:
+                self._say_left_out("record", name, error)
+        if cells:
+            recorder.write_all(cells)
 
     def log(self, **values: Any) -> None:
         """Adds values to the logs of the current epoch: `val_loss`, `val_accuracy`, a metric.
 
         Args:
-            **values: Numbers or scalar tensors, under the names that `fit` would give them.
+            **values: Numbers or scalar tensors, under the names that `fit` would give them; or an
+                array of numbers, as of a metric with a value for each class, which the callbacks
+                get as such. What is no number is left out, and that is said.
         """
         self._running()
-        self._logged |= {name: float(value) for name, value in values.items()}
+        for name, value in values.items():
+            try:
+                self._logged[name] = _numbers(value)
+            except Exception as error:  # whatever a value that is not ours answers
+                self._say_left_out("log", name, error)
 
     def function(self, step: Callable[..., Any]) -> Any:
         """A new `tf.function` of a step that was traced before the loop could observe it."""
         return tf.function(getattr(step, "python_function", step))
+
+    def _begin_epoch_of(self, data: Any, session: TrainingSession) -> None:
+        fed = self._fed.setdefault(session, [])
+        if all(data is not each for each in fed):
+            fed.append(data)
+            _call_if_any(data, "on_epoch_end")  # as `fit` does, which resets its data first
+        _call_if_any(data, "on_epoch_begin")
+
+    def _say_left_out(self, method: str, name: str, error: Exception) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            _logger.warning("loop.%s leaves out %r, which is no number: %s", method, name, error)
 
     def _running(self) -> TrainingSession:
         if self._session is None:
@@ -280,7 +318,7 @@ class Loop:
                 total += float(np.sum(column.data[present] * weights[present]))
                 self._totals[name] = (total, weight + float(np.sum(weights[present])))
 
-    def _epoch_logs(self) -> dict[str, float]:
+    def _epoch_logs(self) -> dict[str, Any]:
         self._running().read()
         means = {name: total / weight for name, (total, weight) in self._totals.items() if weight}
         return means | self._logged
@@ -329,7 +367,8 @@ class _Epochs:
             self._generator.throw(error)
 
     def __del__(self) -> None:
-        if self._generator.gi_frame is None:  # it has come to its end
+        state = inspect.getgeneratorstate(self._generator)
+        if state == inspect.GEN_CLOSED or sys.is_finalizing():  # it is ended, or all is
             return
         interrupted = self._interrupts.noted
         self.close(exception_leaving(sys._getframe(1), interrupted=interrupted))
@@ -355,4 +394,39 @@ def _length(data: Any) -> int:
     try:
         return len(data)
     except TypeError:
-        return -1
+        # A PyDataset may have this instead.
+        known = getattr(data, "num_batches", None)
+        return known if isinstance(known, int) else -1
+
+
+def _call_if_any(data: Any, hook: str) -> None:
+    if callable(method := getattr(data, hook, None)):
+        method()
+
+
+def _numbers(value: Any) -> Any:
+    """A float, or an array of several."""
+    array = np.asarray(value)
+    if array.size == 1:
+        return float(array.item())
+    if array.size == 0 or array.dtype.kind not in "biufV":  # V: the bfloat16 of a tensor
+        raise ValueError(f"it is {value!r:.80}")
+    return array.astype(np.float64)
+
+
+def _cells(key: str, value: Any) -> dict[str, Any]:
+    """Scalars by their keys; see `Loop.record`."""
+    tensor = tf.convert_to_tensor(value)
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+        raise ValueError(f"it is of type {tensor.dtype.name}")
+    if tensor.shape.rank in (0, None):
+        return {key: tensor}
+    size = tensor.shape.num_elements()
+    if size is None or not 0 < size <= MAX_ENTRIES:
+        raise ValueError(
+            f"it is of shape {tensor.shape}; expected a scalar, or a shape that is known with at "
+            f"most {MAX_ENTRIES} numbers"
+        )
+    if size == 1:
+        return {key: tf.reshape(tensor, [])}
+    return {"/".join([key, *map(str, index)]): tensor[index] for index in np.ndindex(*tensor.shape)}

@@ -1,8 +1,8 @@
 """What an optimizer can tell while it runs: gradient norms, learning rate, loss scale.
 
 Nothing is computed twice and no class is replaced: the methods that the real step passes through
-are watched on the instance, and what is seen goes into the table of a `StepRecorder`. No variable is added to the optimizer, so saving, loading and copying it go on as
-before.
+are watched on the instance, and what is seen goes into the table of a `StepRecorder`. No variable
+is added to the optimizer, so saving, loading and copying it go on as before.
 """
 
 import logging
@@ -91,7 +91,7 @@ class OptimizerProbe:
         gradients = list(gradients)
         clipped = list((yield))
         halves = _half_squares(gradients)
-        paths = getattr(self._trace, "paths", ())
+        paths: list[str] = getattr(self._trace, "paths", [])
         if self.layers is not None and len(halves) == len(paths):
             self.layers.write_all(_norms_by_layer(halves, paths))
         values = {"norm": _norm(halves), **_rate_of(self._inner)}

@@ -5,10 +5,12 @@ any of them asks for are handed to all, and the last one to leave puts everythin
 """
 
 import logging
+import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,7 @@ class TrainingSession:
             probe.attach()
         self._read_before_saving()
         _sessions[model] = self
+        _last_look.begin()
 
     @property
     def recorders(self) -> list[StepRecorder]:
@@ -245,6 +248,8 @@ class TrainingSession:
             self._readers.clear()
             if _sessions.get(self.model) is self:
                 del _sessions[self.model]
+            if not _sessions:
+                _last_look.end()
 
     def observe_fit(self) -> None:
         """Looks at the model's own step, so that `fit` writes a row a batch, with its loss."""
@@ -306,7 +311,7 @@ class TrainingSession:
         """What led to a checkpoint is on record before it: a run may have to go on from there."""
         training_thread = threading.get_ident()
 
-        def look(*arguments: Any, **named: Any) -> Generator[None, Any, None]:
+        def look(*_arguments: Any, **_named: Any) -> Generator[None, Any, None]:
             if threading.get_ident() == training_thread:
                 self.read()
             yield
@@ -317,6 +322,38 @@ class TrainingSession:
 
 
 _sessions: "weakref.WeakKeyDictionary[Any, TrainingSession]" = weakref.WeakKeyDictionary()
+
+
+class _LastLook:
+    """Reads the tables when a process ends by `os._exit`, which tells nobody.
+
+    Takes the place of that function while a training is under way. A forked child, which ends so as
+    a rule, has nothing to read.
+    """
+
+    def __init__(self) -> None:
+        self._found: Any = None
+        self._process = 0
+        self._placed = self._exit  # a bound method is another object at each look
+
+    def begin(self) -> None:
+        if os._exit is not self._placed:
+            self._found, self._process = os._exit, os.getpid()
+            os._exit = self._placed  # type: ignore[assignment]
+
+    def end(self) -> None:
+        if os._exit is self._placed:
+            os._exit = self._found
+
+    def _exit(self, status: int) -> None:
+        if os.getpid() == self._process:
+            for session in list(_sessions.values()):
+                with suppress(Exception):
+                    session.read()
+        self._found(status)
+
+
+_last_look = _LastLook()
 
 
 def session_of(model: Any) -> TrainingSession | None:

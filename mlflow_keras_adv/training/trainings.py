@@ -1,11 +1,12 @@
 """Training: one call of `fit`, or one `Loop`, from its begin to its end, however it ends.
 
-A callback of Keras is told that a training ends only if nothing goes wrong. So whoever needs the end
-asks the training itself: it calls back when `fit` returns and when it raises, when a loop is left,
-and when the process ends first.
+A callback of Keras is told that a training ends only if nothing goes wrong. So whoever needs the
+end asks the training itself: it calls back when `fit` returns and when it raises, when a loop is
+left, and when the process ends first.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -33,6 +34,7 @@ class Training:
         self.model = model
         self.arguments = dict(arguments or {})
         self._thread = threading.get_ident()
+        self._process = os.getpid()
         self._at_end: dict[object, AtEnd] = {}
 
     def __enter__(self) -> Self:
@@ -77,6 +79,11 @@ class Training:
                 _logger.exception("What was to be done at the end of a training failed.")
 
     @property
+    def is_of_this_process(self) -> bool:
+        """Whether it was begun here, and not in the process that this one was forked from."""
+        return self._process == os.getpid()
+
+    @property
     def is_of_this_thread(self) -> bool:
         """Whether the thread that asks is the one that trains."""
         return self._thread == threading.get_ident()
@@ -84,7 +91,7 @@ class Training:
 
 def training_of(model: Any) -> Training | None:
     """The training of a model that is under way, the innermost one; None if nobody knows of one."""
-    own = [each for each in _under_way if each.model is model]
+    own = [each for each in _under_way if each.model is model and each.is_of_this_process]
     return own[-1] if own else None
 
 
@@ -103,7 +110,9 @@ def end_all(error: BaseException | None) -> None:
         error: What ends the process.
     """
     while _under_way:
-        _under_way[-1].end(error)
+        training = _under_way.pop()
+        if training.is_of_this_process:
+            training.end(error)
 
 
 _under_way: list[Training] = []

@@ -155,7 +155,7 @@ def test_a_generator_that_is_closed_ends_its_run_finished(
             yield run
             yield run
 
-    for run in epochs():
+    for _ in epochs():
         break
     assert current_run() is None
     assert client.get_run(run.run_id).info.status == "FINISHED"

@@ -340,6 +340,104 @@ def test_loss_scaling_in_a_tape(experiment: str, curves: Curves) -> None:
     assert max(found["gradient/norm"].values()) < 100, "norms are unscaled"
 
 
+NAMES = [f"part_{number:02}" for number in range(100)]
+
+
+@pytest.mark.parametrize("how", ["batches", 3])
+@pytest.mark.parametrize("function", [{}, {"jit_compile": True}], ids=["graph", "xla"])
+def test_a_step_may_record_a_hundred_names(
+    how: int | str, function: dict[str, Any], experiment: str, curves: Curves
+) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    with mka.track("many", log_system_metrics=False) as run:
+        callbacks = [mka.MlflowLogger()]
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+        plain = step_of(model, optimizer, loop, **function)
+        train(loop, plain, how, epochs=1)
+
+        @tf.function(**function)
+        def step(x: Any, y: Any) -> None:
+            plain(x, y)
+            count = tf.cast(optimizer.iterations, tf.float32)
+            loop.record(**{name: count + i for i, name in enumerate(NAMES)})
+
+        train(loop, step, how, epochs=1)
+        train(loop, plain, how, epochs=1)
+    found = curves(run.run_id)
+    for key in ("batch/loss", "gradient/norm"):
+        assert list(found[key]) == list(range(1, 22))
+    for i, name in enumerate(NAMES):
+        assert found[f"batch/{name}"] == {step: step + i for step in range(8, 15)}
+        assert list(found[f"train/{name}"]) == [14]
+
+
+class Reshuffled(keras.utils.PyDataset):
+    """Shuffles its examples when an epoch has ended, as Keras' documentation does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.order = np.arange(len(X))
+        self.rng = np.random.default_rng(1)
+
+    @property
+    def num_batches(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> Any:
+        chosen = self.order[index * 16 : index * 16 + 16]
+        return X[chosen], Y[chosen]
+
+    def on_epoch_begin(self) -> None:
+        self.events.append("begin")
+
+    def on_epoch_end(self) -> None:
+        self.events.append("end")
+        self.rng.shuffle(self.order)
+
+
+def test_a_dataset_that_reshuffles_itself_is_seen_as_fit_sees_it(
+    experiment: str, curves: Curves
+) -> None:
+    def recorded(train_it: Callable[[Any, Any], None]) -> tuple[dict[int, float], Reshuffled]:
+        data = Reshuffled()
+        with mka.track("reshuffled", log_system_metrics=False) as run:
+            train_it(data, mka.MlflowLogger())
+        return curves(run.run_id)["batch/loss"], data
+
+    def fit(data: Any, logger: Any) -> None:
+        model = net()
+        model.compile(keras.optimizers.SGD(0.1), LOSS)
+        for epochs in (3, 1):
+            model.fit(data, epochs=epochs, shuffle=False, verbose=0, callbacks=[logger])
+
+    def loop(data: Any, logger: Any) -> None:
+        model, optimizer = net(), keras.optimizers.SGD(0.1)
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=[logger], verbose=0)
+        step = step_of(model, optimizer, loop)
+        for epochs in (3, 1):
+            for _ in loop.epochs(epochs):
+                for x, y in loop.batches(data):
+                    step(x, y)
+
+    expected, theirs = recorded(fit)
+    found, ours = recorded(loop)
+    assert ours.events == theirs.events
+    np.testing.assert_array_equal(ours.order, theirs.order)
+    assert list(found) == list(expected) == list(range(1, 29))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=28 * ROUNDING)
+
+
+def test_a_dataset_that_is_left_early_has_ended_its_epoch() -> None:
+    model, data = net(), Reshuffled()
+    loop = mka.Loop(model, optimizers=keras.optimizers.SGD(0.1), verbose=0)
+    for _ in loop.epochs(2):
+        for index, _batch in enumerate(loop.batches(data)):
+            if index == 2:
+                break
+    assert data.events == ["end", *["begin", "end"] * 2]
+
+
 def test_wrong_use_is_explained() -> None:
     model = net()
     with pytest.raises(TypeError, match="Received 'sgd' as the optimizer"):

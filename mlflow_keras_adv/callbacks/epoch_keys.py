@@ -1,0 +1,120 @@
+"""EpochKeys: under which metric keys the logs of an epoch are recorded."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlflow_keras_adv.tracking.values import entries_of
+
+_logger = logging.getLogger(__name__)
+
+# The pace, which the logger measures itself.
+PACE = frozenset(
+    f"train/{name}"
+    for name in ("epoch", "step_ms", "examples_per_second", "input_wait_share", "callback_ms")
+)
+# Where callbacks of Keras, and of tf_keras, put the learning rate of the epoch.
+_RATES = ("learning_rate", "lr")
+
+
+class EpochKeys:
+    """Tells validation from training, the user's metrics from what callbacks put into the logs.
+
+    `fit` adds what validation found as `val_<name>`; but a metric of the training may have such a
+    name itself, as that of an output `val_arousal` has. So what the steps and the validation say
+    is noted as it comes.
+
+    Args:
+        model: The model that is trained.
+        class_names: What to call the entries of a metric with a value for each class.
+    """
+
+    def __init__(self, model: Any, class_names: Sequence[str] = ()) -> None:
+        self._model = model
+        self._class_names = class_names
+        self._in_steps: set[str] = set()
+        self._in_validation: set[str] = set()
+        self._rates: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def see_steps(self, columns: Mapping[str, "np.ma.MaskedArray[Any, Any]"]) -> None:
+        """Notes what steps have recorded, by metric key."""
+        for key, column in columns.items():
+            if key.startswith("batch/"):
+                self._in_steps.add(key.removeprefix("batch/"))
+            elif key.endswith("learning_rate") and (rates := np.ma.compressed(column)).size:
+                self._rates[key] = float(rates[-1])
+
+    def see_validation(self, logs: Mapping[str, Any]) -> None:
+        """Notes what a validation has found: the logs of `on_test_end`."""
+        self._in_validation |= {str(name) for name in logs}
+
+    def values(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """What to record of the logs of `on_epoch_end`, by metric key.
+
+        None of the keys is one of `PACE`. What is no number is handed on, to be refused by name.
+        """
+        named = {str(name): value for name, value in logs.items()}
+        training = self._training_names(named)
+        found: dict[str, Any] = {}
+        for name, value in named.items():
+            if name in _RATES and name not in training and self._is_on_record(value):
+                continue
+            key = self._key(name, training)
+            try:
+                entries = dict(entries_of(key, value, self._class_names))
+            except Exception:  # no number: its refusal says so
+                entries = {key: value}
+            found |= entries
+        self._in_validation.clear()
+        return found
+
+    def _key(self, name: str, training: Iterable[str]) -> str:
+        inner = name.removeprefix("val_")
+        if inner != name and (inner in self._in_validation or name not in training):
+            if name in self._in_validation:
+                self._say(
+                    f"Training and validation both have a value named {name!r} in Keras' logs, "
+                    f"where the later takes the place of the first: val/{inner} is recorded, "
+                    f"train/{name} is not."
+                )
+            return f"val/{inner}"
+        key = f"train/{name}"
+        if key in PACE:
+            self._say(
+                f"The metric {name!r} is recorded as {key}.2: {key} is what MlflowLogger measures."
+            )
+            key = f"{key}.2"
+        return key
+
+    def _training_names(self, logs: Iterable[str]) -> set[str]:
+        """Names of the training's own values, as far as it matters which these are."""
+        unclear = any(
+            name in _RATES
+            or (name.startswith("val_") and name.removeprefix("val_") not in self._in_validation)
+            for name in logs
+        )
+        if not unclear:
+            return set()
+        try:
+            return self._in_steps | {str(name) for name in self._model.get_metrics_result()}
+        except Exception:  # a metric that has seen nothing, or a model of the user's own kind
+            return self._in_steps
+
+    def _is_on_record(self, value: Any) -> bool:
+        """Whether it is the rate of the last update, or of the next one."""
+        try:
+            rate = np.float32(value)
+            known = [*self._rates.values()]
+            if (optimizer := getattr(self._model, "optimizer", None)) is not None:
+                known.append(float(optimizer.learning_rate))
+        except Exception:
+            return False
+        return any(rate == np.float32(each) for each in known)
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _logger.warning(message)
