@@ -51,7 +51,8 @@ class RunWriter:
         run_id: The run to write to.
         client: Its store.
         left: A journal of this run that an earlier process has left; it is delivered first.
-        in_use: Whether more is to be expected at any time, so that idle threads stay.
+        in_use: Whether the run is open in this process by other means than `announce_end`: idle
+            threads stay then, and if the process dies, the run has ended.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class RunWriter:
     ) -> None:
         self.run_id = run_id
         self._client = client
+        self._in_use = in_use
         self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
         self._exit: SystemExit | None = None
         self._pending = Pending(self._new_journal, left)
@@ -335,6 +337,6 @@ class RunWriter:
 
     def _new_journal(self) -> Journal:
         store = lasting_uri(self._client.tracking_uri)
-        ends_run = self._ends_run_in == os.getpid()
+        ends_run = self._ends_run_in == os.getpid() or self._in_use()
         about = About(self.run_id, store, ends_run, socket.gethostname(), os.getpid())
         return Journal.create(journals_folder(), about)
