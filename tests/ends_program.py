@@ -5,6 +5,7 @@ TensorFlow once, and forks a process for each cell that it reads: that takes a t
 The owner `plain` is the same program without this package.
 """
 
+import gc
 import json
 import os
 import signal
@@ -200,6 +201,7 @@ def main() -> None:
     import mlflow_keras_adv as mka
 
     _ = mka.track, mka.MlflowLogger, mka.Loop, mka.autolog
+    gc.freeze()  # what a child inherits need not be collected when that ends: seconds for each
     print(json.dumps("ready"), flush=True)
     while line := sys.stdin.readline():
         asked = json.loads(line)

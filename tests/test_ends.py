@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from mlflow import MlflowClient
@@ -109,10 +111,14 @@ class Nursery:
 
 
 @pytest.fixture(scope="module")
-def nursery(store: str) -> Iterator[Nursery]:
-    made = Nursery()
-    yield made
-    made.close()
+def nurseries(store: str) -> Iterator["SimpleQueue[Nursery]"]:
+    """Two, each to be taken and put back."""
+    made, idle = [Nursery(), Nursery()], SimpleQueue[Nursery]()
+    for nursery in made:
+        idle.put(nursery)
+    yield idle
+    for nursery in made:
+        nursery.close()
 
 
 def steps_made(record: Path) -> list[int]:
@@ -153,16 +159,26 @@ def expected_of(owner: str, end: str) -> list[tuple[str, int, str]]:
     return [(status, true.steps, error), ("FINISHED", ALL, "")]
 
 
-def differences(
-    client: MlflowClient, nursery: Nursery, owner: str, end: str, folder: Path
-) -> list[str]:
-    """What is not as it should be in one cell of the matrix."""
+def begin(
+    nurseries: "SimpleQueue[Nursery]", client: MlflowClient, owner: str, end: str, folder: Path
+) -> tuple[int | None, str]:
+    """Runs a cell of the matrix: its exit code, and the experiment of its own."""
     folder.mkdir()
     experiment_id = client.create_experiment(str(folder), folder.as_uri())
     environment = {"MLFLOW_EXPERIMENT_ID": experiment_id}
     if owner == "mlflow_run":
         environment["MLFLOW_RUN_ID"] = client.create_run(experiment_id).info.run_id
-    code = nursery.run(owner, end, folder, **environment)
+    nursery = nurseries.get()
+    try:
+        return nursery.run(owner, end, folder, **environment), experiment_id
+    finally:
+        nurseries.put(nursery)
+
+
+def differences(
+    client: MlflowClient, owner: str, end: str, folder: Path, code: int | None, experiment_id: str
+) -> list[str]:
+    """What is not as it should be in a cell that has ended."""
     said = (folder / "said").read_text()
     true = GENERATORS[owner] if end == "generator" else ENDS[end]
     wrong = []
@@ -197,24 +213,29 @@ def differences(
 @pytest.mark.slow
 @pytest.mark.parametrize("owner", [*IN_FIT, *LOOPS])
 def test_whoever_owns_it_every_end_is_on_record(
-    client: MlflowClient, nursery: Nursery, tmp_path: Path, owner: str
+    client: MlflowClient, nurseries: "SimpleQueue[Nursery]", tmp_path: Path, owner: str
 ) -> None:
     ends = [*ENDS, *(["generator"] if owner in GENERATORS else [])]
     only = os.environ.get("MLFLOW_KERAS_ADV_TEST_ENDS", "")
     ends = [end for end in ends if not only or end in only.split(",")]
+    with ThreadPoolExecutor(2) as pool:
+        begun = [pool.submit(begin, nurseries, client, owner, end, tmp_path / end) for end in ends]
     wrong: list[str] = []
-    for end in ends:
-        wrong += differences(client, nursery, owner, end, tmp_path / end)
+    for end, cell in zip(ends, begun, strict=True):
+        wrong += differences(client, owner, end, tmp_path / end, *cell.result())
     assert not wrong, "\n" + "\n".join(wrong)
 
 
 @pytest.mark.slow
-def test_the_exit_codes_are_those_of_plain_keras(nursery: Nursery, tmp_path: Path) -> None:
+def test_the_exit_codes_are_those_of_plain_keras(
+    nurseries: "SimpleQueue[Nursery]", tmp_path: Path
+) -> None:
     """But for SIGTERM, which we make an exception of: 143 is what a shell says of it."""
-    codes = {}
+    nursery, codes = nurseries.get(), {}
     for end in ENDS:
         folder = tmp_path / end
         folder.mkdir()
         codes[end] = nursery.run("plain", end, folder)
+    nurseries.put(nursery)
     expected = {end: true.code for end, true in ENDS.items()}
     assert codes == expected | {"terminate": -15}
