@@ -7,10 +7,10 @@ from typing import Any
 from mlflow_keras_adv.recorded_fits import RecordedFits
 from mlflow_keras_adv.tracking.run import current_run, track
 
-_enabled = False
+_enabled = _nested = False
 
 
-def autolog(*, disable: bool = False) -> None:
+def autolog(*, nested: bool = False, disable: bool = False) -> None:
     """Records every later `fit` as if an `MlflowLogger` had been passed to it.
 
     A fit inside a run is recorded there; any other opens a run, which ends with it and with its
@@ -20,10 +20,12 @@ def autolog(*, disable: bool = False) -> None:
     Tuner, as `track_search` records them.
 
     Args:
+        nested: Give each fit inside a run a child of its own, `fit-1`, `fit-2`, …, as the folds of
+            a cross-validation need.
         disable: Puts `fit` and `search` back.
     """
-    global _enabled
-    _enabled = not disable
+    global _enabled, _nested
+    _enabled, _nested = not disable, nested
     if disable:
         _fits.take_off()
     else:
@@ -35,7 +37,13 @@ def autolog(*, disable: bool = False) -> None:
 
 
 def _place() -> AbstractContextManager[Any]:
-    return nullcontext() if current_run() is not None else track()
+    run = current_run()
+    if run is None:
+        return track()
+    if not _nested:
+        return nullcontext()
+    run.counts["nested fits"] += 1
+    return run.child(f"fit-{run.counts['nested fits']}")
 
 
 _fits = RecordedFits(lambda: _enabled, _place)

@@ -25,7 +25,7 @@ from mlflow_keras_adv.tracking.items import (
 )
 from mlflow_keras_adv.tracking.journal import Place
 from mlflow_keras_adv.tracking.pending import Pending
-from mlflow_keras_adv.tracking.process_end import Stage, at, grace_left, has_begun, started
+from mlflow_keras_adv.tracking.process_end import Stage, at, grace_left, has_begun, starts
 
 _logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class Outbox:
         self._handing_in = Lock()  # held for moments
         self._journal_thread: Thread | None = None
         self._starting = Lock()  # may be held for the disk, never during a call to the store
+        self._launching = Lock()  # held for moments
         self._store_thread: Thread | None = None
         self._holds: set[object] = set()
 
@@ -106,6 +107,7 @@ class Outbox:
         self._holds.add(key)
         if not self._closed:
             self._hand_in(None)
+            self._has_store_thread()
         return lambda: self._holds.discard(key)
 
     def put(self, item: Item) -> None:
@@ -119,6 +121,8 @@ class Outbox:
         written = self._hand_in(item)
         if written is None:
             return
+        if self._store_thread is None:  # at once: soon the process may be at its end
+            self._has_store_thread()
         with suppress(Empty):
             if (raised := written.get(timeout=HAND_OVER_SECONDS)) is not None:
                 raise raised
@@ -228,11 +232,15 @@ class Outbox:
     def _has_journal_thread(self) -> bool:
         if sys.is_finalizing():  # one that is alive by its name does not run any more
             return False
-        if not _is_alive(self._journal_thread):
-            self._journal_thread = started(self._write, f"journal-{self._run_id}")
-            if self._journal_thread is not None:
-                _at_work.add(self)
-        return self._journal_thread is not None
+        if _is_alive(self._journal_thread):
+            return True
+        name = f"journal-{self._run_id}"
+        self._journal_thread = Thread(target=self._write, name=name, daemon=True)
+        _at_work.add(self)
+        if starts(self._journal_thread):  # a Ctrl-C in it finds the thread noted
+            return True
+        self._journal_thread = None
+        return False
 
     def _write(self) -> None:
         """The first thread: writes what is handed in to the journal, in order.
@@ -254,9 +262,6 @@ class Outbox:
             try:
                 if item is not None:
                     self._take_in(item)
-                elif self._is_held():
-                    with self._starting:
-                        self._has_store_thread()
             except Exception as error:  # what cannot be written down at all
                 written.put(error)
             else:
@@ -276,14 +281,18 @@ class Outbox:
                 self._delivery.warn_refused(name, f"the journal cannot be written: {error}")
 
     def _has_store_thread(self) -> bool:
-        return _is_alive(self._store_thread) or self._start()
+        """Whether the second thread is at work; starts it if it is not."""
+        with self._launching:
+            return _is_alive(self._store_thread) or self._start()
 
     def _start(self) -> bool:
-        self._store_thread = started(self._work, f"store-{self._run_id}")
-        if self._store_thread is None:
-            return False
+        name = f"store-{self._run_id}"
+        self._store_thread = Thread(target=self._work, name=name, daemon=True)
         _at_work.add(self)
-        return True
+        if starts(self._store_thread):
+            return True
+        self._store_thread = None
+        return False
 
     def _is_held(self) -> bool:
         return not self._closed and (bool(self._holds) or self._in_use())

@@ -78,14 +78,19 @@ def has_begun() -> bool:
 
 def started(target: Callable[[], None], name: str) -> Thread | None:
     """A thread at work, or None if the interpreter, or the machine, does not give one any more."""
-    if sys.is_finalizing():  # `Thread.start` would wait for it for ever
-        return None
     thread = Thread(target=target, name=name, daemon=True)
+    return thread if starts(thread) else None
+
+
+def starts(thread: Thread) -> bool:
+    """Starts a thread, if the interpreter and the machine still let it run."""
+    if sys.is_finalizing():  # `Thread.start` would wait for it for ever
+        return False
     try:
         thread.start()
     except RuntimeError:
-        return None
-    return thread
+        return False
+    return True
 
 
 def what_ended_the_program() -> BaseException | None:

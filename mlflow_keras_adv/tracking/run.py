@@ -51,17 +51,17 @@ class Run(RunWriter):
     """
 
     def __init__(self, info: RunInfo, earlier: EarlierRecord) -> None:
+        self.pid = pid = os.getpid()
         super().__init__(
             info.run_id,
             MlflowClient(mlflow.get_tracking_uri()),
-            in_use=lambda: active.is_active(info.run_id),
+            in_use=lambda: pid == os.getpid() and active.is_active(info.run_id),
             owners=earlier.owners,
         )
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
         self.axis = StepAxis(earlier)
         self.counts: Counter[str] = Counter(earlier.counts)
-        self.pid = os.getpid()
         self._at_exit: dict[object, Callable[[], None]] = {}
 
     @property

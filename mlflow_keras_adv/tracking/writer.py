@@ -65,7 +65,8 @@ class RunWriter:
         run_id: The run to write to.
         client: Its store.
         left: A journal of this run that an earlier process has left; it is delivered first.
-        in_use: Whether more is to be expected at any time, so that idle threads stay.
+        in_use: Whether the run is open in this process by other means than `announce_end`: idle
+            threads stay then, and if the process dies, the run has ended.
         owners: Of a run that is taken up again, the name of each key, by kind; see `KeyTable`.
     """
 
@@ -81,6 +82,7 @@ class RunWriter:
         self.run_id = run_id
         self._keys = {kind: KeyTable((owners or {}).get(kind)) for kind in KINDS}
         self._client = client
+        self._in_use = in_use
         self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
         self._exit: SystemExit | None = None
         self._pending = Pending(self._new_journal, left)
@@ -396,6 +398,6 @@ class RunWriter:
 
     def _new_journal(self) -> Journal:
         store = lasting_uri(self._client.tracking_uri)
-        ends_run = self._ends_run_in == os.getpid()
+        ends_run = self._ends_run_in == os.getpid() or self._in_use()
         about = About(self.run_id, store, ends_run, socket.gethostname(), os.getpid())
         return Journal.create(journals_folder(), about)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mlflow_keras_adv.training.observe import reduced
+from mlflow_keras_adv.training.observe import over_replicas, reduced
 from mlflow_keras_adv.training.recorder import StepRecorder
 from mlflow_keras_adv.training.watching import Fence, Watch, watch_method
 
@@ -143,7 +143,7 @@ class FitProbe:
             if _is_scalar(value) and not (name == "loss" and self._loss_is_seen)
         }
         for name, value in list(scalars.items())[:MAX_RETURNED]:
-            self.recorder.write(name, _mean(value))
+            self.recorder.write(name, over_replicas(value, mean=True))
 
 
 _stepping = threading.local()  # the model whose train_step runs
@@ -165,10 +165,3 @@ def _is_scalar(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return tensor.shape.rank == 0 and (tensor.dtype.is_floating or tensor.dtype.is_integer)
-
-
-def _mean(value: Any) -> Any:
-    """The mean over the replicas of a distribution strategy, as Keras reduces logs."""
-    context = tf.distribute.get_replica_context()
-    replicas = 1 if context is None else context.num_replicas_in_sync
-    return reduced(tf.cast(value, tf.float32)) / replicas

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.training.leaving import NotesInterrupts, exception_leaving, is_running
-from mlflow_keras_adv.training.observe import is_optimizer
+from mlflow_keras_adv.training.observe import is_optimizer, over_replicas
 from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.recorder import recorder_of
 from mlflow_keras_adv.training.session import TrainingSession
@@ -227,19 +227,31 @@ class Loop:
                 break
         session.steps_end()
 
-    def record(self, **values: Any) -> None:
+    def record(self, *, reduction: str = "sum", **values: Any) -> None:
         """Records scalars of the current step, from inside a `tf.function` too.
 
         They become the curves `batch/<name>`, and their mean over the epoch, each batch weighted by
         its number of examples as in `fit`, becomes the epoch's `<name>` in the callbacks' logs. Of
         a value with several numbers (at most `MAX_ENTRIES`, in a shape that is known when the step
         is traced) each becomes `<name>/<index>`. What is no number is left out, and that is said.
+
+        Under a distribution strategy a value that each replica has is reduced over them.
+
+        Args:
+            reduction: "sum", right for a loss that is divided by the size of the global batch, as
+                TensorFlow's guide does; or "mean".
+            **values: Numbers or scalar tensors, of a replica's own or spread over the replicas.
+
+        Raises:
+            ValueError: If `reduction` is neither.
         """
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"Received reduction={reduction!r}; expected 'sum' or 'mean'.")
         recorder = recorder_of(next(iter(self._optimizers.values())))
         cells: dict[str, Any] = {}
         for name, value in values.items():
             try:
-                cells |= _cells(f"batch/{name}", value)
+                cells |= _cells(f"batch/{name}", over_replicas(value, mean=reduction == "mean"))
             except (TypeError, ValueError) as error:
                 self._say_left_out("record", name, error)
         if cells:
@@ -309,7 +321,8 @@ class Loop:
         return many_steps
 
     def _add_up(self, readings: Readings) -> None:
-        weights = readings.examples
+        # Batches that do not tell their size count alike.
+        weights = np.where(readings.examples.any(), readings.examples, 1.0)
         for key, column in readings.columns.items():
             if key.startswith("batch/"):
                 name = key.removeprefix("batch/")

@@ -169,6 +169,25 @@ def is_optimizer(value: Any) -> bool:
     return isinstance(value, tuple(library.optimizers.Optimizer for library in libraries))
 
 
+def over_replicas(value: Any, *, mean: bool) -> Any:
+    """The sum or the mean of a value over the replicas, in a replica's step or outside of it.
+
+    Args:
+        value: What each replica has of its own, or what is spread over them; anything else is
+            returned as it is.
+        mean: Whether the mean is asked for.
+    """
+    if isinstance(value, tf.distribute.DistributedValues):  # outside of the replicas' step
+        values = [tf.cast(each, tf.float32) for each in value.values]
+        total, replicas = tf.add_n(values), len(values)
+    else:
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return value
+        total, replicas = reduced(tf.cast(value, tf.float32)), context.num_replicas_in_sync
+    return total / replicas if mean else total
+
+
 def inside_of(optimizer: Any) -> Any:
     """The optimizer that a `LossScaleOptimizer` updates with; any other is its own.
 

@@ -38,7 +38,7 @@ def run_program(body: str, *, code: int = 0, **variables: str) -> list[str]:
     return done.stdout.split()
 
 
-def ended(client: MlflowClient, run_id: str) -> tuple[str, int, str]:
+def ended_as(client: MlflowClient, run_id: str) -> tuple[str, int, str]:
     """Status of a run, how many points of `m` it holds, and how it says it went wrong."""
     run = client.get_run(run_id)
     points = len(client.get_metric_history(run_id, "m"))
@@ -68,7 +68,7 @@ def test_blocks_that_nobody_left_are_ended_with_the_status_that_is_true(
     code, status, error = ENDS[end]
     # The threads of an outbox have been idle for longer than they wait elsewhere.
     run_ids = run_program(f"{OPEN}\ntime.sleep(2.5)\n{end}", code=code)
-    assert [ended(client, run_id) for run_id in run_ids] == [(status, 10, error)] * 2
+    assert [ended_as(client, run_id) for run_id in run_ids] == [(status, 10, error)] * 2
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ time.sleep(2.5)
 {end}
 """
     run_ids = run_program(body, code=code)
-    assert [ended(client, run_id) for run_id in run_ids] == [(status, 1, error)] * 2
+    assert [ended_as(client, run_id) for run_id in run_ids] == [(status, 1, error)] * 2
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ with raises_terminated():
     time.sleep(60)
 """
     (run_id,) = run_program(body, code=143)
-    assert ended(client, run_id) == ("KILLED", 1, "")
+    assert ended_as(client, run_id) == ("KILLED", 1, "")
 
 
 @pytest.mark.slow
@@ -120,7 +120,27 @@ except BaseException as error:
     raise
 """
     (run_id,) = run_program(body, code=3)
-    assert ended(client, run_id) == ("FAILED", 1, "SystemExit: 3")
+    assert ended_as(client, run_id) == ("FAILED", 1, "SystemExit: 3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_of_start_run_whose_process_died_is_killed_by_sync(
+    client: MlflowClient, experiment: str, ended: bool
+) -> None:
+    body = f"""
+print(mlflow.start_run().info.run_id, flush=True)
+current_run().log_metrics({{"m": 1.0}})
+assert current_run().flush(60)
+time.sleep(2.5)  # nothing is pending, and it is known all the same that the run is open
+if {ended}:
+    mlflow.end_run()
+os._exit(3)
+"""
+    (run_id,) = run_program(body, code=3)
+    assert ended_as(client, run_id) == ("FINISHED" if ended else "RUNNING", 1, "")
+    sync()
+    assert ended_as(client, run_id) == ("FINISHED" if ended else "KILLED", 1, "")
 
 
 @pytest.mark.slow
@@ -139,7 +159,7 @@ raise KeyError("x")
 """
     run_id, *said = run_program(body, code=1)
     assert said == ["KeyError"]
-    assert ended(client, run_id) == ("FAILED", 1, "KeyError: 'x'")
+    assert ended_as(client, run_id) == ("FAILED", 1, "KeyError: 'x'")
 
 
 @pytest.mark.slow
@@ -197,8 +217,8 @@ kept = epochs(); next(kept)
 raise RuntimeError("the script fails")
 """
     dropped, kept = run_program(body, code=1)
-    assert ended(client, dropped) == ("FINISHED", 1, "")
-    assert ended(client, kept) == ("FAILED", 1, "RuntimeError: the script fails")
+    assert ended_as(client, dropped) == ("FINISHED", 1, "")
+    assert ended_as(client, kept) == ("FAILED", 1, "RuntimeError: the script fails")
 
 
 @pytest.mark.slow
@@ -217,7 +237,7 @@ threading.Thread(target=work, daemon=True).start()
 entered.wait()
 """
     (run_id,) = run_program(body)
-    assert ended(client, run_id) == ("KILLED", 1, "")
+    assert ended_as(client, run_id) == ("KILLED", 1, "")
 
 
 @pytest.mark.slow
@@ -245,7 +265,7 @@ print(*statuses, flush=True)
 """
     run_id, *statuses = run_program(body)
     assert statuses == ["RUNNING", "RUNNING"]
-    assert ended(client, run_id)[0] == "FINISHED"
+    assert ended_as(client, run_id)[0] == "FINISHED"
 
 
 @pytest.mark.slow
@@ -268,4 +288,4 @@ late = Late()
     run_id, *said = run_program(body)
     assert said == ["False", "1"]
     sync()
-    assert ended(client, run_id) == ("RUNNING", 1, "")
+    assert ended_as(client, run_id) == ("RUNNING", 1, "")
