@@ -1,6 +1,7 @@
 """autolog(): every fit on record, beside MLflow's own, and `fit` put back afterwards."""
 
-import gc
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,6 @@ import mlflow_keras_adv as mka
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
 Y = np.zeros(32, np.int64)
 Curves = Callable[[str], dict[str, dict[int, float]]]
-BEFORE = keras.Model.fit, dict(vars(keras.Model))
 
 
 @pytest.fixture(autouse=True)
@@ -112,30 +112,52 @@ def test_beside_mlflow_autolog_neither_doubles_nor_disturbs_the_other(
     mlflow.keras.autolog(disable=True)
 
 
-def test_disable_restores_what_was_found_and_may_be_repeated() -> None:
-    gc.collect()  # as long as a callback of ours exists, `fit` is known
-    for _ in range(2):
-        mka.autolog()
-        mka.autolog()
-        assert keras.Model.fit is not BEFORE[0]
-        mka.autolog(disable=True)
-        mka.autolog(disable=True)
-        assert keras.Model.fit is BEFORE[0]
-        assert ("fit" in vars(keras.Model)) == ("fit" in BEFORE[1])
+RESTORES = """
+import gc
+import keras
+import mlflow_keras_adv as mka
 
-
-def test_disabled_beneath_another_wrapper_it_passes_the_call_on(
-    experiment: str, client: mlflow.MlflowClient
-) -> None:
-    gc.collect()
+found, attributes = keras.Model.fit, set(vars(keras.Model))
+for _ in range(2):
     mka.autolog()
-    ours = keras.Model.fit
-    keras.Model.fit = lambda self, *args, **kwargs: ours(self, *args, **kwargs)
-    try:
-        mka.autolog(disable=True)
-        model().fit(**FIT)
-        assert client.search_runs([experiment]) == []
-    finally:
-        keras.Model.fit = ours
-        mka.autolog(disable=True)
-    assert keras.Model.fit is BEFORE[0]
+    mka.autolog()
+    assert keras.Model.fit is not found
+    mka.autolog(disable=True)
+    mka.autolog(disable=True)
+    assert keras.Model.fit is found and set(vars(keras.Model)) == attributes
+
+# As long as a callback of ours exists, `fit` is known.
+logger = mka.MlflowLogger()
+assert keras.Model.fit is not found
+del logger
+gc.collect()
+mka.autolog(disable=True)
+assert keras.Model.fit is found
+"""
+
+BENEATH = """
+import keras
+import mlflow_keras_adv as mka
+import numpy as np
+
+found = keras.Model.fit
+mka.autolog()
+ours = keras.Model.fit
+keras.Model.fit = lambda self, *args, **kwargs: ours(self, *args, **kwargs)
+mka.autolog(disable=True)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+model.compile("sgd", "mse")
+model.fit(np.ones((4, 4)), np.ones((4, 2)), verbose=0)
+keras.Model.fit = ours
+mka.autolog(disable=True)
+assert keras.Model.fit is found
+"""
+
+
+@pytest.mark.parametrize("program", [RESTORES, BENEATH], ids=["restored", "beneath"])
+def test_disable_restores_what_was_found_and_may_be_repeated(
+    program: str, experiment: str, client: mlflow.MlflowClient
+) -> None:
+    """In a process of its own: in this one, callbacks of other tests exist."""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert client.search_runs([experiment]) == []

@@ -29,7 +29,7 @@ ROOMS = {
     "compression/": (TRAINING | LITERT, {"errors", "training", "compression"}),
     "callbacks/": (MEETING, {"errors", "tracking", "training", "callbacks"}),
     "autologging.py": (set(), {"tracking", "tuner", "recorded_fits"}),
-    "recorded_fits.py": ({"keras"}, {"callbacks"}),
+    "recorded_fits.py": ({"keras"}, {"callbacks", "training"}),
     "claims.py": (STORE, {"errors", "tracking"}),
     "cli.py": (
         {"click"},
