@@ -40,7 +40,9 @@ class Run(RunWriter):
 
     def __init__(self, info: RunInfo, earlier: EarlierRecord) -> None:
         super().__init__(
-            info.run_id, MlflowClient(mlflow.get_tracking_uri()), owners=earlier.owners
+            info.run_id,
+            MlflowClient(mlflow.get_tracking_uri()),
+            key_tables=earlier.key_tables,
         )
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name

@@ -6,7 +6,6 @@ take for now is kept and sent again.
 """
 
 import functools
-import json
 import logging
 import os
 import socket
@@ -34,7 +33,7 @@ from mlflow_keras_adv.tracking.items import (
 )
 from mlflow_keras_adv.tracking.journal import About, Journal
 from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
-from mlflow_keras_adv.tracking.names import KeyTable, flatten
+from mlflow_keras_adv.tracking.names import KINDS, KeyTable, flatten
 from mlflow_keras_adv.tracking.outbox import Outbox
 from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.staging import StagingClient
@@ -43,10 +42,6 @@ from mlflow_keras_adv.tracking.tables import table_of
 from mlflow_keras_adv.tracking.values import Dataset, values_of_moment, values_of_moments
 
 _logger = logging.getLogger(__name__)
-
-# Tags that say which names stand behind the keys that MLflow accepts: names.metrics, ….
-NAMES_TAG = "names."
-KINDS = ("metrics", "params", "tags")
 
 
 class RunWriter:
@@ -64,7 +59,7 @@ class RunWriter:
         run_id: The run to write to.
         client: Its store.
         left: A journal of this run that an earlier process has left; it is delivered first.
-        owners: Of a run that is taken up again, the name of each key, by kind; see `KeyTable`.
+        key_tables: Of a run that is taken up again, which name has which key, by kind.
     """
 
     def __init__(
@@ -73,10 +68,10 @@ class RunWriter:
         client: MlflowClient,
         left: Journal | None = None,
         *,
-        owners: Mapping[str, Mapping[str, str]] | None = None,
+        key_tables: Mapping[str, KeyTable] | None = None,
     ) -> None:
         self.run_id = run_id
-        self._keys = {kind: KeyTable((owners or {}).get(kind)) for kind in KINDS}
+        self._keys = {kind: KeyTable(kind) for kind in KINDS} | dict(key_tables or {})
         self._client = client
         self._ends_run = False
         self._pending = Pending(self._new_journal, left)
@@ -332,9 +327,8 @@ class RunWriter:
                 name,
                 key,
             )
-        if keyed.replaced:
-            text = json.dumps(self._keys[kind].replaced(), ensure_ascii=False)
-            self._outbox.put(Tags({f"{NAMES_TAG}{kind}": text}))
+        if keyed.pages:
+            self._outbox.put(Tags(keyed.pages))
         return keyed.keys
 
     def _refuse(self, refusals: Iterable[Refusal]) -> None:
