@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from mlflow_keras_adv.callbacks.monitor import number_in
 from mlflow_keras_adv.tracking.values import entries_of
 
 _logger = logging.getLogger(__name__)
@@ -105,14 +107,11 @@ class EpochKeys:
 
     def _is_on_record(self, value: Any) -> bool:
         """Whether it is the rate of the last update, or of the next one."""
-        try:
-            rate = np.float32(value)
-            known = [*self._rates.values()]
-            if (optimizer := getattr(self._model, "optimizer", None)) is not None:
-                known.append(float(optimizer.learning_rate))
-        except Exception:
-            return False
-        return any(rate == np.float32(each) for each in known)
+        rate = number_in(value)
+        known = list(self._rates.values())
+        with suppress(Exception):  # an optimizer of the user's own kind
+            known.append(float(self._model.optimizer.learning_rate))
+        return rate is not None and any(np.float32(rate) == np.float32(each) for each in known)
 
     def _say(self, message: str) -> None:
         if message not in self._said:

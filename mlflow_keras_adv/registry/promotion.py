@@ -230,7 +230,7 @@ def _act(evidence: Evidence, run: Run) -> Promotion:
         "gates.evidence": f"runs:/{run.run_id}/{EVIDENCE}.html",
         "gates.dataset": f"{evidence.samples.name} {evidence.samples.digest}",
     }
-    keys = KeyTable().of(f"gate.{each.gate}" for each in evidence.verdicts).keys
+    keys = KeyTable("tags").of(f"gate.{each.gate}" for each in evidence.verdicts).keys
     for each in evidence.verdicts:
         verdict = f"{'pass' if each.passed else 'FAIL'}: {each.reason}"
         tags[keys[f"gate.{each.gate}"]] = verdict

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from mlflow_keras_adv.tracking.names import owners_of
+from mlflow_keras_adv.tracking.names import KINDS, KeyTable
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class EarlierRecord:
         offset: The step less the batches that the weights had seen by then, as their optimizer
             counts them. None where it does not count batches.
         counts: Running counts, by metric key.
-        owners: The name of each key that the run holds, by kind; see `names.KeyTable`.
+        key_tables: Which name has which key, by kind.
     """
 
     last_step: int = 0
@@ -44,7 +44,7 @@ class EarlierRecord:
     complete: bool = False
     offset: int | None = 0
     counts: Mapping[str, int] = field(default_factory=dict)
-    owners: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    key_tables: Mapping[str, KeyTable] = field(default_factory=dict)
 
     def place_of(self, epochs: int, batches: int | None) -> int | None:
         """The step of a checkpoint, from which a training goes on.
@@ -151,14 +151,11 @@ def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
     """
     try:
         data = client.get_run(run_id).data
-        owners = {
-            kind: owners_of(getattr(data, kind), data.tags.get(f"names.{kind}"))
-            for kind in ("metrics", "params", "tags")
-        }
+        key_tables = {kind: KeyTable(kind, getattr(data, kind), data.tags) for kind in KINDS}
         # Private, but the public dict has no steps.
         ours = [metric for metric in data._metric_objs if metric.key.startswith(_ON_THE_AXIS)]
         if not ours:
-            return EarlierRecord(owners=owners)
+            return EarlierRecord(key_tables=key_tables)
         points = client.get_metric_history(run_id, "train/epoch")
     except MlflowException as error:
         _logger.warning(
@@ -182,7 +179,7 @@ def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
         complete=planned.isdecimal() and int(planned) in epoch_ends,
         offset=None if offset == "unknown" else int(offset),
         counts={**counts, "resumed": len(spans)},
-        owners=owners,
+        key_tables=key_tables,
     )
 
 

@@ -14,6 +14,10 @@ from threading import Lock
 
 MAX_KEY_LENGTH = 250
 
+# What the names of a run stand in, by the page: a tag holds 8000 characters.
+KINDS = ("metrics", "params", "tags")
+_PAGE_CHARACTERS = 4000
+
 # Tag of what we create in a store: what came to be although its answer was lost is found by it.
 UID_TAG = "mlflow_keras_adv.uid"
 
@@ -49,12 +53,12 @@ class Keyed:
     Attributes:
         keys: The key of each name.
         collided: Name, its key and the name that has the plain one; of those that are new.
-        replaced: Whether a new name could not be its own key.
+        pages: Tags to set: the names of keys that are not themselves the name, as JSON.
     """
 
     keys: Mapping[str, str]
     collided: list[tuple[str, str, str]]
-    replaced: bool
+    pages: dict[str, str]
 
 
 class KeyTable:
@@ -64,34 +68,45 @@ class KeyTable:
     has the plain one, `hit_5`, the next `hit_5.2`. Safe for several threads.
 
     Args:
-        owners: What the run holds from before: the name of each key.
+        kind: One of `KINDS`.
+        keys: Those that the run holds from before.
+        tags: The tags of the run: in those that are called `names.<kind>`, `names.<kind>.2`, … it
+            says which names stand behind them.
     """
 
-    def __init__(self, owners: Mapping[str, str] | None = None) -> None:
-        self._owners = dict(owners or {})
+    def __init__(
+        self, kind: str, keys: Iterable[str] = (), tags: Mapping[str, str] | None = None
+    ) -> None:
+        self._tag = f"names.{kind}"
+        self._owners = {key: key for key in keys if not _is_digest(key)}
+        self._pages: list[dict[str, str]] = []
+        while (text := (tags or {}).get(self._page_tag(len(self._pages)))) is not None:
+            self._pages.append(_read(text))
+            self._owners |= self._pages[-1]
         self._keys = {name: key for key, name in self._owners.items()}
         self._lock = Lock()
 
     def of(self, names: Iterable[str]) -> Keyed:
         """The keys of these names, now and whenever they come again."""
         keys = {name: self._keys.get(name, "") for name in names}
-        collided, replaced = [], False
+        collided: list[tuple[str, str, str]] = []
+        changed: set[int] = set()
         # Those first that are fine as they are: a name is changed only if it has to be.
         new = [name for name, key in keys.items() if not key]
         new.sort(key=lambda name: metric_key(name) != name)
-        for name in new:
-            plain = metric_key(name)
-            with self._lock:
-                keys[name] = key = self._claim(name, plain)
-            replaced |= key != name
-            if key != plain:
-                collided.append((name, key, self._owners[plain]))
-        return Keyed(keys, collided, replaced)
-
-    def replaced(self) -> dict[str, str]:
-        """The name of each key that is not itself the name."""
         with self._lock:
-            return {key: name for key, name in self._owners.items() if key != name}
+            for name in new:
+                plain = metric_key(name)
+                keys[name] = key = self._claim(name, plain)
+                if key != plain:
+                    collided.append((name, key, self._owners[plain]))
+                if key != name and key in self._owners:
+                    changed.add(self._note(key, name))
+            pages = {
+                self._page_tag(page): json.dumps(self._pages[page], ensure_ascii=False)
+                for page in sorted(changed)
+            }
+        return Keyed(keys, collided, pages)
 
     def _claim(self, name: str, plain: str) -> str:
         key, number = plain, 1
@@ -103,20 +118,24 @@ class KeyTable:
         self._keys[name] = key
         return key
 
+    def _note(self, key: str, name: str) -> int:
+        """Writes a name down, on the last page or a new one."""
+        last = self._pages[-1] if self._pages else None
+        taken = 0 if last is None else sum(len(k) + len(n) + 6 for k, n in last.items())
+        if last is None or taken + len(key) + len(name) > _PAGE_CHARACTERS:
+            self._pages.append({})
+        self._pages[-1][key] = name
+        return len(self._pages) - 1
 
-def owners_of(keys: Iterable[str], replaced: str | None) -> dict[str, str]:
-    """What `KeyTable` begins with, of a run that is taken up again.
+    def _page_tag(self, page: int) -> str:
+        return self._tag if page == 0 else f"{self._tag}.{page + 1}"
 
-    Args:
-        keys: The keys that the run holds.
-        replaced: What it says about them: JSON of `KeyTable.replaced`. One that cannot be read, as
-            its end was cut off, leaves every key to whoever comes first.
-    """
+
+def _read(page: str) -> dict[str, str]:
     try:
-        named = json.loads(replaced or "{}")
-    except ValueError:
+        return dict(json.loads(page))
+    except (ValueError, TypeError):  # cut off by a name that fills a page alone, or not ours
         return {}
-    return {key: key for key in keys if not _is_digest(key)} | named
 
 
 def _cut(key: str, name: str) -> str:

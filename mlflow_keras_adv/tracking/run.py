@@ -56,7 +56,7 @@ class Run(RunWriter):
             info.run_id,
             MlflowClient(mlflow.get_tracking_uri()),
             in_use=lambda: pid == os.getpid() and active.is_active(info.run_id),
-            owners=earlier.owners,
+            key_tables=earlier.key_tables,
         )
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name

@@ -6,7 +6,6 @@ take for now is kept and sent again.
 """
 
 import functools
-import json
 import logging
 import os
 import socket
@@ -35,7 +34,7 @@ from mlflow_keras_adv.tracking.items import (
 )
 from mlflow_keras_adv.tracking.journal import About, Journal
 from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
-from mlflow_keras_adv.tracking.names import KeyTable, flatten
+from mlflow_keras_adv.tracking.names import KINDS, KeyTable, flatten
 from mlflow_keras_adv.tracking.outbox import Outbox
 from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.staging import StagingClient
@@ -44,10 +43,6 @@ from mlflow_keras_adv.tracking.tables import table_of
 from mlflow_keras_adv.tracking.values import Dataset, values_of_moment, values_of_moments
 
 _logger = logging.getLogger(__name__)
-
-# Tags that say which names stand behind the keys that MLflow accepts: names.metrics, ….
-NAMES_TAG = "names."
-KINDS = ("metrics", "params", "tags")
 
 
 class RunWriter:
@@ -67,7 +62,7 @@ class RunWriter:
         left: A journal of this run that an earlier process has left; it is delivered first.
         in_use: Whether the run is open in this process by other means than `announce_end`: idle
             threads stay then, and if the process dies, the run has ended.
-        owners: Of a run that is taken up again, the name of each key, by kind; see `KeyTable`.
+        key_tables: Of a run that is taken up again, which name has which key, by kind.
     """
 
     def __init__(
@@ -77,10 +72,10 @@ class RunWriter:
         left: Journal | None = None,
         in_use: Callable[[], bool] = lambda: False,
         *,
-        owners: Mapping[str, Mapping[str, str]] | None = None,
+        key_tables: Mapping[str, KeyTable] | None = None,
     ) -> None:
         self.run_id = run_id
-        self._keys = {kind: KeyTable((owners or {}).get(kind)) for kind in KINDS}
+        self._keys = {kind: KeyTable(kind) for kind in KINDS} | dict(key_tables or {})
         self._client = client
         self._in_use = in_use
         self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
@@ -386,9 +381,8 @@ class RunWriter:
                 name,
                 key,
             )
-        if keyed.replaced:
-            text = json.dumps(self._keys[kind].replaced(), ensure_ascii=False)
-            self._outbox.put(Tags({f"{NAMES_TAG}{kind}": text}))
+        if keyed.pages:
+            self._outbox.put(Tags(keyed.pages))
         return keyed.keys
 
     def _refuse(self, refusals: Iterable[Refusal]) -> None:

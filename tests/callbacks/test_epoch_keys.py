@@ -107,6 +107,8 @@ def test_the_rate_that_keras_puts_into_the_logs_is_on_record_once(
         assert len(set(found["optimizer/learning_rate"].values())) > 1
     found = curves(fit_recorded(net(), Adds(learning_rate=0.7)).run_id)
     assert found["train/learning_rate"] == {2: 0.7, 4: 0.7}
+    found = curves(fit_recorded(net(), Adds(learning_rate=[0.01, 0.7], lr=None)).run_id)
+    assert found["train/learning_rate/1"] == {2: 0.7, 4: 0.7}
 
 
 class TwoOutputs(keras.Model):

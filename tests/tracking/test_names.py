@@ -4,13 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from mlflow.utils.validation import _validate_metric, _validate_param, _validate_tag
+from mlflow.utils.validation import (
+    MAX_TAG_VAL_LENGTH,
+    _validate_metric,
+    _validate_param,
+    _validate_tag,
+)
 
 from mlflow_keras_adv.tracking.names import (
     KeyTable,
     flatten,
     metric_key,
-    owners_of,
     same_param,
 )
 
@@ -152,11 +156,11 @@ def test_different_params_are_not_the_same(stored: str, value: object) -> None:
 
 
 def test_names_that_would_become_one_key_stay_apart_and_keep_theirs() -> None:
-    table = KeyTable()
+    table = KeyTable("metrics")
 
     first = table.of(["hit@5", "loss"])
     assert first.keys == {"hit@5": "hit_5", "loss": "loss"}
-    assert (first.collided, first.replaced) == ([], True)
+    assert (first.collided, first.pages) == ([], {"names.metrics": '{"hit_5": "hit@5"}'})
     second = table.of(["hit#5", "hit@5", "hit%5", "hit_5"])
     assert second.keys == {
         "hit_5": "hit_5.2",
@@ -167,11 +171,11 @@ def test_names_that_would_become_one_key_stay_apart_and_keep_theirs() -> None:
     assert [name for name, *_ in second.collided] == ["hit_5", "hit#5", "hit%5"]
     again = table.of(["hit_5", "hit#5", "hit@5"])
     assert again.keys == {"hit_5": "hit_5.2", "hit#5": "hit_5.3", "hit@5": "hit_5"}
-    assert (again.collided, again.replaced) == ([], False)
+    assert (again.collided, again.pages) == ([], {})
 
 
 def test_in_one_call_a_name_that_is_fine_keeps_itself_as_key() -> None:
-    assert KeyTable().of(["a//b", "a/b", "a/./b"]).keys == {
+    assert KeyTable("metrics").of(["a//b", "a/b", "a/./b"]).keys == {
         "a//b": "a/b.2",
         "a/b": "a/b",
         "a/./b": "a/b.3",
@@ -179,14 +183,14 @@ def test_in_one_call_a_name_that_is_fine_keeps_itself_as_key() -> None:
 
 
 def test_a_key_that_was_given_out_is_not_given_to_a_name_that_looks_like_it() -> None:
-    table = KeyTable()
+    table = KeyTable("metrics")
     table.of(["a@", "a#"])
     assert table.of(["a_.2"]).keys == {"a_.2": "a_.2.2"}
 
 
 @pytest.mark.parametrize("fill", ["k", "@"])
 def test_long_names_that_collide_get_keys_that_mlflow_accepts(fill: str) -> None:
-    table = KeyTable()
+    table = KeyTable("metrics")
     names = [fill * length + end for length in (249, 300) for end in "@#%"]
     keys = table.of(names).keys
     assert len(set(keys.values())) == len(names)
@@ -195,24 +199,33 @@ def test_long_names_that_collide_get_keys_that_mlflow_accepts(fill: str) -> None
 
 
 def test_a_run_that_is_taken_up_again_gives_each_name_the_key_that_it_had() -> None:
-    long = "ü" * 300 + "@"
-    names = ["hit@5", "hit#5", "a/b", "a//b", "loss", long]
-    before = KeyTable()
-    keys = before.of(names).keys
+    names = ["hit@5", "hit#5", "a/b", "a//b", "loss", "ü" * 300 + "@"]
+    names += [f"{number}{end}" for number in range(300) for end in "@#"]
+    before, tags = KeyTable("metrics"), {}
+    keys = {}
+    for name in names:
+        keyed = before.of([name])
+        keys |= keyed.keys
+        tags |= keyed.pages
+    assert set(tags) == {"names.metrics", "names.metrics.2", "names.metrics.3"}
+    assert all(len(page) <= MAX_TAG_VAL_LENGTH for page in tags.values())
 
-    owners = owners_of(keys.values(), json.dumps(before.replaced()))
     for order in (names, names[::-1]):
-        assert KeyTable(owners).of(order).keys == keys
-    assert KeyTable(owners).of(["hit%5"]).keys == {"hit%5": "hit_5.3"}
+        assert KeyTable("metrics", keys.values(), tags).of(order).keys == keys
+    again = KeyTable("metrics", keys.values(), tags).of(["hit%5"])
+    assert again.keys == {"hit%5": "hit_5.3"}
+    assert tags | again.pages != tags
+    assert "1@" in json.loads((tags | again.pages)["names.metrics"]).values()
 
 
-def test_owners_that_cannot_be_read_leave_the_keys_to_whoever_comes_first() -> None:
-    owners = owners_of(["hit_5", "loss"], '{"hit_5": "hi')
-    assert KeyTable(owners).of(["hit@5"]).keys == {"hit@5": "hit_5"}
+def test_a_page_of_names_that_cannot_be_read_is_no_page() -> None:
+    for page in ('{"hit_5": "hi', "7", "[1, 2]"):
+        table = KeyTable("metrics", ["loss"], {"names.metrics": page})
+        assert table.of(["loss", "hit@5"]).keys == {"loss": "loss", "hit@5": "hit_5"}
 
 
 def test_many_threads_agree_on_the_keys() -> None:
-    table = KeyTable()
+    table = KeyTable("metrics")
     names = [f"{number}{end}" for number in range(50) for end in "@#%$"]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda name: table.of([name]).keys[name], names * 4))
