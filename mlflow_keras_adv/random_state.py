@@ -136,7 +136,10 @@ def _context() -> Any:
 
 def _read(variable: Any) -> Any:
     """The numbers in a variable of TensorFlow or Keras; None where they cannot be read now."""
-    return None if _context() is None else np.array(variable)
+    if _context() is None:
+        return None
+    # Of a Keras variable what is inside: its own `__array__` has NumPy warn.
+    return (variable if callable(variable.value) else variable.value).numpy()
 
 
 def _nothing() -> None:

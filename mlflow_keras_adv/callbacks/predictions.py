@@ -19,6 +19,9 @@ from mlflow_keras_adv.tracking.run import Run
 
 MAX_ROWS = 500
 
+# What `predict` leaves on a model.
+_OF_PREDICT = ("predict_function", "stop_predicting")
+
 Array = np.ndarray[Any, Any]
 
 
@@ -89,6 +92,7 @@ class Predictions(EitherKeras):
         self._chosen: set[int] | None = None
         self._table: pd.DataFrame | None = None
         self._pictured = -1
+        self._found = {name: vars(self.model).get(name) for name in _OF_PREDICT}
         self._onlooker = Onlooker.join(self, self._run_id)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -125,6 +129,14 @@ class Predictions(EitherKeras):
                 run.log_table(self._table, f"predictions{suffix}.json")
             self._onlooker.leave()
             self._onlooker = None
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """Leaves the model as it was found: without what `predict` has made for itself."""
+        if self._found["predict_function"] is None and "predict_function" in vars(self.model):
+            self.model.predict_function = None
+        if self._found["stop_predicting"] is None and "stop_predicting" in vars(self.model):
+            del self.model.stop_predicting
 
     def _predict(self, onlooker: Onlooker) -> None:
         with onlooker.spares_training("Predictions"):

@@ -1,0 +1,157 @@
+"""Whatever goes wrong in ours, a training goes on as it would have without us, and it is said."""
+
+import logging
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+import mlflow_keras_adv as mka
+from mlflow_keras_adv.callbacks.checkpoints import Checkpoints
+from mlflow_keras_adv.callbacks.epoch_keys import EpochKeys
+from mlflow_keras_adv.callbacks.layer_norms import LayerNorms
+from mlflow_keras_adv.callbacks.mlflow_logger import MlflowLogger, _Record
+from mlflow_keras_adv.callbacks.predictions import Predictions
+from mlflow_keras_adv.callbacks.stall_alert import StallAlert
+from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.training.fit_probe import FitProbe
+from mlflow_keras_adv.training.observe import OptimizerProbe
+from mlflow_keras_adv.training.recorder import StepRecorder
+from mlflow_keras_adv.training.session import TrainingSession
+
+X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+Y = np.random.default_rng(1).integers(0, 3, 32)
+MODES = [{"jit_compile": False}, {"run_eagerly": True}, {"jit_compile": True}]
+
+
+class OurFaultError(Exception):
+    pass
+
+
+def hooks_of(callback: type) -> list[tuple[type, str]]:
+    return [(callback, name) for name in vars(callback) if name.startswith("on_")]
+
+
+# Each place of ours that a training passes through: looks, tables, sessions, hooks, the record.
+PLACES = [
+    *((StepRecorder, name) for name in ("advance", "write", "write_all", "read")),
+    *((OptimizerProbe, f"_look_at_{what}") for what in ("clipping", "update", "scaling")),
+    *((OptimizerProbe, name) for name in ("attach", "begin_row", "observe_layers")),
+    *((FitProbe, f"_look_at_{what}") for what in ("step", "loss", "compile")),
+    *((FitProbe, name) for name in ("attach", "choose_train_function", "_made_anew")),
+    (FitProbe, "_record_returned"),
+    *(
+        (TrainingSession, name)
+        for name in ("advance", "steps_begin", "read", "follow", "observe_fit", "observe_layers")
+    ),
+    *((TrainingSession, name) for name in ("subscribe", "unsubscribe", "batches_counted")),
+    *((_Record, name) for name in ("epoch_begin", "epoch_end", "_receive", "_describe", "finish")),
+    (_Record, "_leave_session"),
+    *((EpochKeys, name) for name in ("see_steps", "see_validation", "values")),
+    *((Run, name) for name in ("log_metrics", "log_series", "log_params", "set_tags", "log_text")),
+    *((Run, name) for name in ("log_artifact", "log_table", "log_image", "hold", "resume_after")),
+]
+HOOKS = [
+    hook
+    for callback in (MlflowLogger, LayerNorms, Predictions, Checkpoints, StallAlert)
+    for hook in hooks_of(callback)
+]
+
+
+def train(callbacks: list[Any], **compiled: Any) -> tuple[Any, ...]:
+    """Weights, optimizer variables and history of a small training with clipping and dropout."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01, clipnorm=0.5))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], **compiled)
+    arguments = {"batch_size": 8, "epochs": 2, "verbose": 0, "validation_data": (X, Y)}
+    history = model.fit(X, Y, **arguments, callbacks=callbacks).history
+    attributes = set(vars(model)) | set(vars(optimizer)) | set(vars(optimizer.inner_optimizer))
+    return (
+        [np.array(each) for each in [*model.variables, *optimizer.variables]],
+        history,
+        attributes,
+    )
+
+
+PLAIN: dict[str, Any] = {}
+
+
+def same_as_plain(callbacks: list[Any], **compiled: Any) -> None:
+    key = str(compiled)
+    if key not in PLAIN:
+        PLAIN[key] = train([], **compiled)
+    variables, history, attributes = train(callbacks, **compiled)
+    for ours, theirs in zip(variables, PLAIN[key][0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert history == PLAIN[key][1]
+    assert attributes == PLAIN[key][2]
+
+
+def all_callbacks() -> list[Any]:
+    return [
+        mka.MlflowLogger(),
+        mka.LayerNorms(),
+        mka.Predictions(X, Y),
+        mka.Checkpoints("loss"),
+        mka.StallAlert(),
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_nothing_fails_and_nothing_differs(mode: dict[str, bool], experiment: str) -> None:
+    with mka.track("whole", log_system_metrics=False):
+        same_as_plain(all_callbacks(), **mode)
+
+
+# What is traced into the step behaves in its own way in each mode; the rest runs beside it.
+IN_THE_STEP = (StepRecorder, OptimizerProbe, FitProbe)
+CASES = [
+    (owner, name, mode)
+    for owner, name in [*PLACES, *HOOKS]
+    for mode in (MODES if owner in IN_THE_STEP else MODES[:1])
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "mode"), CASES, ids=[f"{o.__name__}.{n}-{m}" for o, n, m in CASES]
+)
+def test_a_training_goes_on_whatever_fails(
+    owner: type,
+    name: str,
+    mode: dict[str, bool],
+    experiment: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    called = []
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        called.append(name)
+        raise OurFaultError("ours")
+
+    with (
+        mka.track("broken", log_system_metrics=False) as run,
+        monkeypatch.context() as broken,
+        caplog.at_level(logging.WARNING, "mlflow_keras_adv"),
+    ):
+        if (owner, name) in HOOKS:  # inside of the hook, as its author's mistake would be
+            (cell,) = (
+                cell
+                for cell in vars(owner)[name].__closure__
+                if getattr(cell.cell_contents, "__name__", "") == name
+            )
+            broken.setattr(cell, "cell_contents", fails)
+        else:
+            broken.setattr(owner, name, fails)
+        same_as_plain(all_callbacks(), **mode)
+    if called:
+        said = [record.getMessage() for record in caplog.records]
+        assert any("OurFaultError" in each for each in said), "a failure that nobody hears of"
+    run_id = run.run_id
+    assert mlflow.MlflowClient().get_run(run_id).info.status == "FINISHED"
+    assert mlflow.active_run() is None
