@@ -121,15 +121,17 @@ class Predictions(EitherKeras):
 
     def leave(self) -> None:
         """Leaves a training that ended or raised; the table is that of the last prediction."""
-        if self._onlooker is not None:
-            run = self._onlooker.run
-            if self._table is not None:
+        if self._onlooker is None:
+            return
+        onlooker, self._onlooker = self._onlooker, None
+        onlooker.leave()
+        self._put_back()
+        if self._table is not None:
+            with onlooker.spares_training("Writing the table of predictions"):
+                run = onlooker.run
                 run.counts["predictions/trainings"] += 1
                 suffix = f"-{n}" if (n := run.counts["predictions/trainings"]) > 1 else ""
                 run.log_table(self._table, f"predictions{suffix}.json")
-            self._onlooker.leave()
-            self._onlooker = None
-            self._put_back()
 
     def _put_back(self) -> None:
         """Leaves the model as it was found: without what `predict` has made for itself."""
