@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
@@ -18,6 +19,7 @@ from mlflow.utils.validation import (
 )
 
 from mlflow_keras_adv.tracking.attempts import AbandonedError, Attempts
+from mlflow_keras_adv.tracking.co_writers import CoWriters
 from mlflow_keras_adv.tracking.courier import batches, count, courier_to, dismiss
 from mlflow_keras_adv.tracking.items import (
     Artifact,
@@ -34,7 +36,7 @@ from mlflow_keras_adv.tracking.items import (
     Table,
     Tags,
 )
-from mlflow_keras_adv.tracking.logged_models import ModelIds, deliver_model
+from mlflow_keras_adv.tracking.logged_models import COPY_IS_GONE, ModelIds, deliver_model
 from mlflow_keras_adv.tracking.names import metric_key, same_param
 from mlflow_keras_adv.tracking.pending import Pending
 from mlflow_keras_adv.tracking.store import probe
@@ -135,9 +137,8 @@ class Delivery:
                 self._write_params(values)
             case Tags(values):
                 self._write_tags(values)
-            case Artifact(path, artifact_path):
-                call = self._client.log_artifact
-                self._deliver(path.name, lambda: call(self._run_id, str(path), artifact_path))
+            case Artifact():
+                self._deliver(item.path.name, lambda: self._upload(item))
             case Model():
                 self._deliver(f"model {item.name}", lambda: self._deliver_model(item))
             case Table():
@@ -153,12 +154,8 @@ class Delivery:
                 self._delete(artifact_file)
             case Refusal(name, reason, points):
                 self.refuse(name, reason, points)
-            case End(status, end_time):
-                self._write_tags(self._pending.receipt().tags())
-                self._deliver(
-                    f"status {status}",
-                    lambda: self._client.set_terminated(self._run_id, status, end_time),
-                )
+            case End():
+                self._end(item)
             case Flush(answer):
                 answer.put(True)
 
@@ -249,6 +246,44 @@ class Delivery:
             file = f"{place}.txt"
             self._deliver(file, lambda: self._client.log_text(self._run_id, text, file))
         return text[:length]
+
+    def _end(self, end: End) -> None:
+        others = CoWriters(self._run_id)
+        try:
+            receipt = self._pending.receipt() + others.deliver(self._drain)
+            self._write_tags(receipt.tags())
+            self._deliver(
+                f"status {end.status}",
+                lambda: self._client.set_terminated(self._run_id, end.status, end.end_time),
+            )
+            others.counted()
+        finally:
+            others.leave()
+
+    def _drain(self, pending: Pending) -> None:
+        """Delivers what is pending in another journal of the run."""
+        delivery = Delivery(self._run_id, self._client, pending)
+        delivery.attempts = self.attempts
+        while (taken := pending.take(timeout=0)) is not None:
+            place, item = taken
+            if isinstance(item, Points | Series):
+                delivery.send_values([item])
+            elif not isinstance(item, End):  # that is the matter of the process that ends the run
+                delivery.write(item)
+            if not isinstance(item, Flush):
+                pending.settle(place, item)
+            if isinstance(item, Artifact | Model):
+                item.discard()
+
+    def _upload(self, artifact: Artifact) -> None:
+        if artifact.path.exists():
+            path, folder = str(artifact.path), artifact.artifact_path
+            self._client.log_artifact(self._run_id, path, folder)
+            return
+        # It was settled, and the copy deleted, by a process that could not write that down.
+        stored = self._client.list_artifacts(self._run_id, artifact.artifact_path)
+        if artifact.path.name not in {Path(each.path).name for each in stored}:
+            raise FileNotFoundError(COPY_IS_GONE)
 
     def _deliver_model(self, model: Model) -> None:
         tags = {name: self._model_ids.true(text) for name, text in model.tags.items()}

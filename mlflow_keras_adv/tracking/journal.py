@@ -10,6 +10,7 @@ A journal belongs to one process, which holds a lock on it as long as it lives. 
 to the user, and hold no credentials.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -87,6 +88,7 @@ class Journal:
         self._log: FileIO | None = None
         self._left: Counter[int] = Counter()  # records of each segment that are not settled
         self._finished: dict[int, Settled] = {}  # of segments that have none left
+        self._begun = self.settled  # as of the last `settle_for_good`
 
     @classmethod
     def create(cls, home: Path, about: About) -> Self:
@@ -172,11 +174,12 @@ class Journal:
         """
         for segment in _segments(self.folder):
             path = self._path(segment)
-            if segment <= self.settled.segment:
+            if segment <= self.settled.segment or segment < self.settled.begun:
                 path.unlink()  # its owner died between the two steps of `_delete`
                 continue
-            offset = 0
+            offset = self.settled.offset if segment == self.settled.begun else 0
             with path.open("rb") as file:
+                file.seek(offset)
                 while (record := _read_record(file)) is not None:
                     self._left[segment] += 1
                     yield Place(segment, offset, len(record))
@@ -195,6 +198,51 @@ class Journal:
         if self._left[place.segment] == 0:
             self._finished[place.segment] = settled.of(place.segment)
 
+    def settle_for_good(self, place: Place, settled: Settled) -> None:
+        """Writes down that a record is settled, so that it is not delivered again after a kill.
+
+        Without, that is known of whole segments only. Needed before what the record refers to is
+        deleted. Like `sweep`, it may have to wait for the disk.
+
+        Args:
+            place: The record, the last that was settled.
+            settled: What came of all values up to and including it.
+        """
+        settled.segment, settled.begun = self.settled.segment, place.segment
+        settled.offset = place.offset + _HEAD.size + place.length
+        self._begun = settled
+        with contextlib.suppress(OSError):  # a full disk: then the store is asked
+            settled.write(self.folder)
+
+    def rest(self, settled: Settled) -> None:
+        """Empties it: everything in it is settled. What came of it stays on record.
+
+        Args:
+            settled: What came of all values.
+        """
+        if not _segments(self.folder):
+            return
+        now = settled.of(self._segment)
+        try:
+            now.write(self.folder)
+            if self._log is not None:
+                self._log.close()
+                self._log = None
+            for segment in _segments(self.folder):
+                self._path(segment).unlink(missing_ok=True)
+        except OSError:  # a full disk; to send it again does no harm
+            return
+        self.settled = now
+        self._left.clear()
+        self._finished.clear()
+
+    def is_a_part(self) -> bool:
+        """Whether the process that ends the run counts what was in this one, or has done so."""
+        if self.about.ends_run:
+            return False
+        journals = journals_of(self.about.run_id, self.folder.parent)
+        return self.marks.counted() is not None or any(about.ends_run for _, about in journals)
+
     def sweep(self) -> None:
         """Deletes the segments of which nothing is left.
 
@@ -206,11 +254,12 @@ class Journal:
             if not in_use and self._left[segment] == 0:
                 self._delete(segment)
 
-    def close(self, *, delete: bool) -> None:
+    def close(self, *, delete: bool, empty: bool = False) -> None:
         """Releases it, so that another process may take it over.
 
         Args:
             delete: Whether nothing in it is needed any more.
+            empty: Whether it only says what came of its values, to the process that ends the run.
         """
         if self._log is not None:
             self._log.close()
@@ -219,7 +268,7 @@ class Journal:
             shutil.rmtree(self.folder, ignore_errors=True)
         with _opening:
             _held.discard(self.folder)
-            (left_here.discard if delete else left_here.add)(self.folder)
+            (left_here.discard if delete or empty else left_here.add)(self.folder)
             self._lock.close()
 
     def _next_segment(self) -> None:
@@ -230,6 +279,9 @@ class Journal:
 
     def _delete(self, segment: int) -> None:
         settled = self._finished.pop(segment)
+        if self._begun.begun > segment:  # more than that is known
+            self._begun.segment = segment
+            settled = self._begun
         try:
             settled.write(self.folder)  # first: from now on the segment is not read again
             self._path(segment).unlink(missing_ok=True)
@@ -247,6 +299,54 @@ _held: set[Path] = set()
 # Those that it has released and not emptied.
 left_here: set[Path] = set()
 _opening = Lock()
+
+
+def is_held_here(folder: Path) -> bool:
+    """Whether this process holds the journal in a folder."""
+    return folder in _held
+
+
+def holds_records(folder: Path) -> bool:
+    """Whether the journal in a folder holds any that may not be settled; False if it is gone."""
+    return bool(_segments(folder))
+
+
+def journals_of(run_id: str, home: Path) -> Iterator[tuple[Path, About]]:
+    """The journals of a run on this machine, whoever holds them."""
+    for folder in sorted(home.glob(f"{run_id}-*")):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # it may be gone by now
+            yield folder, About(**json.loads((folder / _ABOUT).read_text()))
+
+
+def peek(folder: Path) -> tuple[Settled, list[bytes]]:
+    """What is in a journal that another process holds and goes on with.
+
+    Returns:
+        What is known to be settled, and the records of which that is not known.
+
+    Raises:
+        OSError: If it is gone meanwhile.
+    """
+    settled, records = Settled.read(folder), []
+    for segment in _segments(folder):
+        if segment <= settled.segment or segment < settled.begun:
+            continue
+        with (folder / f"{segment:06}.log").open("rb") as file:
+            file.seek(settled.offset if segment == settled.begun else 0)
+            while (record := _read_record(file)) is not None:
+                records.append(record)
+    return settled, records
+
+
+def _in_a_child() -> None:
+    """A forked child holds no lock of its parent's, and what its parent left is not its own."""
+    global _opening
+    _opening = Lock()
+    _held.clear()
+    left_here.clear()
+
+
+os.register_at_fork(after_in_child=_in_a_child)
 
 
 def _locked(folder: Path) -> IO[bytes]:

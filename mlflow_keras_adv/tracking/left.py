@@ -3,18 +3,21 @@
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.tracking.home import journals_folder
 from mlflow_keras_adv.tracking.journal import Journal
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.pending import Receipt
-from mlflow_keras_adv.tracking.store import lasting_uri, probe
+from mlflow_keras_adv.tracking.store import lasting_uri, may_succeed_later, probe
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
         seconds: How long to wait for a store that takes nothing.
 
     Returns:
-        What became of the metric values of the run.
+        What became of the metric values that were handed in to it.
     """
     client = MlflowClient(uri_with_login(journal.about.tracking_uri))
     last_word = _age(journal.folder)
@@ -57,7 +60,10 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
     if died and _is_running(client, journal.about.run_id):
         writer.hand_in_end(journal.marks.ended() or "KILLED", int(last_word * 1000))
     writer.close(seconds)
-    return writer.receipt
+    receipt = writer.receipt
+    if not receipt.pending:
+        _correct(client, journal.folder, receipt)
+    return receipt
 
 
 def deliver_left(run_id: str) -> None:
@@ -75,6 +81,29 @@ def uri_with_login(uri: str) -> str:
     """
     configured = mlflow.get_tracking_uri()
     return configured if lasting_uri(configured) == uri else uri
+
+
+def _correct(client: MlflowClient, folder: Path, receipt: Receipt) -> None:
+    """Corrects the receipt on the run, which was written before all of a journal was delivered."""
+    journal = Journal.take_over(folder)
+    if journal is None:
+        return
+    counted, done = journal.marks.counted(), False
+    try:
+        if counted is not None:
+            probe(client.tracking_uri)
+            tags = client.get_run(journal.about.run_id).data.tags
+            if (earlier := Receipt.of_tags(tags)) is not None:
+                names = Counter(earlier.refused_names | receipt.refused_names)
+                corrected = replace(earlier + receipt.since(*counted), refused_names=names)
+                new = [RunTag(key, text) for key, text in corrected.tags().items()]
+                client.log_batch(journal.about.run_id, tags=new, synchronous=True)
+            done = True
+    except Exception as error:
+        done = not may_succeed_later(error)
+        _logger.debug("the receipt of run %s stays as it is: %r", journal.about.run_id, error)
+    finally:
+        journal.close(delete=done, empty=counted is None)
 
 
 def _is_running(client: MlflowClient, run_id: str) -> bool:

@@ -13,6 +13,8 @@ from mlflow_keras_adv.tracking.names import UID_TAG
 
 # The ids of models that the store does not know yet begin so.
 UID_PREFIX = "pending-"
+# Why a file or a model cannot be delivered whose copy should be in the journal.
+COPY_IS_GONE = "its copy in the journal is gone, and the store has none"
 
 
 class ModelIds:
@@ -60,9 +62,16 @@ def deliver_model(client: MlflowClient, run_id: str, model: Model) -> None:
         client: The store.
         run_id: The run that the model is an output of.
         model: The model.
+
+    Raises:
+        FileNotFoundError: If the copy of the folder is gone, and the store does not have all of it.
     """
     run = client.get_run(run_id)
     found = _models_of(client, run.info.experiment_id, model.uid)
+    if not model.path.exists():
+        if any(each.status == LoggedModelStatus.READY for each in found):
+            return  # by a process that deleted the copy, and could not write that down
+        raise FileNotFoundError(COPY_IS_GONE)
     if not found:
         client.create_logged_model(
             run.info.experiment_id,

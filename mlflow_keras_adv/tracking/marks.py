@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-_ENDED, _LOST = "ended-", "lost-"
+_ENDED, _LOST, _COUNTED = "ended-", "lost-", "counted-"
 
 
 class Marks:
@@ -36,6 +36,18 @@ class Marks:
         for name, count in points.items():
             with contextlib.suppress(OSError):
                 (self._folder / f"{_LOST}{count}-{quote(name, safe='')[:200]}").touch()
+
+    def mark_counted(self, produced: int, delivered: int, refused: int) -> None:
+        """Notes which values the receipt of the run counts already; `counted` gives them back."""
+        with contextlib.suppress(OSError):
+            (self._folder / f"{_COUNTED}{produced}-{delivered}-{refused}").touch()
+
+    def counted(self) -> tuple[int, int, int] | None:
+        """The values that the receipt of the run counts; None if it has not been written."""
+        for path in self._folder.glob(f"{_COUNTED}*"):
+            produced, delivered, refused = path.name[len(_COUNTED) :].split("-")
+            return int(produced), int(delivered), int(refused)
+        return None
 
     def take_lost(self) -> dict[str, int]:
         """What `mark_lost` has noted; it is forgotten."""

@@ -352,8 +352,7 @@ class Outbox:
                 return False
             self._store_thread = None
             _at_work.discard(self)
-            if not self._keeps_journal:
-                self._pending.release()
+            self._pending.rest(keep=self._keeps_journal)
             return True
 
 

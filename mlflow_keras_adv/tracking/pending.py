@@ -4,18 +4,22 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
+from typing import Self
 from weakref import WeakSet
 
 from mlflow_keras_adv.tracking.items import (
+    Artifact,
+    Deletion,
     End,
     Flush,
     Item,
     Journaled,
+    Model,
     Points,
     Refusal,
     Series,
@@ -28,8 +32,13 @@ from mlflow_keras_adv.tracking.settled import Settled
 
 _logger = logging.getLogger(__name__)
 
+# To deliver them again would need a copy that is gone by then, or undo what came later.
+_NOT_TWICE = (Artifact, Model, Deletion)
+
 # Metric values that are kept in memory when the journal cannot be written, as on a full disk.
 POINTS_IN_MEMORY = 1_000_000
+
+_COUNTS = ("produced", "delivered", "pending", "refused")
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,34 @@ class Receipt:
     refused: int
     refused_names: Counter[str] = field(default_factory=Counter)
 
+    @classmethod
+    def of_tags(cls, tags: Mapping[str, str]) -> Self | None:
+        """The receipt that stands in the tags of a run; None if none does."""
+        counts = [tags.get(f"points.{name}", "") for name in _COUNTS]
+        if not all(count.isdecimal() for count in counts):
+            return None
+        names = Counter(json.loads(tags.get("points.refused_names", "{}")))
+        produced, delivered, pending, refused = map(int, counts)
+        return cls(produced, delivered, pending, refused, names)
+
+    def since(self, produced: int, delivered: int, refused: int) -> "Receipt":
+        """What has changed since an earlier one of the same values, but for the names."""
+        return Receipt(
+            self.produced - produced,
+            self.delivered - delivered,
+            self.pending - (produced - delivered - refused),
+            self.refused - refused,
+        )
+
+    def __add__(self, other: "Receipt") -> "Receipt":
+        return Receipt(
+            self.produced + other.produced,
+            self.delivered + other.delivered,
+            self.pending + other.pending,
+            self.refused + other.refused,
+            self.refused_names + other.refused_names,
+        )
+
     def __str__(self) -> str:
         names = ", ".join(f"{name} ({count})" for name, count in self.refused_names.items())
         return (
@@ -59,8 +96,7 @@ class Receipt:
 
     def tags(self) -> dict[str, str]:
         """The receipt as tags of the run."""
-        counts = ("produced", "delivered", "pending", "refused")
-        tags = {f"points.{name}": str(getattr(self, name)) for name in counts}
+        tags = {f"points.{name}": str(getattr(self, name)) for name in _COUNTS}
         if self.refused_names:
             tags["points.refused_names"] = json.dumps(self.refused_names)
         return tags
@@ -180,8 +216,11 @@ class Pending:
                 self._points_in_memory -= names_of(item) if points else Counter()
             elif self._journal is not None:
                 self._journal.settle(place, self.settled)
+            settled = self.settled.of(0) if isinstance(item, _NOT_TWICE) else None
         with self._sweeping:
             if self._journal is not None:
+                if place is not None and settled is not None:
+                    self._journal.settle_for_good(place, settled)
                 self._journal.sweep()
 
     def progress(self) -> None:
@@ -199,10 +238,28 @@ class Pending:
             self.settled.refused[name] += max(points, 1)
             self.settled.refused_points += points
 
-    def release(self) -> None:
+    def rest(self, *, keep: bool) -> None:
+        """For the thread that settles, when there is nothing to take: empties the journal.
+
+        Args:
+            keep: Whether to keep it, empty; else another process may have it.
+        """
+        with self._sweeping, self._lock:
+            journal = self._journal
+            keep = keep or (journal is not None and journal.is_a_part())
+            if keep and journal is not None and self._queue.empty() and self.count() == 0:
+                journal.rest(self.settled)
+        if not keep:
+            self.release()
+
+    def release(self, *, counted: bool = False) -> None:
         """Lets another process have the journal; deletes it if nothing is left in it.
 
         What could not be written to it, and has not been delivered, is lost and counted as refused.
+        If another process ends the run, the journal stays, empty, and tells it what to count.
+
+        Args:
+            counted: Whether it has done so.
         """
         with self._sweeping, self._lock:
             self.points -= self._points_in_memory.total()
@@ -210,7 +267,13 @@ class Pending:
             self._in_memory, self._points_in_memory = Counter(), Counter()
             if self._journal is not None:
                 self._journal.marks.mark_lost(self._lost)
-                self._journal.close(delete=self.count() == 0)
+                empty = self.count() == 0
+                delete = empty and (counted or not self._journal.is_a_part())
+                if empty and not delete:
+                    self._journal.rest(self.settled)
+                self._journal.close(
+                    delete=delete, empty=empty and self._journal.marks.counted() is None
+                )
                 self._journal = None
 
     def count(self) -> int:

@@ -15,12 +15,16 @@ class Settled:
 
     Attributes:
         segment: The last segment that is gone.
+        begun: A later one, of which a part is settled.
+        offset: Where the first record begins that is not.
         points: Metric values that were delivered or refused.
         refused_points: Those of them that were refused.
         refused: How often each name was refused: metrics, params, tags, artifacts.
     """
 
     segment: int = 0
+    begun: int = 0
+    offset: int = 0
     points: int = 0
     refused_points: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -46,4 +50,9 @@ class Settled:
 
     def of(self, segment: int) -> "Settled":
         """A copy, as of the end of a segment."""
-        return Settled(segment, self.points, self.refused_points, Counter(self.refused))
+        return Settled(
+            segment,
+            points=self.points,
+            refused_points=self.refused_points,
+            refused=Counter(self.refused),
+        )

@@ -17,7 +17,7 @@ from mlflow_keras_adv.tracking import offline
 from mlflow_keras_adv.tracking.carry import carry
 from mlflow_keras_adv.tracking.carry_target import Carried
 from mlflow_keras_adv.tracking.home import journals_folder, offline_uri, state_folder
-from mlflow_keras_adv.tracking.journal import Journal, left_here
+from mlflow_keras_adv.tracking.journal import Journal, holds_records, left_here
 from mlflow_keras_adv.tracking.left import deliver_journal, journals_left, uri_with_login
 from mlflow_keras_adv.tracking.names import UID_TAG
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
@@ -77,6 +77,9 @@ def catch_up() -> None:
 
 def _sync_journal(journal: Journal, outcome: Outcome) -> None:
     about, folder = journal.about, journal.folder
+    if not holds_records(folder) and journal.is_a_part() and journal.marks.counted() is None:
+        journal.close(delete=False, empty=True)  # whoever ends the run takes it
+        return
     name = f"run {about.run_id} of {about.tracking_uri}"
     try:
         probe(uri_with_login(about.tracking_uri))
@@ -85,7 +88,8 @@ def _sync_journal(journal: Journal, outcome: Outcome) -> None:
         outcome.pending.append(f"{name}: {without_password(error.message)}")
         return
     receipt = deliver_journal(journal, end_run=True, seconds=GRACE_SECONDS)
-    (outcome.pending if folder.exists() else outcome.delivered).append(f"{name}: {receipt}")
+    lines = outcome.pending if holds_records(folder) else outcome.delivered
+    lines.append(f"{name}: {receipt}")
 
 
 def _sync_runs(uri: str, runs: list[Run], outcome: Outcome, progress: Callable[[], None]) -> None:
