@@ -12,7 +12,8 @@ no column for go to further tables, which graphs that were traced before know no
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +66,13 @@ class StepRecorder:
         self._taken = 0
         self._on_host: list[Mapping[str, float]] = []  # what the last rows hold besides
         self._last: tuple[int, list[np.ndarray[Any, Any]]] | None = None
-        # Eager even when the first step is being traced: a variable of a graph would die with it.
-        with tf.init_scope():
-            self._add_table()
-            self._begun = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun")
-            self._one = tf.constant(1, tf.int64)
+        self._begun, self._one = _made_apart(
+            lambda: (
+                tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun"),
+                tf.constant(1, tf.int64),
+            )
+        )
+        self._add_table()
 
     def advance(self, **values: Any) -> None:
         """Begins the row of the next batch, empty but for `values` (scalars, cast to float32)."""
@@ -177,9 +180,12 @@ class StepRecorder:
 
     def _add_table(self) -> None:
         width = sum(len(table.empty_row) for table in self._tables) or self._width
-        with tf.init_scope():
+
+        def make() -> tuple[Any, Any]:
             empty = tf.fill([self.capacity, width], ABSENT)
-            cells = tf.Variable(empty, trainable=False, name="step_table")
+            return tf.Variable(empty, trainable=False, name="step_table"), empty
+
+        cells, empty = _made_apart(make)
         self._tables.append(_Table(cells, empty, np.full([width], ABSENT, np.float32)))
 
 
@@ -194,6 +200,25 @@ class _Table:
     cells: Any
     empty: Any
     empty_row: "np.ndarray[Any, Any]"
+
+
+@tf.autograph.experimental.do_not_convert
+def _made_apart(make: Callable[[], Any]) -> Any:
+    """What `make` makes, outside of the graph that is being traced and of any strategy's scope.
+
+    A variable of a graph would die with it, and one that a strategy has made cannot be written in
+    the way of this table. A thread of its own is in neither; it is given the device, which is the
+    user's to choose.
+    """
+    with tf.init_scope():
+        device = tf.zeros([]).device
+
+    def on_device() -> Any:
+        with tf.device(device):
+            return make()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(on_device).result()
 
 
 _recorders: "weakref.WeakKeyDictionary[Any, dict[str, StepRecorder]]" = weakref.WeakKeyDictionary()
