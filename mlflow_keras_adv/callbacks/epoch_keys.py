@@ -12,7 +12,7 @@ from mlflow_keras_adv.tracking.values import entries_of
 
 _logger = logging.getLogger(__name__)
 
-# The pace, which the logger measures itself.
+# The pace, which the logger measures itself: the user's metrics of these names get a suffix.
 PACE = frozenset(
     f"train/{name}"
     for name in ("epoch", "step_ms", "examples_per_second", "input_wait_share", "callback_ms")
@@ -60,36 +60,41 @@ class EpochKeys:
         """
         named = {str(name): value for name, value in logs.items()}
         training = self._training_names(named)
+        keys = {
+            name: self._key(name, training)
+            for name, value in named.items()
+            if name not in _RATES or name in training or not self._is_on_record(value)
+        }
+        taken = PACE | set(keys.values())
         found: dict[str, Any] = {}
-        for name, value in named.items():
-            if name in _RATES and name not in training and self._is_on_record(value):
-                continue
-            key = self._key(name, training)
+        for name, key in keys.items():
             try:
-                entries = dict(entries_of(key, value, self._class_names))
+                entries = list(entries_of(key, named[name], self._class_names))
             except Exception:  # no number: its refusal says so
-                entries = {key: value}
-            found |= entries
+                entries = [(key, named[name])]
+            for plain, number in entries:
+                entry = plain
+                if plain != key or key in PACE:
+                    while entry in taken:
+                        entry += ".2"
+                    taken |= {entry}
+                if entry != plain:
+                    self._say(f"{name!r} is recorded as {entry}, since there is {plain} already.")
+                found[entry] = number
         self._in_validation.clear()
         return found
 
     def _key(self, name: str, training: Iterable[str]) -> str:
         inner = name.removeprefix("val_")
-        if inner != name and (inner in self._in_validation or name not in training):
-            if name in self._in_validation:
-                self._say(
-                    f"Training and validation both have a value named {name!r} in Keras' logs, "
-                    f"where the later takes the place of the first: val/{inner} is recorded, "
-                    f"train/{name} is not."
-                )
-            return f"val/{inner}"
-        key = f"train/{name}"
-        if key in PACE:
+        if inner == name or (inner not in self._in_validation and name in training):
+            return f"train/{name}"
+        if name in self._in_validation:
             self._say(
-                f"The metric {name!r} is recorded as {key}.2: {key} is what MlflowLogger measures."
+                f"Training and validation both have a value named {name!r} in Keras' logs, where "
+                f"the later takes the place of the first: val/{inner} is recorded, train/{name} "
+                "is not."
             )
-            key = f"{key}.2"
-        return key
+        return f"val/{inner}"
 
     def _training_names(self, logs: Iterable[str]) -> set[str]:
         """Names of the training's own values, as far as it matters which these are."""

@@ -66,13 +66,13 @@ class StepRecorder:
         self._taken = 0
         self._on_host: list[Mapping[str, float]] = []  # what the last rows hold besides
         self._last: tuple[int, list[np.ndarray[Any, Any]]] | None = None
-        self._add_table()
-        self._begun, self._one = _apart(
+        self._begun, self._one = _made_apart(
             lambda: (
                 tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_begun"),
                 tf.constant(1, tf.int64),
             )
         )
+        self._add_table()
 
     def advance(self, **values: Any) -> None:
         """Begins the row of the next batch, empty but for `values` (scalars, cast to float32)."""
@@ -180,8 +180,12 @@ class StepRecorder:
 
     def _add_table(self) -> None:
         width = sum(len(table.empty_row) for table in self._tables) or self._width
-        empty = _apart(lambda: tf.fill([self.capacity, width], ABSENT))
-        cells = _apart(lambda: tf.Variable(empty, trainable=False, name="step_table"))
+
+        def make() -> tuple[Any, Any]:
+            empty = tf.fill([self.capacity, width], ABSENT)
+            return tf.Variable(empty, trainable=False, name="step_table"), empty
+
+        cells, empty = _made_apart(make)
         self._tables.append(_Table(cells, empty, np.full([width], ABSENT, np.float32)))
 
 
@@ -196,6 +200,25 @@ class _Table:
     cells: Any
     empty: Any
     empty_row: "np.ndarray[Any, Any]"
+
+
+@tf.autograph.experimental.do_not_convert
+def _made_apart(make: Callable[[], Any]) -> Any:
+    """What `make` makes, outside of the graph that is being traced and of any strategy's scope.
+
+    A variable of a graph would die with it, and one that a strategy has made cannot be written in
+    the way of this table. A thread of its own is in neither; it is given the device, which is the
+    user's to choose.
+    """
+    with tf.init_scope():
+        device = tf.zeros([]).device
+
+    def on_device() -> Any:
+        with tf.device(device):
+            return make()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(on_device).result()
 
 
 _recorders: "weakref.WeakKeyDictionary[Any, dict[str, StepRecorder]]" = weakref.WeakKeyDictionary()
@@ -217,16 +240,6 @@ def recorder_of(
     if subject not in tables or tables[subject].capacity < capacity:
         tables[subject] = StepRecorder(capacity, width)
     return tables[subject]
-
-
-def _apart(make: Callable[[], Any]) -> Any:
-    """Makes variables and constants in a new thread, which is in no graph and no strategy.
-
-    Where a step is being traced, a variable would die with its graph; in the scope of a
-    distribution strategy it would be mirrored, and could not be written to cell by cell.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(make).result()
 
 
 def _in_first_replica() -> bool:

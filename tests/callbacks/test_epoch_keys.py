@@ -91,7 +91,7 @@ def test_a_metric_that_is_named_as_one_of_ours_is_on_record_beside_it(
     assert set(found["optimizer/learning_rate"].values()) == {np.float32(0.01)}
     for name, value in names.items():
         assert found[f"val/{name}"] == {2: value, 4: value}
-    assert len(warnings_of(caplog, "is recorded as train/")) == 3
+    assert len(warnings_of(caplog, "since there is")) == 3
 
 
 def test_the_rate_that_keras_puts_into_the_logs_is_on_record_once(
@@ -221,6 +221,24 @@ def test_a_metric_with_a_value_for_each_class_is_a_curve_for_each(
                 assert found[f"{split}/f1/{name}"] == expected
             assert len(found[f"{split}/accuracy"]) == 2
         assert not run.refused
+
+
+def test_entries_and_suffixes_take_the_place_of_no_other_value(
+    experiment: str, curves: Callable[[str], Curves], caplog: pytest.LogCaptureFixture
+) -> None:
+    added = Adds(epoch=5.0, f1=[1.0, 2.0])
+    added.values |= {"epoch.2": 6.0, "f1/0": 7.0}
+    found = curves(fit_recorded(net(), added).run_id)
+    for key, value in {
+        "epoch.2": 6,
+        "epoch.2.2": 5,
+        "f1/0": 7,
+        "f1/0.2": 1,
+        "f1/1": 2,
+    }.items():
+        assert found[f"train/{key}"] == {2: value, 4: value}
+    assert found["train/epoch"] == {2: 1, 4: 2}
+    assert len(warnings_of(caplog, "since there is")) == 2
 
 
 def test_class_names_that_are_equal_are_refused() -> None:

@@ -186,3 +186,24 @@ def test_a_table_made_while_a_step_is_traced_outlives_the_trace() -> None:
 
     step()
     assert recorder_of(owner).read().columns["value"].tolist() == [7]
+
+
+@pytest.mark.parametrize("within", ["scope", "replica"])
+def test_tables_are_made_outside_of_the_scope_of_a_strategy(within: str) -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    owner = tf.Module()
+
+    def step() -> None:
+        recorder = recorder_of(owner, width=2)
+        recorder.advance(examples=1)
+        recorder.write_all(dict.fromkeys("abcdef", 2))
+
+    step_of_all = tf.function(lambda: strategy.run(step) if within == "replica" else step())
+    with strategy.scope():
+        step_of_all()
+        step_of_all()
+    columns = recorder_of(owner).read().columns
+    assert {name: column.tolist() for name, column in columns.items()} == {
+        "examples": [1, 1],
+        **{name: [2, 2] for name in "abcdef"},
+    }
