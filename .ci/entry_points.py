@@ -22,7 +22,7 @@ SHORT = {
     "promote": {"min_accuracy": 0.1},
     "prune": {"sparsities": 0.8},
     "quantize": {"schemes": "int8,qat", "qat_epochs": 1},
-    "tune": {"max_trials": 2, "max_epochs": 1, "seeds": 1},
+    "tune": {"max_trials": 2, "max_epochs": 2, "seeds": 2},
 }
 BY_MLFLOW = {"main"}
 # Nothing to do for distill: it is README's first command.

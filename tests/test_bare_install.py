@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import mlflow
+import numpy as np
 import pytest
 import yaml
 
+import mlflow_keras_adv as mka
 from mlflow_keras_adv.extras import EXTRAS
 from tests.mlflow_run import ROOT, copy_project, new_shell, store_in
 from tests.test_extras import ASKED, BARE
@@ -109,25 +112,32 @@ for name in sys.argv[1:]:
     assert ended == [f"{name} ended with 0" for name in ENTRY_POINTS]
 
 
-def test_promotion_needs_no_extra_for_a_keras_model(bare: Path) -> None:
-    """And says which it wants for a file, before anything is promoted."""
-    program = """
-import keras, numpy as np, sys
-import mlflow_keras_adv as mka
-x, y = np.zeros((20, 2), "float32"), np.zeros(20, int)
-model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-with mka.track("net", log_system_metrics=False):
-    print(mka.log_model(model, name="net", input_example=x[:2]).model_uri)
-np.savez("data.npz", x=x, y=y)
-"""
-    made = call(bare, "python", "-c", program)
-    assert made.returncode == 0, made.stderr
-    uri = made.stdout.splitlines()[-1]
-    options = ["--data", "data.npz", "--max-latency-ratio", "100", "--yes"]
-    done = call(bare, "mlflow-keras-adv", "promote", "bare", uri, *options)
+def test_promotion_wants_an_extra_for_a_file_and_none_for_a_keras_model(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_in(bare))
+    monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path))
+    x, y = np.eye(2, dtype=np.float32), np.arange(2)
+    np.savez(bare / "data.npz", x=x, y=y)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.layers[0].set_weights([x, y * 0])
+    with mka.track("net", log_system_metrics=False):
+        net = mka.log_model(model, name="net", input_example=x).model_uri
+        file = mka.litert.log_model(mka.compression.convert(model, x).content, name="file")
+
+    promote = ["mlflow-keras-adv", "promote", "bare", "--data", "data.npz", "--yes"]
+    done = call(bare, *promote, net)
     assert done.returncode == 0, done.stdout + done.stderr
-    champion = mlflow.MlflowClient(store_in(bare)).get_model_version_by_alias("bare", "champion")
-    assert champion.source == uri
+    refused = call(bare, *promote, file.model_uri)
+    assert refused.returncode == 1
+    told = 'Error: ai_edge_litert is not installed; the extra "compression" brings it: '
+    assert f'{told}pip install "mlflow-keras-adv[compression]"' in refused.stderr.splitlines()
+    assert "Traceback" not in refused.stdout + refused.stderr
+
+    client = mlflow.MlflowClient()
+    assert client.get_model_version_by_alias("bare", "champion").source == net
+    statuses = [run.info.status for run in client.search_runs(["0"], max_results=3)]
+    assert statuses == ["FAILED", "FINISHED", "FINISHED"]  # the last first
 
 
 def test_every_public_name_says_which_extra_it_wants(bare: Path) -> None:
