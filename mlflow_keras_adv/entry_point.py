@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import require
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def parameters(main: Callable[..., object]) -> list[Parameter]:
     return found
 
 
-def run(main: Callable[..., object], argv: Sequence[str] | None = None) -> None:
+def run(
+    main: Callable[..., object], argv: Sequence[str] | None = None, *, extra: str | None = None
+) -> None:
     """Calls `main` with what the command line says.
 
     Each parameter is an option: `--batch-size 32`, also spelled `--batch_size 32`, because
@@ -80,14 +83,17 @@ def run(main: Callable[..., object], argv: Sequence[str] | None = None) -> None:
     Args:
         main: The function to call; every parameter annotated, with a Google-style docstring.
         argv: The arguments without the program's name; those of the process by default.
+        extra: The extra of this package without which `main` is not worth beginning.
 
     Raises:
-        SystemExit: Code 2 after a bad argument, with a sentence on stderr for each; code 1 after a
-            `UserError` in `main`, with its message on stderr; code 130 after Ctrl-C. What else
-            `main` raises passes through.
+        SystemExit: Code 2 after a bad argument, with a sentence on stderr for each; code 1 if the
+            extra is not installed or after a `UserError` in `main`, with its message on stderr;
+            code 130 after Ctrl-C. What else `main` raises passes through.
     """
     values = _parse(main, sys.argv[1:] if argv is None else argv)
     try:
+        if extra is not None:
+            require(extra)
         main(**values)
     except UserError as error:
         _say(f"error: {error}")

@@ -35,6 +35,7 @@ from mlflow.models.model import ModelInfo
 from mlflow_keras_adv.compression import runtime
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.litert_signature import described, example_of, signature_of
 from mlflow_keras_adv.random_state import keeps_random_state
 
@@ -46,7 +47,8 @@ _NOT_IN_NAMES = "/:.%\"'"
 
 def get_default_pip_requirements() -> list[str]:
     """What a model needs to be loaded and run, pinned as installed."""
-    return [f"{name}=={version(name)}" for name in ("mlflow", "numpy", "ai-edge-litert")]
+    with extra("compression"):
+        return [f"{name}=={version(name)}" for name in ("mlflow", "numpy", "ai-edge-litert")]
 
 
 @keeps_random_state()

@@ -25,6 +25,7 @@ from mlflow_keras_adv.compression.footprint import (
     sizes,
 )
 from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.extras import MissingExtraError
 from mlflow_keras_adv.models import load_model
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry.samples import Measurements, Samples
@@ -62,6 +63,9 @@ def measure_models(
         Measurements in the order of `folders`, with the names of `compression.footprint.footprint`
         and, for a `.tflite` file, `peak_memory_bytes`; latencies are those of one sample, measured
         in turns. A model that cannot be loaded or fails on the samples has a `problem`.
+
+    Raises:
+        UserError: One of them is a `.tflite` file, and LiteRT is not installed.
     """
     found = [_guarded(folder, samples, batch_size) for folder in folders]
     times: list[list[np.ndarray]] = [[] for _ in found]
@@ -101,6 +105,8 @@ def _measurements(loaded: _Loaded, times: list[np.ndarray]) -> Measurements:
 def _guarded(folder: Path, samples: Samples, batch_size: int) -> _Loaded:
     try:
         return _weighed(folder, samples, batch_size)
+    except MissingExtraError:
+        raise  # no fault of the model
     except Exception as error:  # what a broken model raises has no end
         text = " ".join(str(error).split())
         known = _LAMBDA if "safe_mode" in text and "ambda" in text else text

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mlflow_keras_adv.compression.conversion import Artifact
+from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.compression.footprint import (
     accuracy,
     highest,

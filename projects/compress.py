@@ -148,4 +148,4 @@ def main(
 
 
 if __name__ == "__main__":
-    entry_point.run(main)
+    entry_point.run(main, extra="compression")

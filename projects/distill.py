@@ -17,7 +17,6 @@ Less than a minute of computing on two cores.
     mlflow run . -e distill --env-manager local -P temperature=3
 """
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import keras
@@ -25,7 +24,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import require
 from projects.data import Data, load
 
 SAMPLES = 200  # training images that set the ranges of the quantized activations
@@ -78,8 +77,8 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    if quantize and find_spec("litert_quantizer") is None:
-        raise UserError('quantize=true needs the extra: pip install -e ".[compression]"')
+    if quantize:
+        require("compression")
     images = load(data, seed=seed)
 
     def train(model: keras.Model) -> None:

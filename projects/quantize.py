@@ -30,16 +30,25 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.compression.footprint import latency_ms
-from mlflow_keras_adv.compression.quantization import SCHEMES
 from projects.compressing import baseline, outcome, training
 from projects.data import load
 
-BY_NAME = {scheme.__name__: scheme for scheme in SCHEMES}
+# Of `mka.compression`.
+SCHEMES = (
+    "float16",
+    "int16x8",
+    "weight_only_int8",
+    "dynamic_int8",
+    "int8",
+    "int8_io",
+    "weight_only_int4",
+    "dynamic_int4",
+)
 
 
 def kinds(schemes: str) -> list[str]:
     """What "int8,qat" asks for; all of them for "all"."""
-    known = [*BY_NAME, "qat"]
+    known = [*SCHEMES, "qat"]
     found = known if schemes == "all" else [text.strip() for text in schemes.split(",")]
     unknown = [name for name in found if name not in known]
     if unknown:
@@ -106,7 +115,7 @@ def main(
                         model, images.train, **training(model, images, **tuning)
                     )
                 else:
-                    file = mka.compression.quantize(floats, BY_NAME[name])
+                    file = mka.compression.quantize(floats, getattr(mka.compression, name))
                 trade.add(run, file)
 
         chosen = trade.choose(max_accuracy_drop=max_accuracy_drop)
@@ -140,4 +149,4 @@ def main(
 
 
 if __name__ == "__main__":
-    entry_point.run(main)
+    entry_point.run(main, extra="compression")

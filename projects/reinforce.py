@@ -13,8 +13,7 @@ Williams: Simple statistical gradient-following algorithms for connectionist rei
 The task is gymnasium's CartPole: push a cart so that the pole on it stays up, for 500 pushes at
 most; every push is worth 1. A training batch is a few episodes played at once. What to expect: the
 mean return climbs from about 20 to close to 500, with dips; the entropy falls from ln 2. There is
-no `--data`: the data are the episodes that the policy plays. Needs `pip install -e ".[rl]"`.
-A minute of computing on two cores.
+no `--data`: the data are the episodes that the policy plays. A minute of computing on two cores.
 
     mlflow run . -e reinforce --env-manager local -P epochs=5
 """
@@ -29,6 +28,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.training.rollouts import play, returns
 
 BATCHES_PER_EPOCH = 10
@@ -44,12 +44,8 @@ def net(outputs: int, name: str) -> keras.Model:
 
 def cart_poles(count: int) -> Any:
     """So many carts that move at once."""
-    try:
+    with extra("rl"):
         import gymnasium
-    except ImportError:
-        raise mka.UserError(
-            'gymnasium is not installed, in which CartPole lives: pip install -e ".[rl]"'
-        ) from None
     return gymnasium.make_vec(
         "CartPole-v1", count, vectorization_mode="vector_entry_point", max_episode_steps=LONGEST
     )
@@ -146,4 +142,4 @@ def main(
 
 
 if __name__ == "__main__":
-    entry_point.run(main)
+    entry_point.run(main, extra="rl")

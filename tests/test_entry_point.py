@@ -343,6 +343,30 @@ def test_a_user_error_keeps_its_exit_code_in_process(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "error: no\n"
 
 
+def test_what_wants_an_extra_that_is_not_there_is_not_begun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def main(epochs: PositiveInt = 1) -> None:
+        begun.append(epochs)
+
+    entry_point.run(main, [], extra="rl")
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    for arguments, code in ((["--help"], 0), (["--epochs", "0"], 2), ([], 1)):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            entry_point.run(main, arguments, extra="rl")
+        assert exit_.value.code == code
+
+    assert begun == [1]
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith("error: gymnasium is not installed; ")
+    assert line.endswith('pip install "mlflow-keras-adv[rl]"')
+
+
 @pytest.mark.parametrize("data", ['it\'s a "quoted" $HOME', ""])
 def test_what_mlflow_run_is_given_reaches_main(
     script: Path, experiment: str, data: str, monkeypatch: pytest.MonkeyPatch

@@ -23,10 +23,11 @@ ROOMS = {
     "__init__.py": (set(), {"*"}),
     "errors.py": (set(), set()),
     "random_state.py": ({"numpy"}, set()),
-    "entry_point.py": ({"pydantic"}, {"errors"}),
+    "extras.py": (set(), {"errors"}),
+    "entry_point.py": ({"pydantic"}, {"errors", "extras"}),
     "tracking/": (STORE, {"errors", "tracking"}),
     "training/": (TRAINING, {"errors", "training"}),
-    "compression/": (TRAINING | LITERT, {"errors", "training", "compression"}),
+    "compression/": (TRAINING | LITERT, {"errors", "extras", "training", "compression"}),
     "callbacks/": (MEETING, {"errors", "tracking", "training", "callbacks"}),
     "autologging.py": (set(), {"tracking", "tuner", "recorded_fits"}),
     "recorded_fits.py": ({"keras"}, {"callbacks", "training"}),
@@ -36,7 +37,7 @@ ROOMS = {
         {"errors", "tracking", "comparison", "doctor", "registry", "side_by_side"},
     ),
     "doctor.py": (STORE, {"errors", "tracking"}),
-    "litert.py": (STORE | {"pandas"}, {"errors", "compression", "litert_signature"}),
+    "litert.py": (STORE | {"pandas"}, {"errors", "extras", "compression", "litert_signature"}),
     "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
     "model_signature.py": (MEETING, {"training"}),
     "models.py": (MEETING, {"errors", "tracking", "training", "model_signature"}),
@@ -60,7 +61,7 @@ ROOMS = {
         {"errors", "tracking", "comparison"},
     ),
     "report.py": (STORE | {"pandas", "matplotlib"}, {"errors", "tracking", "comparison"}),
-    "side_by_side.py": (MEETING, {"compression", "litert", "models", "registry"}),
+    "side_by_side.py": (MEETING, {"extras", "compression", "litert", "models", "registry"}),
 }
 
 

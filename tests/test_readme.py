@@ -41,9 +41,15 @@ def test_the_example_runs_as_it_stands(tmp_path: Path, store: str, experiment: s
 
 
 def test_the_commands_are_those_of_ci() -> None:
-    assert block_after("run")[-1] == "mlflow run . -e distill --env-manager local"
+    assert block_after("run") == [
+        "python3 -m venv .venv && . .venv/bin/activate",
+        'pip install -e ".[compression,rl]"',
+        "mlflow run . -e distill --env-manager local",
+    ]
     assert block_after("test") == ['pip install -e ".[test]"', "pytest -n 2 --dist worksteal"]
-    assert "<!-- test -->" in (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert script.index('"$folder/run.sh"') < script.index(".ci/entry_points.py")
+    assert script.index(".ci/entry_points.py") < script.index('"$folder/test.sh"')
 
 
 def test_every_entry_point_has_its_row() -> None:

@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlflow_keras_adv.compression.artifact import Artifact
     from mlflow_keras_adv.compression.bridge import to_keras, to_tf_keras
     from mlflow_keras_adv.compression.clustering import cluster
-    from mlflow_keras_adv.compression.conversion import Artifact, convert
+    from mlflow_keras_adv.compression.conversion import convert
     from mlflow_keras_adv.compression.pruning import prune
     from mlflow_keras_adv.compression.quantization import (
         dynamic_int4,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: the footprint of a model needs neither tf_keras nor tfmot.
 _HOMES = {
-    "Artifact": "conversion",
+    "Artifact": "artifact",
     "cluster": "clustering",
     "constant": "schedules",
     "convert": "conversion",

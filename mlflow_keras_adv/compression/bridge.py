@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tf_keras
 
 from mlflow_keras_adv.compression import graphs
 from mlflow_keras_adv.compression.copying import check_weights, copy_model
@@ -23,7 +22,11 @@ from mlflow_keras_adv.compression.layer_translation import (
     translate_layer,
 )
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
+
+with extra("compression"):
+    import tf_keras
 
 TOLERANCE = 1e-5  # of the largest absolute output
 HALF_TOLERANCE = 5e-3  # where Keras 3 computes in 16 bits and tf_keras in 32

@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tf_keras
 
 from mlflow_keras_adv.compression.bridge import to_keras, to_tf_keras
 from mlflow_keras_adv.compression.copying import check_weights
@@ -15,7 +14,11 @@ from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
 from mlflow_keras_adv.compression.tfmot_names import ClusteringRegistry, cluster_weights, tfmot
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
+
+with extra("compression"):
+    import tf_keras
 
 
 @dataclass(frozen=True)

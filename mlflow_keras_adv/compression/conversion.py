@@ -3,7 +3,6 @@
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.footprint import agreement, highest
 from mlflow_keras_adv.compression.kernels import check_not_quantized
@@ -20,44 +20,6 @@ from mlflow_keras_adv.random_state import keeps_random_state
 
 TOLERANCE = 1e-4  # of the largest absolute output: float32 in another order, by other kernels
 _BATCH = 32
-
-Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Artifact:
-    """A `.tflite` file that LiteRT has run, and how it compares with its source on the same data.
-
-    Attributes:
-        content: The file.
-        scheme: How its numbers are stored: "float32", or the name of the scheme.
-        difference: The largest |answer - source's answer|, divided by the source's largest
-            |answer|; the worst of the outputs.
-        agreement: Share of samples on which it chooses the same class as its source; None for what
-            is not a classifier with one output.
-        float_layers: Layers that the scheme could not quantize, by name; empty where it is not
-            known layer by layer.
-        expected: What the source answers on the data, by the outputs' names.
-        feeds: The data, by the inputs' names.
-    """
-
-    content: bytes
-    scheme: str
-    difference: float
-    agreement: float | None
-    float_layers: tuple[str, ...]
-    expected: Arrays
-    feeds: Arrays
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the file.
-
-        Args:
-            path: Where to; its folder exists.
-        """
-        file = Path(path)
-        file.write_bytes(self.content)
-        return file
 
 
 @keeps_random_state()

@@ -6,9 +6,12 @@ negative number. Pruned models have such channels.
 """
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from mlflow_keras_adv.compression.file_weights import constant
+from mlflow_keras_adv.extras import extra
+
+with extra("compression"):
+    from ai_edge_litert import schema_py_generated as schema
 
 _STEPS = 2**20  # of a mended bias: exact to a millionth, and far from the end of int32
 

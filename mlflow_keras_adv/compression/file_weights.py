@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+
+from mlflow_keras_adv.extras import extra
+
+if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as schema
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ def file_weights(content: bytes) -> list[FileWeight]:
         Constants that are floats, or integers that encode them; not the shapes and axes, which are
         integers too. Of dtypes that NumPy has, and int4.
     """
-    model = schema.Model.GetRootAs(content, 0)
+    model = _schema().Model.GetRootAs(content, 0)
     found: dict[int, FileWeight] = {}
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for tensor in map(graph.Tensors, range(graph.TensorsLength())):
@@ -55,7 +60,7 @@ def file_weights(content: bytes) -> list[FileWeight]:
 
 
 def constant(
-    content: bytes | bytearray, model: schema.Model, tensor: schema.Tensor
+    content: bytes | bytearray, model: "schema.Model", tensor: "schema.Tensor"
 ) -> np.ndarray | None:
     """What a tensor holds from the start, as bytes; None if it is computed.
 
@@ -71,7 +76,7 @@ def constant(
     return raw if isinstance(raw, np.ndarray) else None
 
 
-def _zeros(values: np.ndarray, tensor: schema.Tensor) -> int:
+def _zeros(values: np.ndarray, tensor: "schema.Tensor") -> int:
     points = [0]
     quantization = tensor.Quantization()
     if quantization is not None and quantization.ZeroPointLength():
@@ -92,5 +97,12 @@ def _unpacked(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray
 
 @cache
 def _dtypes() -> dict[int, str]:
-    known = vars(schema.TensorType).items()
+    known = vars(_schema().TensorType).items()
     return {number: name.lower() for name, number in known if isinstance(number, int)}
+
+
+def _schema() -> Any:
+    """On first use: what measures files measures Keras models too, where there is no LiteRT."""
+    with extra("compression"):
+        from ai_edge_litert import schema_py_generated
+    return schema_py_generated

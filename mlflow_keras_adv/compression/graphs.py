@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tf_keras
+
+from mlflow_keras_adv.extras import extra
+
+with extra("compression"):
+    import tf_keras
 
 
 def named_layers(model: Any) -> dict[str, Any]:

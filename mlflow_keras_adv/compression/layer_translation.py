@@ -9,9 +9,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tf_keras
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
+
+with extra("compression"):
+    import tf_keras
 
 # Functions that compute the same in both. `hard_sigmoid` does not: its slope is 1/6 in Keras 3 and
 # 0.2 in tf_keras. Those that are absent here or in tf_keras travel as Python functions.

@@ -24,16 +24,20 @@ from typing import Any
 
 import keras
 import numpy as np
-from litert_quantizer import Quantizer, qtyping, recipe
-from litert_quantizer.calibrator import Calibrator
-from litert_quantizer.recipe_manager import RecipeManager
-from litert_quantizer.utils.qsv_utils import min_max_update
 
-from mlflow_keras_adv.compression.conversion import Artifact, compare, convert
+from mlflow_keras_adv.compression.artifact import Artifact
+from mlflow_keras_adv.compression.conversion import compare, convert
 from mlflow_keras_adv.compression.dead_channels import mended_biases
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
+
+with extra("compression"):
+    from litert_quantizer import Quantizer, qtyping, recipe
+    from litert_quantizer.calibrator import Calibrator
+    from litert_quantizer.recipe_manager import RecipeManager
+    from litert_quantizer.utils.qsv_utils import min_max_update
 
 Sample = Mapping[str, np.ndarray]  # by the file's input names, each of shape (1, …)
 Scheme = Callable[[bytes, Sequence[Sample]], bytes]

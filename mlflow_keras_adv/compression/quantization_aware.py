@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
+from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.compression.bridge import to_tf_keras
-from mlflow_keras_adv.compression.conversion import Artifact, answers_of, arrays_by_name, compare
+from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, compare
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
@@ -21,7 +21,11 @@ from mlflow_keras_adv.compression.quantization import check_agreement
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
+
+with extra("compression"):
+    import tf_keras
 
 # tfmot knows how to quantize these; of the others it names no layer, but fails.
 _ACTIVATIONS = {"linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh"}

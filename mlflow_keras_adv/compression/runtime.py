@@ -1,8 +1,8 @@
 """Runs a `.tflite` file with LiteRT: arrays in, arrays out.
 
 This file travels with every model of the LiteRT flavor, as the module `mlflow_keras_adv_litert`. So
-a model loads without this package and without TensorFlow; this file may import NumPy and LiteRT
-only. The folder that it loads holds `model.tflite` and `model.json`:
+a model loads without this package and without TensorFlow; this file may need NumPy and LiteRT only.
+The folder that it loads holds `model.tflite` and `model.json`:
 
     {"sha256": "…", "size_bytes": 57544, "params": {"num_threads": 2}}
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 MODEL_FILE, DESCRIPTION_FILE = "model.tflite", "model.json"
 # What `predict` takes beside the data, and the defaults.
@@ -243,12 +242,12 @@ def load(folder: str | Path) -> LiteRTModel:
 _load_pyfunc = load  # the hook of MLflow's python_function flavor
 
 
-def _interpreter(content: bytes, num_threads: int) -> Interpreter:
+def _interpreter(content: bytes, num_threads: int) -> Any:
     if content[4:8] != b"TFL3":
         found = f"bytes 4 to 8 are {content[4:8]!r}, expected b'TFL3'"
         raise ValueError(f"this is not a .tflite file: {found}")
     try:
-        interpreter = Interpreter(model_content=content, num_threads=num_threads)
+        interpreter = _litert().Interpreter(model_content=content, num_threads=num_threads)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         why = f"which may be damaged or need operations that LiteRT does not have: {error}"
@@ -257,7 +256,20 @@ def _interpreter(content: bytes, num_threads: int) -> Interpreter:
     return interpreter
 
 
-def _tensors(interpreter: Interpreter) -> tuple[str | None, list[tuple[Tensor, ...]]]:
+def _litert() -> Any:
+    """On first use: what takes files takes Keras models too, where there is no LiteRT."""
+    try:
+        from ai_edge_litert import interpreter
+    except ModuleNotFoundError as error:
+        try:
+            from mlflow_keras_adv.extras import MissingExtraError
+        except ImportError:  # this is the copy in a model, which needs no such package
+            raise error from None
+        raise MissingExtraError("compression", str(error.name)) from None
+    return interpreter
+
+
+def _tensors(interpreter: Any) -> tuple[str | None, list[tuple[Tensor, ...]]]:
     keys = list(interpreter.get_signature_list())
     if len(keys) > 1:
         raise ValueError(f"this .tflite file has the signatures {keys}; give a file with one")

@@ -2,7 +2,9 @@
 
 import warnings
 
-with warnings.catch_warnings():
+from mlflow_keras_adv.extras import extra
+
+with warnings.catch_warnings(), extra("compression"):
     # It compares versions by distutils, which setuptools keeps alive.
     warnings.filterwarnings("ignore", "distutils Version classes", DeprecationWarning)
     import tensorflow_model_optimization as tfmot

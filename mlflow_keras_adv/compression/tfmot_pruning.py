@@ -5,7 +5,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-import tf_keras
 
 from mlflow_keras_adv.compression.bridge import to_keras
 from mlflow_keras_adv.compression.fine_tuning import FineTuning
@@ -13,6 +12,10 @@ from mlflow_keras_adv.compression.masks import Target, share
 from mlflow_keras_adv.compression.schedules import Renewals
 from mlflow_keras_adv.compression.sparsity_curve import SparsityCurve
 from mlflow_keras_adv.compression.tfmot_names import PruneRegistry, tfmot
+from mlflow_keras_adv.extras import extra
+
+with extra("compression"):
+    import tf_keras
 
 _M_BY_N_RANKS = (2, 4)  # which tfmot can group
 

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import keras
@@ -11,6 +10,7 @@ import mlflow
 from mlflow.keras import MlflowCallback
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv.extras import MissingExtraError, extra, missing
 from projects.measuring.stores import scratch_run
 
 # Enters a run; gives callbacks, and what waits until they have delivered everything.
@@ -55,8 +55,9 @@ def mlflow_step() -> Iterator[tuple[list[Any], Callable[[], object]]]:
 @contextmanager
 def wandb_step() -> Iterator[tuple[list[Any], Callable[[], object]]]:
     """Weights & Biases at each step, offline; its own process writes, and cannot be waited for."""
-    import wandb  # of the extra `benchmark`
-    from wandb.integration.keras import WandbMetricsLogger
+    with extra("benchmark"):
+        import wandb
+        from wandb.integration.keras import WandbMetricsLogger
 
     settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
     with (
@@ -77,8 +78,8 @@ def loggers() -> dict[str, Logger]:
     """Those that are installed, by name; it is said what is not."""
     found: dict[str, Logger] = {"ours": ours, "ours_layers": ours_layers}
     found |= {"mlflow_epoch": mlflow_epoch, "mlflow_step": mlflow_step}
-    if find_spec("wandb") is not None:
-        found["wandb_step"] = wandb_step
+    if lacking := missing("benchmark"):
+        print(f"Left out: {MissingExtraError('benchmark', *lacking)}")
     else:
-        print('wandb is not installed and is left out; pip install -e ".[benchmark]" brings it.')
+        found["wandb_step"] = wandb_step
     return found | {"tensorboard_step": tensorboard_step}

@@ -7,6 +7,7 @@ Whoever adds a script adds nothing here: an entry point of MLproject whose scrip
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from sklearn.datasets import load_digits
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.extras import EXTRAS, require
 from tests.mlflow_run import copy_project, new_shell, store_in
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,6 +44,8 @@ TECHNIQUES = [
 # By `mlflow run`: the default, and one whose layers are defined in the script, which is `__main__`
 # there and not here.
 BY_COMMAND = {"main", "self_regularization"}
+# The store in which `.ci/run` has had every entry point run for an epoch, each by its command.
+ALREADY_RUN = os.environ.get("ENTRY_POINT_RUNS", "")
 TRAIN, TEST = slice(40), slice(40, 52)  # of the images of a digit
 # Knobs beside `epochs` that make a run shorter.
 SHORT: Mapping[str, Mapping[str, Any]] = {"initializers": {"depth": 2}, "optimizers": {"seeds": 1}}
@@ -73,12 +77,33 @@ def environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def read(name: str, experiment: str) -> Recorded:
+def read(name: str, experiment: str, which: str = "") -> Recorded:
     client = MlflowClient()
-    runs = client.search_runs([experiment])
+    runs = client.search_runs([experiment], which)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run is not parent]
-    return Recorded(name, parent, children, client.search_logged_models([experiment]))
+    models = [
+        model
+        for run in runs
+        for model in client.search_logged_models(
+            [experiment], filter_string=f"source_run_id = '{run.info.run_id}'"
+        )
+    ]
+    return Recorded(name, parent, children, models)
+
+
+@contextmanager
+def only_what_it_asks_for(name: str) -> Iterator[None]:
+    """As if no extra were installed but the one that the script hands to `entry_point.run`."""
+    with pytest.MonkeyPatch.context() as patched:
+        for extra in EXTRAS:
+            if f'entry_point.run(main, extra="{extra}")' in SOURCES[name]:
+                continue
+            for module in EXTRAS[extra]:
+                patched.setitem(sys.modules, module, None)  # its import fails as if not there
+            if extra == "compression":  # whose own modules have imported theirs, maybe
+                patched.setattr(mka.compression, "import_module", lambda _: require("compression"))
+        yield
 
 
 def record(name: str, folder: Path, **arguments: Any) -> Recorded:
@@ -86,7 +111,8 @@ def record(name: str, folder: Path, **arguments: Any) -> Recorded:
     experiment = MlflowClient().create_experiment(f"{name}-{folder.name}", folder.as_uri())
     with environment("MLFLOW_EXPERIMENT_ID", experiment):
         try:
-            main_of(name)(**arguments)
+            with only_what_it_asks_for(name):
+                main_of(name)(**arguments)
         finally:
             keras.utils.clear_session()
     return read(name, experiment)
@@ -123,6 +149,10 @@ def recorded(
 ) -> Iterator[Recorded]:
     """A run of one epoch."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    if ALREADY_RUN:
+        with environment("MLFLOW_TRACKING_URI", ALREADY_RUN):
+            yield read(name, "0", f"tags.technique = '{name}'")
+        return
     if name not in BY_COMMAND:
         data = {"data": str(few_digits)} if "data" in PARAMETERS[name] else {}
         yield record(name, folder, epochs=1, **data, **SHORT.get(name, {}))
@@ -226,6 +256,15 @@ def test_the_claims_are_on_the_parent(recorded: Recorded) -> None:
     first_line = data.tags["mlflow.note.content"].splitlines()[0]
     assert first_line
     assert not first_line.startswith("- ")  # the result, not a claim
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_a_script_asks_for_the_extra_that_it_uses(name: str) -> None:
+    used = {"compression": "mka.(compression|litert|TradeOff)", "rl": "import gymnasium"}
+    for extra, pattern in used.items():
+        if re.search(pattern, SOURCES[name]):
+            asked = rf'entry_point.run\(main, extra="{extra}"\)|require\("{extra}"\)'
+            assert re.search(asked, SOURCES[name])
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 import mlflow_keras_adv as mka
 from projects.data import load
-from projects.quantize import BY_NAME, kinds, main
+from projects.quantize import SCHEMES, kinds, main
 from tests.projects.small_net import log_small_net
 
 
@@ -64,7 +64,7 @@ def test_a_run_leaves_a_model_for_each_scheme_that_scores_what_the_record_says(
 
 
 def test_schemes_are_called_by_name() -> None:
-    assert kinds("all") == [*BY_NAME, "qat"]
+    assert kinds("all") == [*SCHEMES, "qat"]
     assert kinds("int8, qat,int8") == ["int8", "qat"]
     for text in ("", "int8,", "int7"):
         with pytest.raises(mka.UserError, match="schemes"):

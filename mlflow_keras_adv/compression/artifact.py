@@ -1,0 +1,44 @@
+"""What a conversion gives: a `.tflite` file, and how it compares with what it was made of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A `.tflite` file that LiteRT has run, and how it compares with its source on the same data.
+
+    Attributes:
+        content: The file.
+        scheme: How its numbers are stored: "float32", or the name of the scheme.
+        difference: The largest |answer - source's answer|, divided by the source's largest
+            |answer|; the worst of the outputs.
+        agreement: Share of samples on which it chooses the same class as its source; None for what
+            is not a classifier with one output.
+        float_layers: Layers that the scheme could not quantize, by name; empty where it is not
+            known layer by layer.
+        expected: What the source answers on the data, by the outputs' names.
+        feeds: The data, by the inputs' names.
+    """
+
+    content: bytes
+    scheme: str
+    difference: float
+    agreement: float | None
+    float_layers: tuple[str, ...]
+    expected: Arrays
+    feeds: Arrays
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the file.
+
+        Args:
+            path: Where to; its folder exists.
+        """
+        file = Path(path)
+        file.write_bytes(self.content)
+        return file

@@ -1,0 +1,81 @@
+"""Packages that only an extra installs: where one lacks, a sentence says which extra brings it.
+
+What imports such a package does it in `with extra("compression"):`, so that it is said by whatever
+asks first; who needs several of them for long work asks with `require` before it begins.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from mlflow_keras_adv.errors import UserError
+
+# The modules that the extras of pyproject.toml bring.
+EXTRAS = {
+    "compression": (
+        "tensorflow_model_optimization",
+        "tf_keras",
+        "ai_edge_litert",
+        "litert_quantizer",
+    ),
+    "rl": ("gymnasium",),
+    "benchmark": ("wandb",),
+}
+
+
+class MissingExtraError(UserError, ImportError):
+    """Something needs a package that is not installed, and that an extra brings.
+
+    Args:
+        name: Of the extra.
+        packages: What lacks.
+    """
+
+    def __init__(self, name: str, *packages: str) -> None:
+        are, them = ("is", "it") if len(packages) == 1 else ("are", "them")
+        super().__init__(
+            f'{", ".join(packages)} {are} not installed; the extra "{name}" brings {them}: '
+            f'pip install "mlflow-keras-adv[{name}]"'
+        )
+
+
+def missing(name: str) -> list[str]:
+    """The modules of an extra that are not installed; none of them is imported.
+
+    Args:
+        name: Of the extra, as in pyproject.toml.
+    """
+    return [module for module in EXTRAS[name] if find_spec(module) is None]
+
+
+def require(name: str) -> None:
+    """Asks for all of an extra, before anything is begun that needs it.
+
+    Args:
+        name: Of the extra.
+
+    Raises:
+        MissingExtraError: Some of it is not installed.
+    """
+    if lacking := missing(name):
+        raise MissingExtraError(name, *lacking)
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the imports of an extra's modules.
+
+    Args:
+        name: Of the extra.
+
+    Raises:
+        MissingExtraError: One of its modules is not installed. What else goes wrong while they are
+            imported passes through: to install the extra would not mend it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        # importlib.metadata raises it too, with the name of the distribution.
+        if (error.name or "").partition(".")[0].replace("-", "_") not in EXTRAS[name]:
+            raise
+        raise MissingExtraError(name, str(error.name)) from None
