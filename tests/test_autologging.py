@@ -161,3 +161,17 @@ def test_disable_restores_what_was_found_and_may_be_repeated(
     """In a process of its own: in this one, callbacks of other tests exist."""
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     assert client.search_runs([experiment]) == []
+
+
+def test_five_fits_in_one_run_are_nested_if_asked(
+    experiment: str, client: mlflow.MlflowClient, curves: Curves
+) -> None:
+    mka.autolog(nested=True)
+    with mka.track("folds", log_system_metrics=False) as run:
+        for _ in range(5):
+            model().fit(**FIT)
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    assert sorted(each.info.run_name for each in found) == [f"fit-{n}" for n in range(1, 6)]
+    for each in found:
+        assert list(curves(each.info.run_id)["batch/loss"]) == [1, 2, 3, 4]
+    assert "batch/loss" not in curves(run.run_id)

@@ -13,6 +13,7 @@ import numpy as np
 from mlflow_keras_adv.callbacks.best import best_of
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.epoch_keys import EpochKeys
+from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.process_end import before_the_end, grace_left
@@ -93,6 +94,7 @@ class MlflowLogger(EitherKeras):
         # A copy starts afresh: no run, no session, no model.
         return functools.partial(type(self), self._run_id, class_names=self._class_names), ()
 
+    @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training: from here on each step writes its row."""
         self.leave()  # nobody may have seen the last training raise
@@ -123,11 +125,13 @@ class MlflowLogger(EitherKeras):
         if self._record is not None:
             self._record.keys.see_validation(logs or {})
 
+    @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Logs the epoch's values at the step on which it ended."""
         if self._record is not None:
             self._record.epoch_end(epoch, logs or {})
 
+    @keeps_random_state()
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Leaves the model as it was found. The run goes on until `fit` returns."""
         if self._record is not None:
@@ -239,6 +243,7 @@ class _Record:
         self._log_late()
         self._leave_session()
 
+    @keeps_random_state()
     def end(self, error: BaseException | None) -> None:
         """Ends the record, once.
 

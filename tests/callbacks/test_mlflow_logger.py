@@ -423,3 +423,101 @@ def test_a_model_that_cannot_be_described_is_trained_and_said(
     assert list(found["batch/loss"]) == list(range(1, 15))
     (said,) = (record.getMessage() for record in caplog.records)
     assert "no summary" in said
+
+
+def test_what_a_callback_behind_adds_to_the_logs_is_on_record(
+    experiment: str, curves: Callable[[str], Any]
+) -> None:
+    class Adds(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["bleu"], logs["val_bleu"] = 0.1 * epoch, 0.2 * epoch
+
+    model = net()
+    model.compile("sgd", crossentropy())
+    with mka.track("added", log_system_metrics=False) as run:
+        fit: dict[str, Any] = {"batch_size": BATCH, "epochs": 3, "verbose": 0}
+        model.fit(X, Y, **fit, callbacks=[mka.MlflowLogger(), Adds()])
+    found = curves(run.run_id)
+    assert found["train/bleu"] == pytest.approx({7: 0.0, 14: 0.1, 21: 0.2})
+    assert found["val/bleu"] == pytest.approx({7: 0.0, 14: 0.2, 21: 0.4})
+
+
+def test_how_fit_was_called_and_which_epoch_was_the_best(
+    experiment: str, client: mlflow.MlflowClient, curves: Callable[[str], Any]
+) -> None:
+    class Worsens(keras.callbacks.Callback):
+        """From the second epoch on the model unlearns."""
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["score"] = [0.5, 0.9, 0.7, 0.6, 0.5][epoch]
+
+    stop = keras.callbacks.EarlyStopping(
+        "score", patience=2, mode="max", restore_best_weights=True, verbose=0
+    )
+    model = net()
+    model.compile("sgd", crossentropy())
+    with mka.track("best", log_system_metrics=False) as run:
+        fit: dict[str, Any] = {"batch_size": BATCH, "epochs": 5, "verbose": 0}
+        weights = {0: 1.0, 1: 2.0, 2: 1.0}
+        callbacks = [mka.MlflowLogger(), Worsens(), stop]
+        model.fit(X, Y, **fit, class_weight=weights, callbacks=callbacks)
+    found = curves(run.run_id)
+    assert found["final/best/score"] == {0: 0.9}
+    assert found["final/best_epoch"] == found["final/restored_epoch"] == {0: 2}
+    assert found["final/stopped_epoch"] == {0: 4}
+    params = client.get_run(run.run_id).data.params
+    assert params["fit.batch_size"] == str(BATCH)
+    assert params["fit.steps_per_epoch"] == str(BATCHES)
+    assert params["fit.epochs"] == "5"
+    assert "fit.class_weight" in params
+
+
+def test_in_a_run_of_the_users_own_the_record_is_there_when_fit_returns(
+    experiment: str, curves: Callable[[str], Any]
+) -> None:
+    model = net()
+    model.compile("sgd", crossentropy())
+    for number in (1, 2):
+        with mlflow.start_run():
+            fit: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "verbose": 0}
+            model.fit(X, Y, **fit, callbacks=[mka.MlflowLogger()])
+            run = mlflow.active_run()
+            assert run is not None
+            found = curves(run.info.run_id)
+        assert list(found["batch/loss"]) == list(range(1, 15)), number
+        assert list(found["train/loss"]) == [7, 14]
+
+
+@pytest.mark.parametrize("how", ["autolog", "callback"])
+def test_a_fit_of_another_model_inside_of_one_has_curves_of_its_own(
+    how: str, experiment: str, client: mlflow.MlflowClient, curves: Callable[[str], Any]
+) -> None:
+    loggers = (lambda: []) if how == "autolog" else (lambda: [mka.MlflowLogger()])
+    fit: dict[str, Any] = {"batch_size": BATCH, "verbose": 0, "shuffle": False}
+
+    class Teaches(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            teacher.fit(X, Y, **fit, callbacks=loggers())
+
+    teacher, model = net(), net()
+    teacher.name = "teacher"
+    teacher.compile(keras.optimizers.SGD(0.5), crossentropy())
+    model.compile(keras.optimizers.SGD(0.1), crossentropy())
+    if how == "autolog":
+        mka.autolog()
+    try:
+        with mka.track("both", log_system_metrics=False) as run:
+            model.fit(X, Y, **fit, epochs=2, callbacks=[Teaches(), *loggers()])
+    finally:
+        mka.autolog(disable=True)
+    found = curves(run.run_id)
+    assert list(found["batch/loss"]) == list(range(1, 15))
+    assert set(found["optimizer/learning_rate"].values()) == {float(np.float32(0.1))}
+    assert list(found["train/loss"]) == [7, 14]
+    nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    assert [each.info.run_name for each in nested] == ["teacher"] * 2
+    for each in nested:
+        inner = curves(each.info.run_id)
+        assert list(inner["batch/loss"]) == list(range(1, 8))
+        assert set(inner["optimizer/learning_rate"].values()) == {0.5}
+    assert mlflow.active_run() is None

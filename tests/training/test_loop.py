@@ -1,10 +1,14 @@
 """Loop: a hand-written loop behaves, and is recorded, as `fit` is."""
 
+import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -452,3 +456,134 @@ def test_wrong_use_is_explained() -> None:
             next(iter(loop.epochs(1)))
         with pytest.raises(ValueError, match="steps_per_call=0"):
             loop.run(lambda x, y: None, DATA, steps_per_call=0)
+
+
+REPLICAS = """
+import json
+import keras, numpy as np, tensorflow as tf
+import mlflow_keras_adv as mka
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x = np.arange(24, dtype=np.float32).reshape(12, 2) / 24
+y = np.arange(12, dtype=np.float32).reshape(12, 1) / 6
+
+
+def train(where, **how):
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        optimizer = keras.optimizers.SGD(0.0)
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+        data = strategy.experimental_distribute_dataset(data)
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
+
+        def replica_step(inputs):
+            images, targets = inputs
+            with tf.GradientTape() as tape:
+                losses = tf.reduce_sum(tf.square(targets - model(images, training=True)), 1)
+                loss = tf.nn.compute_average_loss(losses, global_batch_size=4)
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+            if where == "in the replica":
+                loop.record(loss=loss, **how)
+            return loss
+
+        @tf.function
+        def step(inputs):
+            return strategy.run(replica_step, args=(inputs,))
+
+        with mka.track(where, log_system_metrics=False) as run:
+            for _ in loop.epochs(2):
+                for batch in loop.batches(data):
+                    losses = step(batch)
+                    if where == "reduced first":
+                        losses = strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+                    if where != "in the replica":
+                        loop.record(loss=losses, **how)
+    truth = [float(np.mean((y[i : i + 4] - model(x[i : i + 4])) ** 2)) for i in (0, 4, 8)]
+    return run.run_id, truth
+
+
+print(json.dumps([
+    (1, *train("in the replica")),
+    (2, *train("in the replica", reduction="mean")),
+    (1, *train("spread over replicas")),
+    (2, *train("spread over replicas", reduction="mean")),
+    (1, *train("reduced first")),
+]))
+"""
+
+
+@pytest.mark.slow
+def test_what_replicas_record_is_that_of_the_global_batch(experiment: str, curves: Curves) -> None:
+    """A loop as in TensorFlow's guide, on two devices, beside the loss by hand."""
+    command = [sys.executable, "-c", REPLICAS]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    for parts, run_id, truth in json.loads(shown.stdout.splitlines()[-1]):
+        found, expected = curves(run_id), np.array(truth) / parts
+        # The mean of four squares, summed in another order.
+        np.testing.assert_allclose(
+            list(found["batch/loss"].values()), np.tile(expected, 2), rtol=1e-6
+        )
+        mean = pytest.approx(expected.mean(), rel=1e-6)
+        assert found["train/loss"] == {3: mean, 6: mean}
+        seconds = 3 * found["train/step_ms"][3] / 1000
+        assert found["train/examples_per_second"][3] * seconds == pytest.approx(12)
+
+
+def test_a_loop_that_raises_outside_of_track_is_a_failed_run(
+    experiment: str, client: mlflow.MlflowClient, curves: Curves
+) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
+    step = step_of(model, optimizer, loop)
+
+    def trains() -> None:
+        for _ in loop.epochs(2):
+            for number, (x, y) in enumerate(loop.batches(DATA)):
+                step(x, y)
+                if number == 2:
+                    raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        trains()
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FAILED"
+    assert "broken" in run.data.tags["error"]
+    assert list(curves(run.info.run_id)["batch/loss"]) == [1, 2, 3]
+    assert model.optimizer is None
+    for _ in loop.epochs(1):  # and again
+        for x, y in loop.batches(DATA):
+            step(x, y)
+        break
+    assert {each.info.status for each in client.search_runs([experiment])} == {"FAILED", "FINISHED"}
+
+
+def test_an_interrupted_loop_that_a_notebook_still_holds_is_begun_again(
+    experiment: str, client: mlflow.MlflowClient, curves: Curves
+) -> None:
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
+    step = step_of(model, optimizer, loop)
+    kept: list[Any] = []
+
+    def cell() -> None:
+        epochs = loop.epochs(2)
+        kept.append(epochs)
+        for _ in epochs:
+            for x, y in loop.batches(DATA):
+                step(x, y)
+                if len(kept) == 1:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cell()
+    cell()
+    assert loop.history["loss"]
+    finished = client.search_runs([experiment], "status = 'FINISHED'")
+    assert any(list(curves(each.info.run_id)["batch/loss"]) != [1] for each in finished)
+    assert not client.search_runs([experiment], "status = 'RUNNING'")
+    assert model.optimizer is None
