@@ -61,8 +61,9 @@ class Cell:
 
         class Fragile(keras.layers.Layer):
             def call(self, x: Any) -> Any:
-                tf.debugging.assert_less(tf.reduce_max(x), 100.0)
-                return x
+                # In a graph the rest of the step would go on beside an assertion.
+                with tf.control_dependencies([tf.debugging.assert_less(tf.reduce_max(x), 100.0)]):
+                    return tf.identity(x)
 
         self.model = keras.Sequential([keras.Input((4,)), Fragile(), keras.layers.Dense(1)])
         self.model.compile("sgd", "mse", jit_compile=False)  # XLA leaves assertions out
