@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlflow_keras_adv.training.aside import aside
 from mlflow_keras_adv.training.observe import reduced, wrap_method
 from mlflow_keras_adv.training.recorder import StepRecorder
 
@@ -39,7 +40,7 @@ class FitProbe:
         def compute_loss(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             loss = original(*args, **kwargs)
             if getattr(_stepping, "model", None) is model and loss is not None:
-                recorder.write("batch/loss", reduced(tf.reduce_sum(loss)))
+                recorder.write("batch/loss", reduced(tf.reduce_sum(aside(loss))))
             return loss
 
         self._undo.append(wrap_method(model, "compute_loss", compute_loss))

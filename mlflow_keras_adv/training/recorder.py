@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.training.aside import aside, in_xla
+
 CAPACITY = 1024
 WIDTH = 32
 
@@ -113,8 +115,12 @@ class StepRecorder:
         if not _in_first_replica():
             return
         row = (self._begun - 1) % self.capacity
-        cells = [[row, tf.constant(self._column(name), tf.int64)] for name in values]
-        numbers = [tf.cast(value, tf.float32) for value in values.values()]
+        columns = [self._column(name) for name in values]
+        numbers = [tf.cast(aside(value), tf.float32) for value in values.values()]
+        if in_xla():
+            self._select(row, dict(zip(columns, numbers, strict=True)))
+            return
+        cells = [[row, tf.constant(column, tf.int64)] for column in columns]
         self._table.scatter_nd_update(cells, numbers)
 
     def read(self) -> Rows:
@@ -142,6 +148,21 @@ class StepRecorder:
         row, cells = self._last
         self._table.scatter_nd_update([[row]], [cells])
         self._taken -= 1
+
+    def _select(self, row: Any, numbers: Mapping[int, Any]) -> None:
+        """Writes without a scatter: XLA computes a branch that has one in another way.
+
+        It replaces a `tf.cond` (an accumulation, a loss scale) by a choice between the results of
+        both branches where they hold no more than arithmetic, and then fuses it with its
+        surroundings.
+        """
+        width = np.arange(len(self._empty_row))
+        line = tf.constant(self._empty_row)
+        for column, number in numbers.items():
+            line = tf.where(width == column, number, line)
+        rows = tf.constant(np.arange(self.capacity), tf.int64)[:, tf.newaxis]
+        chosen = tf.logical_and(rows == row, np.isin(width, list(numbers)))
+        self._table.assign(tf.where(chosen, line, self._table))
 
     def _column(self, name: str) -> int:
         if name not in self._names and len(self._names) == len(self._empty_row):
