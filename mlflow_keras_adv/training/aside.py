@@ -9,7 +9,7 @@ they had.
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops import control_flow_util, control_flow_v2_func_graphs
 
 # What TensorFlow moves, merges or drops if its output has one reader only. All are cheap, and a
 # gradient has few of them behind its matrix product, convolution or sum, where copying ends.
@@ -53,6 +53,15 @@ def in_xla() -> bool:
     # Private, but no public name tells.
     graph = tf.compat.v1.get_default_graph()
     return not tf.executing_eagerly() and bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+
+
+def in_branch_for_xla() -> bool:
+    """Whether it is besides in a branch of `tf.cond`."""
+    graph = tf.compat.v1.get_default_graph()
+    branch = control_flow_v2_func_graphs.CondBranchFuncGraph  # private, as above
+    while graph is not None and not isinstance(graph, branch):
+        graph = getattr(graph, "outer_graph", None)
+    return graph is not None and in_xla()
 
 
 def _of(copies: dict[Any, Any], value: Any) -> Any:

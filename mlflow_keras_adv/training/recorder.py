@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mlflow_keras_adv.training.aside import aside, in_xla
+from mlflow_keras_adv.training.aside import aside, in_branch_for_xla
 
 CAPACITY = 1024
 WIDTH = 32
@@ -117,7 +117,7 @@ class StepRecorder:
         row = (self._begun - 1) % self.capacity
         columns = [self._column(name) for name in values]
         numbers = [tf.cast(aside(value), tf.float32) for value in values.values()]
-        if in_xla():
+        if in_branch_for_xla():
             self._select(row, dict(zip(columns, numbers, strict=True)))
             return
         cells = [[row, tf.constant(column, tf.int64)] for column in columns]
@@ -154,7 +154,7 @@ class StepRecorder:
 
         It replaces a `tf.cond` (an accumulation, a loss scale) by a choice between the results of
         both branches where they hold no more than arithmetic, and then fuses it with its
-        surroundings.
+        surroundings. Elsewhere a scatter costs less, and changes nothing.
         """
         width = np.arange(len(self._empty_row))
         line = tf.constant(self._empty_row)
