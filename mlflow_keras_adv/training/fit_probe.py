@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.training.aside import aside
 from mlflow_keras_adv.training.observe import over_replicas, reduced
 from mlflow_keras_adv.training.recorder import StepRecorder
 from mlflow_keras_adv.training.watching import Fence, Watch, watch_method
@@ -126,7 +127,7 @@ class FitProbe:
         loss = yield
         # Evaluation, too, computes a loss.
         if getattr(_stepping, "model", None) is self._model and loss is not None:
-            self.recorder.write("batch/loss", reduced(tf.reduce_sum(loss)))
+            self.recorder.write("batch/loss", reduced(tf.reduce_sum(aside(loss))))
             self._loss_is_seen = True
 
     def _look_at_compile(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:

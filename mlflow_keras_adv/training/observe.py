@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.training.aside import aside
 from mlflow_keras_adv.training.recorder import CAPACITY, StepRecorder, recorder_of
 from mlflow_keras_adv.training.watching import Look, watch_method
 
@@ -242,7 +243,7 @@ def _rate_of(optimizer: Any) -> dict[str, Any]:
 def _half_squares(gradients: Iterable[Any]) -> list[Any]:
     """Half the sum of the squares of each gradient: one operation each, where squares take two."""
     return [
-        tf.nn.l2_loss(tf.cast(_distinct_rows(reduced(gradient)), tf.float32))
+        tf.nn.l2_loss(tf.cast(_distinct_rows(reduced(aside(gradient))), tf.float32))
         for gradient in gradients
         if gradient is not None
     ]
