@@ -30,6 +30,7 @@ from tests.faults.table import rows_of, write
 from tests.lock_holders import lock_holders
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
 from tests.mlflow_server import MlflowServer
+from tests.peers import page as peers
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,8 +151,9 @@ def distill_store(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options that write the table of faults, and pictures of what a browser shows."""
+    """Adds the options that write the tables, and pictures of what a browser shows."""
     parser.addoption("--faults-table", type=Path, help="page to write the table of faults to")
+    parser.addoption("--peers-table", type=Path, help="page to write the table of peers to")
     parser.addoption("--screenshots", type=Path, help="folder to keep screenshots in")
 
 
@@ -169,7 +171,10 @@ def pytest_runtest_makereport(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Writes the table of faults, if a page is named and the tests have measured something."""
+    """Writes the tables whose page is named and of which the tests have measured something."""
     page = session.config.getoption("--faults-table")
     if page is not None and (rows := rows_of(session.config)):
         write(page, rows)
+    page = session.config.getoption("--peers-table")
+    if page is not None and (peer_rows := peers.rows_of(session.config)):
+        peers.write(page, peer_rows)
