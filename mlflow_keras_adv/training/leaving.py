@@ -105,12 +105,25 @@ class NotesInterrupts:
         signal.default_int_handler(signum, frame)
 
 
-def is_running(frame_id: int) -> bool:
-    """Whether a frame of this identity is on the stack of any thread."""
-    for frame in sys._current_frames().values():
-        each: FrameType | None = frame
-        while each is not None:
-            if id(each) == frame_id:
-                return True
-            each = each.f_back
-    return False
+class Asker:
+    """The code that has asked an iterator for its next value, without keeping it alive.
+
+    Args:
+        frame: Where it stood then.
+    """
+
+    def __init__(self, frame: FrameType) -> None:
+        self._frame, self._code, self._at = id(frame), frame.f_code, frame.f_lasti
+
+    def is_running(self) -> bool:
+        """Whether it is still behind that place, on the stack of any thread.
+
+        The same code that is run again, as a cell of a notebook is, stands before it.
+        """
+        for frame in sys._current_frames().values():
+            each: FrameType | None = frame
+            while each is not None:
+                if id(each) == self._frame and each.f_code is self._code:
+                    return each.f_lasti > self._at
+                each = each.f_back
+        return False

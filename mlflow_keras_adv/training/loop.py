@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mlflow_keras_adv.training.leaving import NotesInterrupts, exception_leaving, is_running
+from mlflow_keras_adv.training.leaving import Asker, NotesInterrupts, exception_leaving
 from mlflow_keras_adv.training.observe import is_optimizer, over_replicas
 from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.recorder import recorder_of
@@ -347,15 +347,15 @@ class _Epochs:
     def __init__(self, generator: Generator[int, None, None]) -> None:
         self._generator = generator
         self._interrupts = NotesInterrupts()
-        self._for_loop = 0
+        self._asker: Asker | None = None
 
     def __iter__(self) -> Iterator[int]:
         return self
 
     def __next__(self) -> int:
-        if not self._for_loop:
+        if self._asker is None:
             self._interrupts.begin()
-        self._for_loop = id(sys._getframe(1))
+        self._asker = Asker(sys._getframe(1))
         try:
             return next(self._generator)
         except BaseException:
@@ -364,7 +364,7 @@ class _Epochs:
 
     def is_running(self) -> bool:
         """Whether the code that asked for the last epoch still runs."""
-        return bool(self._for_loop) and is_running(self._for_loop)
+        return self._asker is not None and self._asker.is_running()
 
     def close(self, error: BaseException | None = None) -> None:
         """Ends the loop, as a `break` does.
