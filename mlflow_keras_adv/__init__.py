@@ -17,6 +17,8 @@ Example:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlflow_keras_adv.when_imported import when_imported
+
 if TYPE_CHECKING:
     from mlflow_keras_adv import compression, litert, registry
     from mlflow_keras_adv.autologging import autolog
@@ -130,6 +132,14 @@ __all__ = [
     "track",
     "track_search",
 ]
+
+
+def _know_fits() -> None:
+    import_module(f"{__name__}.training.fits").know_fits()
+
+
+for _library in ("keras", "tf_keras"):
+    when_imported(_library, _know_fits)
 
 
 def __getattr__(name: str) -> Any:

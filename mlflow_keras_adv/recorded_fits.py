@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from mlflow_keras_adv.callbacks.mlflow_logger import MlflowLogger
-from mlflow_keras_adv.training.fits import hold_fits, let_go_of_fits
+from mlflow_keras_adv.training.fits import additions, know_fits
 
 # A fit with one of these is on record already, or is part of one that is.
 _RECORDED = (MlflowLogger, keras.callbacks.CallbackList)
@@ -34,11 +34,14 @@ class RecordedFits:
 
     def put_on(self) -> None:
         """Begins; may be repeated."""
-        hold_fits(self, self._addition)
+        know_fits()
+        if self._addition not in additions:
+            additions.append(self._addition)
 
     def take_off(self) -> None:
-        """Puts `fit` back, if nobody else of ours needs it; may be repeated."""
-        let_go_of_fits(self)
+        """Ends; may be repeated."""
+        if self._addition in additions:
+            additions.remove(self._addition)
 
     def _addition(
         self, callbacks: list[Any]

@@ -1,7 +1,5 @@
 """autolog(): every fit on record, beside MLflow's own, and `fit` put back afterwards."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,55 +110,31 @@ def test_beside_mlflow_autolog_neither_doubles_nor_disturbs_the_other(
     mlflow.keras.autolog(disable=True)
 
 
-RESTORES = """
-import gc
-import keras
-import mlflow_keras_adv as mka
-
-found, attributes = keras.Model.fit, set(vars(keras.Model))
-for _ in range(2):
-    mka.autolog()
-    mka.autolog()
-    assert keras.Model.fit is not found
-    mka.autolog(disable=True)
-    mka.autolog(disable=True)
-    assert keras.Model.fit is found and set(vars(keras.Model)) == attributes
-
-# As long as a callback of ours exists, `fit` is known.
-logger = mka.MlflowLogger()
-assert keras.Model.fit is not found
-del logger
-gc.collect()
-mka.autolog(disable=True)
-assert keras.Model.fit is found
-"""
-
-BENEATH = """
-import keras
-import mlflow_keras_adv as mka
-import numpy as np
-
-found = keras.Model.fit
-mka.autolog()
-ours = keras.Model.fit
-keras.Model.fit = lambda self, *args, **kwargs: ours(self, *args, **kwargs)
-mka.autolog(disable=True)
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-model.compile("sgd", "mse")
-model.fit(np.ones((4, 4)), np.ones((4, 2)), verbose=0)
-keras.Model.fit = ours
-mka.autolog(disable=True)
-assert keras.Model.fit is found
-"""
-
-
-@pytest.mark.parametrize("program", [RESTORES, BENEATH], ids=["restored", "beneath"])
-def test_disable_restores_what_was_found_and_may_be_repeated(
-    program: str, experiment: str, client: mlflow.MlflowClient
-) -> None:
-    """In a process of its own: in this one, callbacks of other tests exist."""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+def test_disable_ends_it_and_may_be_repeated(experiment: str, client: mlflow.MlflowClient) -> None:
+    before, attributes = keras.Model.fit, set(vars(keras.Model))
+    for _ in range(2):
+        mka.autolog()
+        mka.autolog()
+        mka.autolog(disable=True)
+        mka.autolog(disable=True)
+        assert keras.Model.fit is before
+        assert set(vars(keras.Model)) == attributes
+    model().fit(**FIT)
     assert client.search_runs([experiment]) == []
+
+
+def test_disabled_beneath_another_wrapper_it_passes_the_call_on(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    mka.autolog()
+    ours = keras.Model.fit
+    keras.Model.fit = lambda self, *args, **kwargs: ours(self, *args, **kwargs)
+    try:
+        mka.autolog(disable=True)
+        model().fit(**FIT)
+        assert client.search_runs([experiment]) == []
+    finally:
+        keras.Model.fit = ours
 
 
 def test_five_fits_in_one_run_are_nested_if_asked(

@@ -22,6 +22,7 @@ EVERYWHERE = {"random_state"}
 ROOMS = {
     "__init__.py": (set(), {"*"}),
     "errors.py": (set(), set()),
+    "when_imported.py": (set(), set()),
     "random_state.py": ({"numpy"}, set()),
     "extras.py": (set(), {"errors"}),
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),

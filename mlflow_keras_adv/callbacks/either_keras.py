@@ -8,12 +8,12 @@ from typing import Any
 import keras
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.training.fits import hold_fits
+from mlflow_keras_adv.training.fits import AsksForTheEnd, know_fits
 
 _logger = logging.getLogger(__name__)
 
 
-class EitherKeras(keras.callbacks.Callback):
+class EitherKeras(keras.callbacks.Callback, AsksForTheEnd):
     """A callback that never ends the training it looks at, and learns of its end however it ends.
 
     What fails in one of its hooks is logged, once for each hook, and the training goes on. Only a
@@ -23,7 +23,7 @@ class EitherKeras(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._said: set[str] = set()
-        hold_fits(self)
+        know_fits()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -33,6 +33,7 @@ from mlflow_keras_adv.training.trainings import (
     Training,
     end_all,
     training_around,
+    training_around_own,
     training_of,
 )
 
@@ -98,6 +99,9 @@ class MlflowLogger(EitherKeras):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training: from here on each step writes its row."""
         self.leave()  # nobody may have seen the last training raise
+        around = training_around_own(self.model)
+        if around is not None and around in _run_of:
+            return  # its steps are steps of that training, which is on record
         keys = EpochKeys(self.model, self._class_names)
         self._record = _Record(self._run_id, self.model, self.params, keys)
 

@@ -9,9 +9,10 @@ import keras
 import tensorflow as tf
 
 from mlflow_keras_adv.training.aside import aside
+from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.observe import over_replicas, reduced
 from mlflow_keras_adv.training.recorder import StepRecorder
-from mlflow_keras_adv.training.watching import Fence, Watch, watch_method
+from mlflow_keras_adv.training.watching import Watch, watch_method
 
 # Of what a `train_step` of a user's own returns, at most so many scalars are recorded.
 MAX_RETURNED = 64

@@ -1,4 +1,9 @@
-"""Fits: what passes through `fit` of every model, for those who need to know its begin and end."""
+"""Fits: what passes through `fit` of every model, for those who need to know its begin and end.
+
+Our function stands before `fit` from the import of this package on, or from that of Keras if it is
+later. Any later would be too late: in `model.fit(x, callbacks=[MlflowLogger()])` Python looks up
+`fit` before it makes the callback. A fit without anything of ours passes through.
+"""
 
 import functools
 import inspect
@@ -6,93 +11,84 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import keras
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.trainings import Training
-from mlflow_keras_adv.training.watching import Fence
 
 _logger = logging.getLogger(__name__)
 
 # Asked at the begin of a fit, with the callbacks that it was given: further callbacks for it, and
-# what it is to run in.
+# what it is to run in; None if it adds nothing.
 Addition = Callable[[list[Any]], tuple[list[Any], AbstractContextManager[Any]] | None]
 
+additions: list[Addition] = []
 
-class _Fits:
-    """Stands before `fit` of Keras' models, and of tf_keras' where that is imported by then.
 
-    Only as long as somebody needs it: a callback of ours that exists, `autolog`, a search.
+class AsksForTheEnd:
+    """A callback that is one of these learns how its training ends; see `trainings`."""
+
+
+def know_fits() -> None:
+    """Stands before `fit` of Keras' models, and of tf_keras' where it is imported; may be repeated.
+
+    Where another library has put a function of its own before ours since, that keeps calling ours.
     """
+    for library in (keras, *filter(None, [sys.modules.get("tf_keras")])):
+        if library.Model not in _known:
+            _known.add(library.Model)
+            library.Model.fit = _known_fit(library.Model.fit)
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._needed_by: WeakKeyDictionary[Any, Addition | None] = WeakKeyDictionary()
-        # Per class our wrapper, and what the class itself (not its bases) had before; None for
-        # nothing.
-        self._wrapped: dict[Any, tuple[Callable[..., Any], Any]] = {}
 
-    def hold(self, owner: Any, addition: Addition | None = None) -> None:
-        """Has every `fit` be known, as long as `owner` lives or until it lets go.
+_known: set[Any] = set()
 
-        Args:
-            owner: Who needs it.
-            addition: What it adds to each fit.
-        """
-        with self._lock:
-            self._needed_by[owner] = addition
-            for library in (keras, *filter(None, [sys.modules.get("tf_keras")])):
-                model_class = library.Model
-                if model_class not in self._wrapped:
-                    wrapper = self._known(model_class.fit)
-                    self._wrapped[model_class] = wrapper, vars(model_class).get("fit")
-                    model_class.fit = wrapper
 
-    def let_go(self, owner: Any) -> None:
-        """Puts `fit` back when nobody else needs it; may be repeated."""
-        with self._lock:
-            self._needed_by.pop(owner, None)
-            if self._needed_by:
-                return
-            for model_class, (wrapper, found) in list(self._wrapped.items()):
-                # Whoever wrapped `fit` after us keeps calling ours; it is put back another time.
-                if vars(model_class).get("fit") is wrapper:
-                    del self._wrapped[model_class]
-                    del model_class.fit
-                    if found is not None:
-                        model_class.fit = found
+def _known_fit(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+    position = list(signature.parameters).index("callbacks")
 
-    def _known(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
-        position = list(signature.parameters).index("callbacks")
-
-        @functools.wraps(original)
-        def fit(*args: Any, **kwargs: Any) -> Any:
-            try:
-                arguments = signature.bind(*args, **kwargs).arguments
-            except TypeError:
-                return original(*args, **kwargs)  # which says so better
-            model = arguments.pop("self")
-            given = arguments.get("callbacks")
-            with ExitStack() as stack:
-                callbacks = keras.tree.flatten(given) if given is not None else []
-                added: list[Any] = []
-                for addition in filter(None, list(self._needed_by.values())):
-                    added += _entered(addition, [*callbacks, *added], stack)
-                # Passed as it was, by position or by name: MLflow's autologging looks at both.
-                if added and len(args) > position:
-                    args = (*args[:position], [*callbacks, *added], *args[position + 1 :])
-                elif added:
-                    kwargs["callbacks"] = [*callbacks, *added]
-                arguments["callbacks"] = [*callbacks, *added]
-                stack.enter_context(Training(model, arguments))
+    @functools.wraps(original)
+    def fit(*args: Any, **kwargs: Any) -> Any:
+        given = args[position] if len(args) > position else kwargs.get("callbacks")
+        callbacks = [] if given is None else keras.tree.flatten(given)
+        with ExitStack() as stack:
+            added: list[Any] = []
+            for addition in list(additions):
+                added += _entered(addition, [*callbacks, *added], stack)
+            if not _ask_for_the_end([*callbacks, *added]):
                 return original(*args, **kwargs)
+            # Passed as it was, by position or by name: MLflow's autologging looks at both.
+            if added and len(args) > position:
+                args = (*args[:position], [*callbacks, *added], *args[position + 1 :])
+            elif added:
+                kwargs["callbacks"] = [*callbacks, *added]
+            arguments = _bound(signature, args, kwargs)
+            if "self" in arguments:
+                stack.enter_context(Training(arguments.pop("self"), arguments))
+            return original(*args, **kwargs)
 
-        return fit
+    return fit
+
+
+def _ask_for_the_end(callbacks: list[Any]) -> bool:
+    for each in callbacks:
+        members = getattr(each, "callbacks", None)  # of a CallbackList
+        if isinstance(each, AsksForTheEnd):
+            return True
+        if isinstance(members, list) and any(isinstance(one, AsksForTheEnd) for one in members):
+            return True
+    return False
+
+
+def _bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name; none if they do not fit, which `fit` says better."""
+    try:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError:
+        return {}
 
 
 def _entered(addition: Addition, callbacks: list[Any], stack: ExitStack) -> list[Any]:
@@ -120,8 +116,3 @@ def _entered(addition: Addition, callbacks: list[Any], stack: ExitStack) -> list
 
     stack.push(leave)
     return added
-
-
-_fits = _Fits()
-hold_fits = _fits.hold
-let_go_of_fits = _fits.let_go

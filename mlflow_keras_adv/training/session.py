@@ -22,6 +22,7 @@ from mlflow_keras_adv.training.batches import (
     examples_in,
     steps_per_execution,
 )
+from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.fit_probe import FitProbe
 from mlflow_keras_adv.training.observe import OptimizerProbe, find_optimizers, reduced
 from mlflow_keras_adv.training.readings import (
@@ -31,7 +32,7 @@ from mlflow_keras_adv.training.readings import (
     metric_columns,
 )
 from mlflow_keras_adv.training.recorder import Rows, StepRecorder, recorder_of
-from mlflow_keras_adv.training.watching import Fence, watch_method
+from mlflow_keras_adv.training.watching import watch_method
 
 _logger = logging.getLogger(__name__)
 
@@ -88,11 +89,15 @@ class TrainingSession:
         self._room = self._least_capacity()
         for recorder in self.recorders:
             recorder.read()  # what a step outside of any session left behind
-        for probe in self._probes.values():
-            probe.attach()
-        self._read_before_saving()
         _sessions[model] = self
         _last_look.begin()
+        try:
+            for probe in self._probes.values():
+                probe.attach()
+            self._read_before_saving()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def recorders(self) -> list[StepRecorder]:
@@ -241,10 +246,10 @@ class TrainingSession:
         try:
             self.read()
         finally:
+            self._undo += [probe.detach for probe in self._probes.values()]
             while self._undo:
-                self._undo.pop()()
-            for probe in self._probes.values():
-                probe.detach()
+                with Fence(f"{self.model.name!r} as it was found")():
+                    self._undo.pop()()
             self._readers.clear()
             if _sessions.get(self.model) is self:
                 del _sessions[self.model]

@@ -95,6 +95,12 @@ def training_of(model: Any) -> Training | None:
     return own[-1] if own else None
 
 
+def training_around_own(model: Any) -> Training | None:
+    """The training of a model in whose callbacks the same model is trained now."""
+    own = [each for each in _under_way if each.model is model and each.is_of_this_thread]
+    return own[-2] if len(own) > 1 else None
+
+
 def training_around(model: Any) -> Training | None:
     """The training, of another model, in whose callbacks this thread trains a model now."""
     for each in reversed(_under_way):

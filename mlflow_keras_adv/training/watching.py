@@ -5,44 +5,15 @@ the method alone. What goes wrong in ours ends our record, with one warning, and
 """
 
 import functools
-import logging
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
-_logger = logging.getLogger(__name__)
+from mlflow_keras_adv.training.fence import Fence
 
 # Receives the arguments of a call; is sent what the method returned, and closed if it raised.
 Look = Callable[..., Generator[None, Any, None]]
-
-
-class Fence:
-    """Keeps what fails in ours from a training: the first failure is said, and is the last.
-
-    Args:
-        what: What is recorded inside of it, as the subject of the warning.
-
-    Attributes:
-        whole: Whether nothing has failed yet.
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self.whole = True
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Ends the block, and not what is around it, when something in it fails."""
-        try:
-            yield
-        except Exception as error:
-            if self.whole:
-                self.whole = False
-                _logger.warning(
-                    "%s: not recorded any more, the training goes on without. %r", self._what, error
-                )
 
 
 class Watch:

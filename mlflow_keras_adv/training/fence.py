@@ -1,0 +1,34 @@
+"""Fence: keeps what fails in ours from a training. Knows no TensorFlow."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_logger = logging.getLogger(__name__)
+
+
+class Fence:
+    """Keeps what fails in ours from a training: the first failure is said.
+
+    Args:
+        what: What is recorded inside of it, as the subject of the warning.
+
+    Attributes:
+        whole: Whether nothing has failed yet.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.whole = True
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Ends the block, and not what is around it, when something in it fails."""
+        try:
+            yield
+        except Exception as error:
+            if self.whole:
+                self.whole = False
+                _logger.warning(
+                    "%s: not recorded any more, the training goes on without. %r", self._what, error
+                )
