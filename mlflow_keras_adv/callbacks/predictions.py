@@ -124,8 +124,8 @@ class Predictions(EitherKeras):
         if self._onlooker is None:
             return
         onlooker, self._onlooker = self._onlooker, None
-        onlooker.leave()
         self._put_back()
+        onlooker.leave()
         if self._table is not None:
             with onlooker.spares_training("Writing the table of predictions"):
                 run = onlooker.run

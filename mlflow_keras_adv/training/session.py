@@ -32,6 +32,7 @@ from mlflow_keras_adv.training.readings import (
     metric_columns,
 )
 from mlflow_keras_adv.training.recorder import Rows, StepRecorder, recorder_of
+from mlflow_keras_adv.training.trainings import training_around_own, training_of
 from mlflow_keras_adv.training.watching import watch_method
 
 _logger = logging.getLogger(__name__)
@@ -372,16 +373,19 @@ def join_session(model: Any, *, token: object) -> TrainingSession:
     Args:
         model: The model that is trained.
         token: An object that all callbacks of one training share and no other training has. A
-            session with another token is what an interrupted training left behind: it is closed.
+            session with another token is that of a training around this one, or it is what an
+            interrupted training left behind: then it is closed.
     """
     session = _sessions.get(model)
-    if session is not None and session.token is token:
+    if session is not None and (session.token is token or training_around_own(model) is not None):
         return session
     if session is not None:
         session.close()
     session = TrainingSession(
         model, find_optimizers(model), token=token, capacity=steps_per_execution(model)
     )
+    if (training := training_of(model)) is not None:  # whatever becomes of the callbacks
+        training.at_end(lambda _: session.close())
     session.observe_fit()
     return session
 
