@@ -28,9 +28,11 @@ class Watch:
 
     Attributes:
         name: Of this way.
+        given: Attributes that it may give a model which has none of the name.
     """
 
     name = "plain"
+    given: frozenset[str] = frozenset()
 
     @property
     def callbacks(self) -> list[Any]:
@@ -89,6 +91,7 @@ class Looped(Logged):
     """The program's own loops by `Loop`."""
 
     name = "Loop"
+    given = frozenset({"history", "stop_training"})  # as Keras does in `fit`, for its callbacks
 
     def loop(self, model: Any, optimizers: Any) -> Any:
         return mka.Loop(model, optimizers=optimizers, callbacks=self.callbacks, verbose=0)
@@ -128,7 +131,7 @@ def difference(program: Program, watch: Watch) -> list[str]:
     """What differs between a program run plain and run observed; a line for each."""
     plain = plain_outcome(program)
     try:
-        lines = differing(plain, outcome(program, watch))
+        lines = differing(plain, outcome(program, watch), given=watch.given)
     except Exception as error:
         lines = [f"raised, observed only: {type(error).__name__}: {error}"]
     if lines and (itself := differing(plain, outcome(program, Watch()))):
@@ -197,7 +200,7 @@ def leaves(value: Any, path: str) -> Leaves:
             return {path: value}
         case _:
             return {path: np.asarray(value)}
-    found: Leaves = {f"{path}/#": len(parts)}
+    found: Leaves = {} if path.endswith("/attributes") else {f"{path}/#": len(parts)}
     for name, part in parts.items():
         found |= leaves(part, f"{path}/{name}")
     return found
@@ -208,10 +211,19 @@ def attributes(owner: Any) -> dict[str, str]:
     return {name: _kind(value) for name, value in vars(owner).items()}
 
 
-def differing(plain: Leaves, observed: Leaves) -> list[str]:
-    """Where two outcomes differ; a line for each place."""
+def differing(plain: Leaves, observed: Leaves, *, given: frozenset[str] = frozenset()) -> list[str]:
+    """Where two outcomes differ; a line for each place.
+
+    Args:
+        plain: One of them.
+        observed: The other one.
+        given: Attributes that may be observed only.
+    """
     lines = []
     for path in dict.fromkeys([*plain, *observed]):
+        owner, _, name = path.rpartition("/")
+        if owner.endswith("/attributes") and name in given and path not in plain:
+            continue
         if path not in plain or path not in observed:
             which = "observed" if path in observed else "plain"
             lines.append(f"{path}: only {which}, {(observed | plain)[path]}")
