@@ -99,8 +99,12 @@ def test_keras_own_tests_end_as_they_do_unobserved(
     plain = run(path, WAYS[0], tmp_path / WAYS[0])
     apart = {way: differing(plain, run(path, way, tmp_path / way)) for way in WAYS[1:]}
     unsteady: dict[str, list[str]] = {}
-    if any(apart.values()):
-        unsteady = differing(plain, run(path, WAYS[0], tmp_path / "plain again"))
+    if any(apart.values()):  # once more: what differs by chance does so once
+        again = run(path, WAYS[0], tmp_path / "plain again")
+        unsteady = differing(plain, again)
+        for way in [way for way in apart if apart[way]]:
+            once_more = differing(again, run(path, way, tmp_path / f"{way} again"))
+            apart[way] = {test: each for test, each in apart[way].items() if test in once_more}
     rows_of(request.config).append(
         Row(
             suite=f"Keras' own tests: {path.partition('/')[0]}",
