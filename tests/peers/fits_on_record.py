@@ -7,6 +7,10 @@ is written is the same for each `WAY` if observing changes nothing:
 - of each test how it ended, and the warnings that came in it;
 - of each `fit` in it, in order: what it raised, its history, the variables of the model and its
   optimizers, the attributes of both, and whether the train function is the one that was found.
+
+After a `fit` that raised, Keras tells no callback, so that an `MlflowLogger` puts the model back
+when the `track` around it ends: such a model is looked at once more at the end of the test, and in
+this way of observing only then.
 """
 
 import functools
@@ -27,6 +31,7 @@ import pytest
 
 import mlflow_keras_adv as mka
 from tests.differential import leaves
+from tests.peers.absent import standing_in
 
 WAYS = ("plain", "autolog", "MlflowLogger")
 # Addresses, and the folders that a test makes for itself.
@@ -60,17 +65,31 @@ class _Recording:
         self._path = config.getoption("--outcomes")
         self._tests: dict[str, dict[str, Any]] = {}
         self._fits: list[dict[str, Any]] = []
+        self._broken_off: list[tuple[dict[str, Any], Any]] = []
+        self._seed = 0
+        self._make_seeds_steady()
         if self._way == "autolog":
             mka.autolog()
         keras.Model.fit = self._recorded(keras.Model.fit)
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Iterator[None]:
+        of_file = isinstance(collector, pytest.Module)
+        with standing_in(collector.path) if of_file else nullcontext():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         self._fits = self._of(item.nodeid)["fits"]
-        seed = zlib.crc32(item.nodeid.encode())
-        with self._around(seed):
-            keras.utils.set_random_seed(seed)
-            return (yield)
+        self._seed = zlib.crc32(item.nodeid.encode())
+        try:
+            with self._around():
+                keras.utils.set_random_seed(self._seed)
+                return (yield)
+        finally:
+            for record, model in self._broken_off:
+                record |= _digests(model, "in the end")
+            self._broken_off.clear()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:
@@ -92,11 +111,19 @@ class _Recording:
             nodeid, {"outcome": "none", "reason": "", "warnings": [], "fits": []}
         )
 
-    def _around(self, seed: int) -> AbstractContextManager[Any]:
+    def _around(self) -> AbstractContextManager[Any]:
         """A run for half of the autologged tests; in the others each `fit` opens its own."""
-        if self._way == "plain" or (self._way == "autolog" and seed % 2):
+        if self._way == "plain" or (self._way == "autolog" and self._seed % 2):
             return nullcontext()
         return mka.track("a test")
+
+    def _make_seeds_steady(self) -> None:
+        """Who asks NumPy for fresh seeds, as Keras' test data do, is given those of the test."""
+        seed, default_rng = np.random.seed, np.random.default_rng
+        np.random.seed = lambda given=None: seed(self._seed if given is None else given)
+        np.random.default_rng = lambda given=None: default_rng(
+            self._seed if given is None else given
+        )
 
     def _recorded(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -108,20 +135,22 @@ class _Recording:
             record: dict[str, Any] = {"model": type(model).__qualname__}
             self._fits.append(record)
             found = vars(model).get("train_function")
+            raised = True
             try:
                 result = original(model, *args, **kwargs)
-            except BaseException as error:
-                record["raised"] = _steady(f"{type(error).__name__}: {error}".splitlines()[0])
-                raise
-            else:
+                raised = False
                 record |= _digests(result, "")
                 return result
+            except BaseException as error:
+                record["raised"] = _steady(f"{type(error).__name__}: {error}".splitlines()[0])
+                self._broken_off.append((record, model))
+                raise
             finally:
-                after = _digests(model, "model")
-                function = after.pop("model/attributes/train_function", "")
-                is_found = vars(model).get("train_function") is found
-                record["train function"] = "as found" if is_found else function
-                record |= after
+                if not (raised and self._way == "MlflowLogger"):
+                    after = _digests(model, "model")
+                    function = after.pop("model/attributes/train_function", "")
+                    is_found = vars(model).get("train_function") is found
+                    record |= after | {"model/function": "as found" if is_found else function}
 
         return fit
 

@@ -83,11 +83,14 @@ def _of_test(plain: dict[str, Any], observed: dict[str, Any]) -> list[str]:
     if len(plain["fits"]) != len(observed["fits"]):
         lines.append(f"plain {len(plain['fits'])} fits, observed {len(observed['fits'])}")
     for index, (one, other) in enumerate(zip(plain["fits"], observed["fits"], strict=False)):
+        # Of a `fit` that raised, the model is not looked at at once in each way.
+        told = any(what.startswith("model/") for what in other)
         for what in dict.fromkeys([*one, *other]):
             values = one.get(what), other.get(what)
             # A first `fit` may leave it as it was; Keras makes it when it is needed.
-            left = what == "train function" and values[1] == "as found"
-            if values[0] != values[1] and not left:
+            unmade = what.endswith("function") and values[1] in ("as found", "None")
+            skipped = what.startswith("model/") and not told
+            if values[0] != values[1] and not unmade and not skipped:
                 lines.append(f"fit {index}, {what}: plain {values[0]}, observed {values[1]}")
     return lines
 
@@ -99,8 +102,12 @@ def test_keras_own_tests_end_as_they_do_unobserved(
     plain = run(path, WAYS[0], tmp_path / WAYS[0])
     apart = {way: differing(plain, run(path, way, tmp_path / way)) for way in WAYS[1:]}
     unsteady: dict[str, list[str]] = {}
-    if any(apart.values()):
-        unsteady = differing(plain, run(path, WAYS[0], tmp_path / "plain again"))
+    if any(apart.values()):  # once more: what differs by chance does so once
+        again = run(path, WAYS[0], tmp_path / "plain again")
+        unsteady = differing(plain, again)
+        for way in [way for way in apart if apart[way]]:
+            once_more = differing(again, run(path, way, tmp_path / f"{way} again"))
+            apart[way] = {test: each for test, each in apart[way].items() if test in once_more}
     rows_of(request.config).append(
         Row(
             suite=f"Keras' own tests: {path.partition('/')[0]}",
