@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.leaving import Asker, NotesInterrupts, exception_leaving
 from mlflow_keras_adv.training.observe import is_optimizer, over_replicas
 from mlflow_keras_adv.training.readings import Readings
@@ -77,8 +78,9 @@ class Loop:
         self._optimizers = dict(named)
         self._callbacks = list(callbacks)
         self._verbose = verbose
-        self._session: TrainingSession | None = None
+        self._session: _Spared | None = None
         self._epochs: weakref.ref[_Epochs] | None = None
+        self._recording = Fence("What a loop records")
         self._callback_list: Any = None
         self._totals: dict[str, tuple[float, float]] = {}
         self._logged: dict[str, Any] = {}
@@ -102,8 +104,8 @@ class Loop:
             RuntimeError: If this Loop is running.
         """
         earlier = None if self._epochs is None else self._epochs()
-        if earlier is not None and not earlier.is_running():
-            earlier.close()
+        if earlier is not None:
+            earlier.end_if_left()
         if self._session is not None:
             raise RuntimeError("This Loop is running already. End it, or make a second Loop.")
         made = _Epochs(self._run_epochs(epochs, initial_epoch))
@@ -131,8 +133,8 @@ class Loop:
         if lends_optimizer:
             self.model.optimizer = first
         training = Training(self.model, {"callbacks": self._callbacks})
-        self._session = TrainingSession(
-            self.model, self._optimizers, token=self._callback_list.params
+        self._session = _Spared(
+            lambda: TrainingSession(self.model, self._optimizers, token=self._callback_list.params)
         )
         self._session.subscribe(self._add_up)
         self.model.stop_training = False
@@ -255,7 +257,8 @@ class Loop:
             except (TypeError, ValueError) as error:
                 self._say_left_out("record", name, error)
         if cells:
-            recorder.write_all(cells)
+            with self._recording():
+                recorder.write_all(cells)
 
     def log(self, **values: Any) -> None:
         """Adds values to the logs of the current epoch: `val_loss`, `val_accuracy`, a metric.
@@ -276,7 +279,7 @@ class Loop:
         """A new `tf.function` of a step that was traced before the loop could observe it."""
         return tf.function(getattr(step, "python_function", step))
 
-    def _begin_epoch_of(self, data: Any, session: TrainingSession) -> None:
+    def _begin_epoch_of(self, data: Any, session: "_Spared") -> None:
         fed = self._fed.setdefault(session, [])
         if all(data is not each for each in fed):
             fed.append(data)
@@ -288,7 +291,7 @@ class Loop:
             self._said.add(name)
             _logger.warning("loop.%s leaves out %r, which is no number: %s", method, name, error)
 
-    def _running(self) -> TrainingSession:
+    def _running(self) -> "_Spared":
         if self._session is None:
             raise RuntimeError(
                 "This Loop is not running: use it inside `for epoch in loop.epochs(n):`."
@@ -337,6 +340,29 @@ class Loop:
         return means | self._logged
 
 
+class _Spared:
+    """A session whose failures are not the loop's: what fails in it is said, and the loop goes on.
+
+    Args:
+        begin: Makes the session.
+    """
+
+    def __init__(self, begin: Callable[[], TrainingSession]) -> None:
+        self._fence = Fence("The steps of a loop")
+        self._session: TrainingSession | None = None
+        with self._fence():
+            self._session = begin()
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        @tf.autograph.experimental.do_not_convert
+        def spared(*arguments: Any, **named: Any) -> None:
+            if self._session is not None:
+                with self._fence():
+                    getattr(self._session, name)(*arguments, **named)
+
+        return spared
+
+
 class _Epochs:
     """The iterator of a loop's epochs: it learns whether it was left by a `break` or an exception.
 
@@ -362,9 +388,13 @@ class _Epochs:
             self._interrupts.end()
             raise
 
-    def is_running(self) -> bool:
-        """Whether the code that asked for the last epoch still runs."""
-        return self._asker is not None and self._asker.is_running()
+    def end_if_left(self) -> None:
+        """Ends the loop if the code that asked for its last epoch has been left since."""
+        if self._asker is None:
+            self.close()
+        elif not self._asker.is_running():
+            unseen = KeyboardInterrupt() if self._interrupts.noted else None
+            self.close(self._asker.left_by() or unseen)
 
     def close(self, error: BaseException | None = None) -> None:
         """Ends the loop, as a `break` does.

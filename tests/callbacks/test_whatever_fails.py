@@ -1,12 +1,14 @@
 """Whatever goes wrong in ours, a training goes on as it would have without us, and it is said."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import mlflow
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.callbacks.checkpoints import Checkpoints
@@ -20,6 +22,7 @@ from mlflow_keras_adv.training.fit_probe import FitProbe
 from mlflow_keras_adv.training.observe import OptimizerProbe
 from mlflow_keras_adv.training.recorder import StepRecorder
 from mlflow_keras_adv.training.session import TrainingSession
+from tests.differential import PlainLoop
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 32)
@@ -100,6 +103,56 @@ def all_callbacks() -> list[Any]:
         mka.Checkpoints("loss"),
         mka.StallAlert(),
     ]
+
+
+def loop(made: Callable[[Any, Any], Any]) -> list[Any]:
+    """Weights after a loop of one's own."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    driver = made(model, optimizer)
+
+    @tf.function
+    def step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = loss_fn(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        driver.record(loss=loss)
+
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+    for _ in driver.epochs(2):
+        for x, y in driver.batches(data):
+            step(x, y)
+        driver.run(step, data)
+    return [np.array(each) for each in [*model.variables, *optimizer.variables]]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(owner, name) for owner, name in PLACES if owner is not FitProbe]
+    + [(TrainingSession, name) for name in ("advance_on_host", "steps_end", "__init__", "close")],
+    ids=lambda each: getattr(each, "__name__", each),
+)
+def test_a_loop_goes_on_whatever_fails(
+    owner: type, name: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "loop" not in PLAIN:
+        PLAIN["loop"] = loop(lambda model, optimizer: PlainLoop())
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        raise OurFaultError("ours")
+
+    def made(model: Any, optimizer: Any) -> mka.Loop:
+        callbacks = [mka.MlflowLogger(), mka.LayerNorms()]
+        return mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+
+    with mka.track("broken", log_system_metrics=False), monkeypatch.context() as broken:
+        broken.setattr(owner, name, fails)
+        found = loop(made)
+    for ours, theirs in zip(found, PLAIN["loop"], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
