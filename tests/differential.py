@@ -7,6 +7,7 @@ optimizer are left with, and the random numbers that come next.
 """
 
 import functools
+import gc
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -146,6 +147,7 @@ def difference(program: Program, watch: Watch) -> list[str]:
         if not lines or not all(_close(plain.get(path), observed.get(path)) for path in lines):
             break
         plain = outcome(program, Watch())
+    gc.collect()  # models are full of circles, and graphs are large
     return list(lines.values())
 
 
