@@ -3,6 +3,7 @@
 import functools
 import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -320,7 +321,9 @@ class _Record:
     def _describe(self, describe: Callable[..., None], *arguments: Any) -> None:
         """Whatever a model or optimizer of the user's own answers, its training goes on."""
         try:
-            describe(*arguments)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a lambda in a schedule, say: nothing is saved
+                describe(*arguments)
         except Exception as error:
             self._say(f"The settings of {self._model.name} are not fully recorded: {error!r}")
 

@@ -8,6 +8,7 @@ is added to the optimizer, so saving, loading and copying it go on as before.
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ class OptimizerProbe:
 
     def begin_row(self) -> None:
         """Called, where a step is traced or runs eagerly, before the updates of its batch."""
-        self._trace.updates = 0
+        self._trace.updates, self._trace.graph = 0, None
 
     def detach(self) -> None:
         """Puts the methods back."""
@@ -107,14 +108,7 @@ class OptimizerProbe:
         if not variables:  # tf_keras hands over pairs, Keras 3 may leave them out
             variables = getattr(optimizer, "_trainable_variables", ())
         self._trace.paths = _paths(gradients, list(variables))
-        self._trace.updates = getattr(self._trace, "updates", 0) + 1
-        if self._trace.updates == 2 and not self._said:
-            self._said = True
-            _logger.warning(
-                "The optimizer %r makes more than one update a batch: what is recorded of it is "
-                "the last update of each batch.",
-                self._outer.name,
-            )
+        self._count_update()
         if self._outer is not optimizer:
             self.recorder.write("applied", 1)
         if _children_of(optimizer):  # they are observed
@@ -126,6 +120,20 @@ class OptimizerProbe:
         if not self._trace.clip_was_called:
             scale = getattr(optimizer, "loss_scale_factor", None) or 1.0
             self.recorder.write_all({"norm": global_norm(gradients) / scale, **rate})
+
+    def _count_update(self) -> None:
+        """Says so if a batch has more than one: of each cell the table holds the last."""
+        graph, counted_in = _outermost_graph(), getattr(self._trace, "graph", None)
+        if counted_in is None or counted_in() is not graph:  # TensorFlow traces a first step twice
+            self._trace.updates, self._trace.graph = 0, weakref.ref(graph)
+        self._trace.updates += 1
+        if self._trace.updates == 2 and not self._said:
+            self._said = True
+            _logger.warning(
+                "The optimizer %r makes more than one update a batch: what is recorded of it is "
+                "the last update of each batch.",
+                self._outer.name,
+            )
 
     def _look_at_scaling(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
         outer = self._outer
@@ -215,6 +223,14 @@ def reduced(value: Any) -> Any:
     if context is None or context.num_replicas_in_sync == 1:
         return value
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _outermost_graph() -> Any:
+    """Of the function that is being traced, with all its branches; in eager mode always the same."""
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(outer := getattr(graph, "outer_graph", None), "outer_graph"):
+        graph = outer
+    return graph
 
 
 def _scales_the_loss(optimizer: Any) -> bool:

@@ -521,3 +521,10 @@ def test_a_fit_of_another_model_inside_of_one_has_curves_of_its_own(
         assert list(inner["batch/loss"]) == list(range(1, 8))
         assert set(inner["optimizer/learning_rate"].values()) == {0.5}
     assert mlflow.active_run() is None
+
+
+def test_no_warning_comes_from_looking_at_settings(experiment: str) -> None:
+    """Warnings are errors here; Keras warns of a lambda where a configuration is made."""
+    model = net()
+    model.compile(keras.optimizers.SGD(learning_rate=lambda: 0.1), crossentropy())
+    fit_recorded(model)

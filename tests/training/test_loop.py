@@ -591,3 +591,18 @@ def test_an_interrupted_loop_that_a_notebook_still_holds_is_begun_again(
     assert [list(curves(each.info.run_id)["batch/loss"]) for each in killed] == [[1]]
     assert not client.search_runs([experiment], "status = 'RUNNING'")
     assert model.optimizer is None
+
+
+def test_a_first_step_that_is_traced_twice_is_no_second_update(
+    experiment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it is where the optimizer makes its variables in the step."""
+    model = net()
+    model.compile(keras.optimizers.Adam(0.1), LOSS)
+    callbacks = [mka.MlflowLogger()]
+    loop = mka.Loop(model, optimizers=model.optimizer, callbacks=callbacks, verbose=0)
+    with mka.track("twice", log_system_metrics=False):
+        for _ in loop.epochs(2):
+            for x, y in loop.batches(DATA):
+                loop.record(loss=model.train_on_batch(x, y))
+    assert "more than one update" not in caplog.text
