@@ -226,7 +226,7 @@ def reduced(value: Any) -> Any:
 
 
 def _outermost_graph() -> Any:
-    """Of the function that is being traced, with all its branches; in eager mode always the same."""
+    """Of the function that is being traced, branches included; eagerly always the same."""
     graph = tf.compat.v1.get_default_graph()
     while hasattr(outer := getattr(graph, "outer_graph", None), "outer_graph"):
         graph = outer
