@@ -129,6 +129,7 @@ class Loop:
         found_epoch = getattr(self.model, "_initial_epoch", None)
         self.model._initial_epoch = None
         lends_optimizer = getattr(self.model, "optimizer", None) is None
+        found_none = "optimizer" in vars(self.model)
         first = next(iter(self._optimizers.values()))
         if lends_optimizer:
             self.model.optimizer = first
@@ -168,7 +169,9 @@ class Loop:
             self._session = None
             self.model._initial_epoch = found_epoch
             if lends_optimizer and self.model.optimizer is first:
-                self.model.optimizer = None
+                del self.model.optimizer  # TensorFlow would go on tracking it
+                if found_none:
+                    self.model.optimizer = None
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches of one epoch, and counts them.

@@ -190,7 +190,7 @@ def test_model_and_optimizer_are_left_as_found(how: str, experiment: str) -> Non
                 raise ValueError
     except ValueError:
         pass
-    assert model.optimizer is None
+    assert getattr(model, "optimizer", None) is None
     assert set(vars(optimizer)) == found
     train(loop, step, "batches", epochs=1)  # and it may run again
 
@@ -554,7 +554,7 @@ def test_a_loop_that_raises_outside_of_track_is_a_failed_run(
     assert run.info.status == "FAILED"
     assert "broken" in run.data.tags["error"]
     assert list(curves(run.info.run_id)["batch/loss"]) == [1, 2, 3]
-    assert model.optimizer is None
+    assert getattr(model, "optimizer", None) is None
     for _ in loop.epochs(1):  # and again
         for x, y in loop.batches(DATA):
             step(x, y)
@@ -590,7 +590,7 @@ def test_an_interrupted_loop_that_a_notebook_still_holds_is_begun_again(
     killed = client.search_runs([experiment], "status = 'KILLED'")
     assert [list(curves(each.info.run_id)["batch/loss"]) for each in killed] == [[1]]
     assert not client.search_runs([experiment], "status = 'RUNNING'")
-    assert model.optimizer is None
+    assert getattr(model, "optimizer", None) is None
 
 
 def test_a_first_step_that_is_traced_twice_is_no_second_update(
