@@ -188,9 +188,9 @@ def leaves(value: Any, path: str) -> Leaves:
         path: Where it stands.
     """
     match value:
-        case keras.Model():
+        case keras.Layer():  # a model, or what trains as one
             parts = {
-                "variables": [*value.variables, *value.metrics_variables],
+                "variables": [*value.variables, *getattr(value, "metrics_variables", [])],
                 "optimizer": getattr(value, "optimizer", None),
                 "attributes": attributes(value),
             }
