@@ -2,7 +2,8 @@
 
 Our function stands before `fit` from the import of this package on, or from that of Keras if it is
 later. Any later would be too late: in `model.fit(x, callbacks=[MlflowLogger()])` Python looks up
-`fit` before it makes the callback. A fit without anything of ours passes through.
+`fit` before it makes the callback. A fit without anything of ours passes through. Nothing is
+imported here: of Keras and tf_keras a program may use only one.
 """
 
 import functools
@@ -12,8 +13,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
-
-import keras
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.training.fence import Fence
@@ -37,10 +36,11 @@ def know_fits() -> None:
 
     Where another library has put a function of its own before ours since, that keeps calling ours.
     """
-    for library in (keras, *filter(None, [sys.modules.get("tf_keras")])):
-        if library.Model not in _known:
-            _known.add(library.Model)
-            library.Model.fit = _known_fit(library.Model.fit)
+    for name in ("keras", "tf_keras"):
+        model_class = getattr(sys.modules.get(name), "Model", None)
+        if model_class is not None and model_class not in _known:
+            _known.add(model_class)
+            model_class.fit = _known_fit(model_class.fit)
 
 
 _known: set[Any] = set()
@@ -52,6 +52,9 @@ def _known_fit(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def fit(*args: Any, **kwargs: Any) -> Any:
+        keras = sys.modules.get("keras")
+        if keras is None:  # then nothing of ours is in use
+            return original(*args, **kwargs)
         given = args[position] if len(args) > position else kwargs.get("callbacks")
         callbacks = [] if given is None else keras.tree.flatten(given)
         with ExitStack() as stack:
