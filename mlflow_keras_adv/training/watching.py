@@ -118,8 +118,20 @@ def _kept(argument: Any) -> Any:
 
 
 def _anew(argument: Any, kept: Any) -> Any:
-    """The argument once more: as it was, or an iterator where it was one."""
-    return argument if kept is argument else iter(kept)
+    """The argument once more: as it was, or an iterator of its kind, as an error may name it."""
+    if kept is argument:
+        return argument
+    if isinstance(argument, Generator):
+        return (each for each in kept)
+    if isinstance(argument, zip) and kept:
+        return zip(*zip(*kept, strict=True), strict=True)
+    if isinstance(argument, map):
+        return map(_itself, kept)
+    return iter(kept)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _send(looking: Generator[None, Any, None], result: Any) -> None:

@@ -6,7 +6,7 @@ from types import ModuleType
 import mlflow
 import pytest
 
-from tests.differential import Autologged, Logged, Looped, Program, Watch, difference
+from tests.differential import Autologged, Logged, Looped, Program, Watch, difference, plain_outcome
 from tests.peers.page import Row, rows_of
 from tests.peers.programs import guides, hostile, loops
 
@@ -50,9 +50,11 @@ def test_a_program_trains_as_it_does_unobserved(
     if suite != LOOPS or isinstance(watch, Looped):
         if program is hostile.callback_list_of_its_own and isinstance(watch, Autologged):
             return  # such a list is taken for a part of a training that is on record already
+        if isinstance(plain_outcome(program).get(""), str):
+            return  # Keras refused it before its first step
         runs = mlflow.MlflowClient().search_runs([experiment])
         assert any("train/epoch" in run.data.metrics for run in runs), "nothing is on record"
 
 
-def test_there_are_as_many_as_the_issue_asks_for() -> None:
+def test_there_are_two_dozen_at_least() -> None:
     assert sum(len(programs) for programs, _ in SUITES.values()) >= 24

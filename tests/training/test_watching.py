@@ -63,8 +63,10 @@ def test_an_iterator_stays_one_for_the_method() -> None:
         yield
 
     watch_method(counts, "count", look, what="Counts", replays=True)
-    with pytest.raises(TypeError, match="has no len"):
-        counts.count(iter([1]))
+    for once in ((each for each in [1]), map(int, "1"), zip([1], [2], strict=True), iter([1])):
+        kind = type(once).__name__
+        with pytest.raises(TypeError, match=f"object of type '{kind}' has no len"):
+            counts.count(once)
 
 
 @pytest.mark.parametrize("where", ["at the call", "before", "behind", "twice"])
