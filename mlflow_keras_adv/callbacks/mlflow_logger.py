@@ -164,7 +164,7 @@ class _Record:
     """One training on its way into a run."""
 
     def __init__(
-        self, run_id: str | None, model: Any, fit_params: Mapping[str, Any], keys: EpochKeys
+        self, run_id: str | None, model: Any, fit_params: Mapping[str, Any] | None, keys: EpochKeys
     ) -> None:
         self.keys = keys
         self._training = training_of(model)
@@ -174,7 +174,8 @@ class _Record:
         self._ended = False
         self._model = model
         self._arguments = {} if self._training is None else self._training.arguments
-        self._fit_settings = fit_settings(self._arguments, fit_params)
+        # None in a CallbackList of the user's own that was given none.
+        self._fit_settings = fit_settings(self._arguments, fit_params or {})
         self._params: dict[str, object] = dict(flatten({"fit": self._fit_settings}))
         self._settings: dict[str, object] = {}
         self._described: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from mlflow_keras_adv.callbacks.prediction_figures import (
 )
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.training.trainings import training_of
 
 MAX_ROWS = 500
 
@@ -99,7 +100,9 @@ class Predictions(EitherKeras):
         """Chooses the epochs of which images are logged, now that the first one is known."""
         if self._onlooker is None or self._chosen is not None:
             return
-        last = self.params["epochs"] - 1
+        training = training_of(self.model)
+        known = self.params or ({} if training is None else training.arguments)
+        last = known.get("epochs", 1) - 1
         epochs = sorted({*range(epoch, last, self._every), last})
         left = max(1, self._max_images - self._onlooker.run.counts["predictions/images"])
         # Backwards: if there is but one, it is the last.
