@@ -17,7 +17,9 @@ from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
+from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantization import check_agreement
+from mlflow_keras_adv.compression.quantized_layout import quantize_apply
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
@@ -117,9 +119,9 @@ def quantize_aware(
         model, train, loss=loss, optimizer=optimizer, learning_rate=1e-4, metrics=metrics, fit=fit
     )
     compiled = tuning.for_tf_keras()
-    quantized, left = _annotated(
-        to_tf_keras(model, tuning.sample), _scheme(preserve_sparsity, preserve_clusters)
-    )
+    carried = to_tf_keras(model, tuning.sample)
+    quantized, left = _annotated(carried, _scheme(preserve_sparsity, preserve_clusters))
+    prove("quantize_apply", carried, quantized, tuning.sample)
     quantized.compile(**compiled)
     tuning.fit(quantized, [])
     content = _converted(quantized)
@@ -184,7 +186,7 @@ def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, se
         annotated = tf_keras.models.clone_model(carried, clone_function=annotate)
         try:
             with tfmot.quantization.keras.quantize_scope({"LeaveInFloat": LeaveInFloat}):
-                return tfmot.quantization.keras.quantize_apply(annotated, scheme), left
+                return quantize_apply(annotated, scheme), left
         except RuntimeError as error:
             named = re.match(r"Layer (.+?):<class", str(error))
             if named is None or named[1] not in able:
