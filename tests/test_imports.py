@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mlflow_keras_adv"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
-STORE = {"numpy", "mlflow"}
+STORE = {"numpy", "mlflow", "packaging"}
 TRAINING = {"numpy", "tensorflow", "keras"}
 LITERT = {"tf_keras", "tensorflow_model_optimization", "ai_edge_litert", "litert_quantizer"}
 MEETING = STORE | TRAINING | {"pandas", "matplotlib"}

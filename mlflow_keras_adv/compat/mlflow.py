@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowClient, environment_variables
 from mlflow.entities import Metric, Param, RunData, RunTag
 from mlflow.entities.metric import MetricWithRunId
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_service
 from mlflow.tracking.fluent import ActiveRun
+from packaging.version import Version
 
 
 def file_store_is_closed() -> bool:
@@ -25,6 +29,25 @@ def file_store_is_closed() -> bool:
     """
     allowed = getattr(environment_variables, "MLFLOW_ALLOW_FILE_STORE", None)
     return allowed is not None and not allowed.get()
+
+
+def client_of(tracking_uri: str) -> MlflowClient:
+    """A client of a store, whose artifacts go there too. Needless from 3.14 on, if not before.
+
+    Older clients look for the server of artifacts in the environment, whatever store they are of.
+    """
+    client = MlflowClient(tracking_uri)
+    if Version(mlflow.__version__) < Version("3.14"):
+
+        def own_repository(owner_id: str, *, resource: str = "run") -> ArtifactRepository:
+            if resource == "run":
+                location = client.get_run(owner_id).info.artifact_uri
+            else:
+                location = client.get_logged_model(owner_id).artifact_location
+            return get_artifact_repository(location, tracking_uri=tracking_uri)
+
+        vars(client._tracking_client)["_get_artifact_repo"] = own_repository
+    return client
 
 
 def log_model_artifact(
