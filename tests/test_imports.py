@@ -38,7 +38,10 @@ ROOMS = {
         {"errors", "tracking", "comparison", "doctor", "registry", "side_by_side"},
     ),
     "doctor.py": (STORE, {"errors", "tracking"}),
-    "litert.py": (STORE | {"pandas"}, {"errors", "extras", "compression", "litert_signature"}),
+    "litert.py": (
+        STORE | {"pandas"},
+        {"errors", "extras", "compression", "litert_signature", "model_logging", "served"},
+    ),
     "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
     "model_signature.py": (MEETING, {"training"}),
     "model_logging.py": (STORE, {"tracking"}),
