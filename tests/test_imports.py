@@ -42,10 +42,15 @@ ROOMS = {
         {"errors", "tracking", "comparison", "doctor", "registry", "side_by_side"},
     ),
     "doctor.py": (STORE, {"errors", "tracking"}),
-    "litert.py": (STORE | {"pandas"}, {"errors", "extras", "compression", "litert_signature"}),
+    "litert.py": (
+        STORE | {"pandas"},
+        {"errors", "extras", "compression", "litert_signature", "model_logging", "served"},
+    ),
     "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
     "model_signature.py": (MEETING, {"training"}),
-    "models.py": (MEETING, {"errors", "tracking", "training", "model_signature"}),
+    "model_logging.py": (STORE, {"tracking"}),
+    "models.py": (MEETING, {"errors", "training", "model_signature", "model_logging", "served"}),
+    "served.py": (STORE, {"errors"}),
     "measure.py": (MEETING, {"errors", "tracking", "training", "compression", "models"}),
     "measure_file.py": (
         STORE | {"pandas"},
