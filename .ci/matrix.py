@@ -27,15 +27,8 @@ ROOT = Path(__file__).parent.parent
 MEMORY_BYTES = 24 * 2**30  # of addresses: TensorFlow reserves several times what it uses
 
 # SQLAlchemy 2.1 breaks MLflow before 3.15.
-OLD = [
-    "sqlalchemy<2.1",
-    "pytest>=8.3",
-    "pytest-timeout>=2.3",
-    "pytest-xdist>=3.6",
-    "uv>=0.5",
-    "pip",
-]
 NEW = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "uv>=0.5", "pip"]
+OLD = ["sqlalchemy<2.1", *NEW]
 ENVIRONMENTS = {
     "newest": ["mlflow[auth]", "tensorflow", "keras", "keras-tuner", *NEW],
     "middle": ["mlflow[auth]==3.14.*", "tensorflow==2.20.*", "keras==3.12.*", *OLD],
@@ -117,7 +110,7 @@ def versions(python: Path) -> str:
     return " · ".join(map(" ".join, zip(names, found.stdout.split(), strict=True)))
 
 
-def test(python: Path, places: list[str], server: Path | None = None) -> dict[str, Result]:
+def run_tests(python: Path, places: list[str], server: Path | None) -> dict[str, Result]:
     """Runs tests, and counts them by their folder; a warning of an old release is none of ours."""
     there = [place for place in places if (ROOT / place).exists()]
     with tempfile.TemporaryDirectory() as folder:
@@ -184,6 +177,7 @@ def write(table: Path, lines: dict[str, list[str]]) -> None:
 
 
 def main() -> int:
+    """The command line; the exit code says whether all passed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -214,7 +208,7 @@ def main() -> int:
             places = SLICE if given.slice else given.tests
             tried = [(f"{name}: {versions(python)}", python, places, None)]
         for title, python, places, server in tried:
-            found = test(python, places, server)
+            found = run_tests(python, places, server)
             lines[title] = rows(title, found)
             print(title, *lines[title], sep="\n")
             for each in found.values():
