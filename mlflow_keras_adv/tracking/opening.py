@@ -16,6 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.compat.mlflow import active_experiment_id
+from mlflow_keras_adv.compat.tested import warn_of_untried
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
@@ -44,6 +45,7 @@ def open_run(
     Raises:
         UserError: If the store rejects it.
     """
+    warn_of_untried()
     resumed = run_id or MLFLOW_RUN_ID.get()
     go_where_it_answers(stores)
     if is_offline():
