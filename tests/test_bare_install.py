@@ -1,4 +1,4 @@
-"""Who has installed less than README says is told so: `pip install -e .`, in an own environment."""
+"""Who has installed less than README says is told so: the extra `tensorflow` alone, by itself."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = str(Path(sys.executable).with_name("uv"))
     for arguments in (
         ["venv", "--python", sys.executable, "venv"],
-        ["pip", "install", "--python", "venv/bin/python", "-e", "."],
+        ["pip", "install", "--python", "venv/bin/python", "-e", ".[tensorflow]"],
     ):
         done = subprocess.run([uv, *arguments], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
