@@ -13,6 +13,7 @@ from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, compare
 from mlflow_keras_adv.compression.copying import check_weights
+from mlflow_keras_adv.compression.fake_quantizers import calibrate
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
@@ -82,8 +83,9 @@ def quantize_aware(
     Args:
         model: A trained model, Sequential or functional, of layers that tf_keras has too; it stays
             as it is.
-        train: `(x, y)` or `(x, y, sample_weight)` of arrays, or a finite `tf.data.Dataset` of
-            batches.
+        train: `(x, y)` or `(x, y, sample_weight)` of arrays; a finite `tf.data.Dataset` of batches;
+            a `keras.utils.PyDataset`; or a generator of batches, with `steps_per_epoch`. The same
+            kinds are taken as `validation_data`, a generator with `validation_steps`.
         preserve_sparsity: Weights that are 0 stay 0 (PQAT), as after pruning.
         preserve_clusters: The values of a kernel stay few (CQAT), as after clustering. With both,
             PCQAT.
@@ -120,6 +122,7 @@ def quantize_aware(
     quantized, left = _annotated(
         to_tf_keras(model, tuning.sample), _scheme(preserve_sparsity, preserve_clusters)
     )
+    calibrate(quantized, tuning.calibration())
     quantized.compile(**compiled)
     tuning.fit(quantized, [])
     content = _converted(quantized)

@@ -14,8 +14,21 @@ with warnings.catch_warnings(), extra("compression"):
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import (
         cluster_weights,
     )
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+        QuantizeLayer,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+        QuantizeWrapper,
+    )
     from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import (
         PruneRegistry,
     )
 
-__all__ = ["ClusteringRegistry", "PruneRegistry", "cluster_weights", "tfmot"]
+__all__ = [
+    "ClusteringRegistry",
+    "PruneRegistry",
+    "QuantizeLayer",
+    "QuantizeWrapper",
+    "cluster_weights",
+    "tfmot",
+]
