@@ -6,12 +6,14 @@ are measured first, on data, in the model without rounding.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 
-from mlflow_keras_adv.compression.tfmot_names import QuantizeLayer, QuantizeWrapper
+from mlflow_keras_adv.compression import graphs
+from mlflow_keras_adv.compression.tfmot_names import QuantizeLayer, QuantizeWrapper, tfmot
 from mlflow_keras_adv.extras import extra
 
 with extra("compression"):
@@ -38,6 +40,55 @@ class _Through:
 
     def __call__(self, inputs: Any, training: bool, weights: Any, **_: Any) -> Any:
         return inputs
+
+
+def with_borders(model: tf_keras.Model, left: Collection[str]) -> tf_keras.Model:
+    """The model with a rounding of what layers that stay in float hand to others.
+
+    Without it the converter keeps the kernel of the next layer in float too.
+
+    Args:
+        model: A flat functional model; its layers are used again.
+        left: Layers that stay in float, by name.
+    """
+    if not left:
+        return model
+    values: dict[int, Any] = {}  # of the new graph, by the tensor of the old one
+    borders: dict[int, Any] = {}
+
+    def taken(symbol: Any, is_left: bool) -> Any:
+        """What a layer gets for a tensor of the old graph."""
+        value = values.get(id(symbol), symbol)
+        if is_left or id(symbol) not in floats or not symbol.dtype.is_floating:
+            return value
+        if id(symbol) not in borders:
+            borders[id(symbol)] = QuantizeLayer(_activations())(value)
+        return borders[id(symbol)]
+
+    floats: set[int] = set()
+    for layer, arguments, results in graphs.calls(model):
+        is_left = layer.name in left
+        args, kwargs = keras.tree.map_structure(
+            lambda each, is_left=is_left: taken(each, is_left) if _is_symbol(each) else each,
+            arguments,
+        )
+        answers = keras.tree.flatten(layer(*args, **kwargs))
+        values.update({id(old): new for old, new in zip(results, answers, strict=True)})
+        floats |= {id(old) for old in results if is_left}
+    outputs = keras.tree.map_structure(lambda old: values.get(id(old), old), graphs.outputs(model))
+    return tf_keras.Model(graphs.inputs(model), outputs, name=model.name)
+
+
+def _activations() -> Any:
+    """What tfmot rounds activations with."""
+    return tfmot.quantization.keras.quantizers.MovingAverageQuantizer(
+        num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+    )
+
+
+def _is_symbol(value: Any) -> bool:
+    """Whether this is a symbolic tensor of tf_keras."""
+    return hasattr(value, "_keras_history")
 
 
 @contextlib.contextmanager
@@ -101,10 +152,12 @@ def widen_dead_ranges(model: tf_keras.Model) -> None:
         for _, _, held in layer._weight_vars:
             low, high = np.asarray(held["min_var"]), np.asarray(held["max_var"])
             reach = np.maximum(-low, high)
-            least = _LEAST_RANGE * reach.max() if reach.max() > 0 else 1.0
-            narrow = reach < least
-            held["min_var"].assign(np.where(narrow, -least, low))
-            held["max_var"].assign(np.where(narrow, least, high))
+            widest = reach.max() or 1.0
+            # All that is left of an emptied channel is its bias; of one next to it, nearly so.
+            wider = np.where(reach == 0, widest, np.maximum(reach, _LEAST_RANGE * widest))
+            is_narrow = wider > reach
+            held["min_var"].assign(np.where(is_narrow, -wider, low))
+            held["max_var"].assign(np.where(is_narrow, wider, high))
 
 
 def _swap(owner: Any, name: str, value: Any) -> Callable[[], None]:

@@ -14,6 +14,12 @@ with warnings.catch_warnings(), extra("compression"):
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import (
         cluster_weights,
     )
+    from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve.cluster_preserve_quantize_registry import (  # noqa: E501
+        ClusterPreserveQuantizeRegistry,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit.default_8bit_quantize_registry import (  # noqa: E501
+        Default8BitQuantizeRegistry,
+    )
     from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
         QuantizeLayer,
     )
@@ -25,7 +31,9 @@ with warnings.catch_warnings(), extra("compression"):
     )
 
 __all__ = [
+    "ClusterPreserveQuantizeRegistry",
     "ClusteringRegistry",
+    "Default8BitQuantizeRegistry",
     "PruneRegistry",
     "QuantizeLayer",
     "QuantizeWrapper",
