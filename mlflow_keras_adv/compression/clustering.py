@@ -1,6 +1,6 @@
 """Clustering: a model is trained on while the weights of a kernel share a few values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,10 @@ def cluster(
     clusters: int | Mapping[str, int] = 16,
     initialization: tfmot.clustering.keras.CentroidInitialization | None = None,
     loss: Any = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
+    weighted_metrics: Any = None,
     optimizer: keras.optimizers.Optimizer | None = None,
-    metrics: Sequence[str] = (),
     **fit: Any,
 ) -> Clustered:
     """Trains a copy of a model on while the weights of each kernel share a few values.
@@ -82,9 +84,12 @@ def cluster(
         clusters: Different values in a kernel, 3 or more, of every layer that tfmot can cluster; or
             for each of some layers by name, when the others are left as they are.
         initialization: Where the centroids start. Default: KMEANS_PLUS_PLUS.
-        loss: As of `compile`. Default: that of the compiled `model`.
+        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
+            with.
+        loss_weights: Of several losses.
+        metrics: An empty list: none.
+        weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
-        metrics: Names, as of `compile`.
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras.
 
@@ -106,7 +111,15 @@ def cluster(
             "which tf_keras cannot be shown; cluster a plain keras.Model of the same layers"
         )
     tuning = FineTuning(
-        model, train, loss=loss, optimizer=optimizer, learning_rate=1e-4, metrics=metrics, fit=fit
+        model,
+        train,
+        loss=loss,
+        loss_weights=loss_weights,
+        metrics=metrics,
+        weighted_metrics=weighted_metrics,
+        optimizer=optimizer,
+        learning_rate=1e-4,
+        fit=fit,
     )
     compiled = tuning.for_tf_keras()
     carried = to_tf_keras(model, tuning.sample)
@@ -124,8 +137,7 @@ def cluster(
         )
 
     wrapped = tf_keras.models.clone_model(carried, clone_function=wrap)
-    wrapped.compile(**compiled)
-    tuning.fit(wrapped, [])
+    tuning.fit(tuning.in_tf_keras(wrapped, compiled), [])
     stripped = tfmot.clustering.keras.strip_clustering(wrapped)
     result = to_keras(stripped, tuning.sample, like=model)
     rows = _table(result, chosen)

@@ -59,13 +59,15 @@ def with_borders(model: tf_keras.Model, left: Collection[str]) -> tf_keras.Model
     def taken(symbol: Any, is_left: bool) -> Any:
         """What a layer gets for a tensor of the old graph."""
         value = values.get(id(symbol), symbol)
-        if is_left or id(symbol) not in floats or not symbol.dtype.is_floating:
+        if is_left or id(symbol) not in makers or not symbol.dtype.is_floating:
             return value
         if id(symbol) not in borders:
-            borders[id(symbol)] = QuantizeLayer(_activations())(value)
+            # Of each result of each call of a layer there is one.
+            name = f"{makers[id(symbol)]}.quantize_layer_{len(borders)}"
+            borders[id(symbol)] = QuantizeLayer(_activations(), name=name)(value)
         return borders[id(symbol)]
 
-    floats: set[int] = set()
+    makers: dict[int, str] = {}  # the layer in float that a tensor comes from
     for layer, arguments, results in graphs.calls(model):
         is_left = layer.name in left
         args, kwargs = keras.tree.map_structure(
@@ -74,7 +76,7 @@ def with_borders(model: tf_keras.Model, left: Collection[str]) -> tf_keras.Model
         )
         answers = keras.tree.flatten(layer(*args, **kwargs))
         values.update({id(old): new for old, new in zip(results, answers, strict=True)})
-        floats |= {id(old) for old in results if is_left}
+        makers.update({id(old): layer.name for old in results if is_left})
     outputs = keras.tree.map_structure(lambda old: values.get(id(old), old), graphs.outputs(model))
     return tf_keras.Model(graphs.inputs(model), outputs, name=model.name)
 
@@ -92,7 +94,7 @@ def _is_symbol(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def without_rounding(model: tf_keras.Model) -> Iterator[_Watching]:
+def watching_ranges(model: tf_keras.Model) -> Iterator[_Watching]:
     """The model computes what it would in float, in calls that are not compiled.
 
     Args:
@@ -127,7 +129,7 @@ def calibrate(model: tf_keras.Model, batches: Iterable[Any]) -> None:
         model: From tfmot's `quantize_apply`; its ranges are written, nothing else.
         batches: What the model takes.
     """
-    with without_rounding(model) as watching:
+    with watching_ranges(model) as watching:
         for batch in batches:
             model(batch, training=False)
     for variables, low, high in watching.seen.values():

@@ -5,9 +5,14 @@ from typing import Any
 
 import keras
 
+from mlflow_keras_adv.compression.judged import CONFIGURED, Judge, compiled_with, judged
 from mlflow_keras_adv.compression.layer_translation import TO_TF_KERAS, translate
 from mlflow_keras_adv.compression.training_data import read_training_data
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
+
+with extra("compression"):
+    import tf_keras
 
 _NOT_OURS = {
     "initial_epoch": "compression starts a training of its own",
@@ -21,13 +26,16 @@ class FineTuning:
     """What a training needs, known before it starts; the model comes last.
 
     Args:
-        model: The Keras 3 model to compress; of its `compile`, the loss is used.
+        model: The Keras 3 model to compress. What it was compiled with is used, but for the
+            optimizer.
         train: As `training_data.EXPECTED` says.
-        loss: As of `compile`; None: the model's own.
+        loss: As of `compile`; None: the model's own. So are the next three.
+        loss_weights: Of several outputs.
+        metrics: An empty list: none.
+        weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which a fresh one of the same settings is made; None:
             Adam.
         learning_rate: Of that Adam.
-        metrics: Names, as of `compile`.
         fit: Further arguments of `fit`.
 
     Attributes:
@@ -37,7 +45,8 @@ class FineTuning:
     Raises:
         TypeError: `train` is something else.
         ValueError: An argument of `fit` that would make the schedule wrong.
-        UserError: No data, an endless dataset, no loss, or an optimizer that averages weights.
+        UserError: No data, an endless dataset, no loss, an optimizer that averages weights, or a
+            loss, metrics or labels that do not fit the model's outputs.
     """
 
     def __init__(
@@ -46,9 +55,11 @@ class FineTuning:
         train: Any,
         *,
         loss: Any,
+        loss_weights: Any,
+        metrics: Any,
+        weighted_metrics: Any,
         optimizer: keras.optimizers.Optimizer | None,
         learning_rate: float,
-        metrics: Sequence[str],
         fit: Mapping[str, Any],
     ) -> None:
         for name in fit:
@@ -56,8 +67,10 @@ class FineTuning:
                 raise ValueError(f"{name} cannot be chosen here: {_NOT_OURS[name]}")
         settings = dict(fit)
         self._callbacks = list(settings.pop("callbacks", None) or [])
-        self._loss = loss if loss is not None else getattr(model, "loss", None)
-        if self._loss is None:
+        given = (loss, loss_weights, metrics, weighted_metrics)
+        own = {key: v for key, v in zip(CONFIGURED, given, strict=True) if v is not None}
+        self._configured = {**compiled_with(model), **own}
+        if "loss" not in self._configured:
             raise UserError(
                 f"model {model.name!r} is not compiled with a loss to train on; pass loss=…, as "
                 "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
@@ -68,16 +81,21 @@ class FineTuning:
                 "the optimizer has use_ema=True: at the end it would replace the compressed weights"
                 " by averages of older ones. Use the same optimizer without it."
             )
-        self._metrics = list(metrics)
+        self._model = model
         self._data = read_training_data(train, settings)
-        self.sample = self._data.sample
+        self.sample, *expected = self._data.sample
         self.total_steps = self._data.steps_per_epoch * self._data.fit["epochs"]
+        if self._data.fit.get("class_weight") is not None and expected[1] is not None:
+            raise ValueError("give class_weight or sample weights, not both, as in Keras' fit")
+        self._judge = Judge(model, self._configured)
+        if is_plain(model):
+            self._judge.try_on(model(self.sample, training=False), *expected)
 
     def for_tf_keras(self) -> dict[str, Any]:
-        """The arguments of tf_keras' `compile`.
+        """What the training in tf_keras needs of tf_keras.
 
         Raises:
-            UserError: tf_keras has no such loss, optimizer or callback.
+            UserError: tf_keras has no such optimizer or callback.
         """
         for callback in self._callbacks:
             # Keras 3 asks its callbacks nothing; tf_keras asks each which hooks it has.
@@ -88,33 +106,36 @@ class FineTuning:
                 )
         return {
             "optimizer": translate(self._optimizer, "optimizers", TO_TF_KERAS, "the optimizer"),
-            "loss": keras.tree.map_structure(_tf_keras_loss, self._loss),
-            "metrics": list(self._metrics),
+            "run_eagerly": bool(getattr(self._model, "run_eagerly", False)),
         }
+
+    def in_tf_keras(self, model: tf_keras.Model, compiled: Mapping[str, Any]) -> tf_keras.Model:
+        """The same layers as a compiled model, which trains as Keras 3 would.
+
+        Args:
+            model: Made of what `to_tf_keras` has made of the Keras 3 model.
+            compiled: From `for_tf_keras`.
+        """
+        trained = judged(model, self._judge, self._model)
+        trained.compile(**compiled)
+        return trained
 
     def for_keras(self) -> dict[str, Any]:
         """The arguments of Keras 3's `compile`."""
         optimizer = self._optimizer
         return {
             "optimizer": type(optimizer).from_config(optimizer.get_config()),
-            "loss": self._loss,
-            "metrics": list(self._metrics),
+            **self._configured,
         }
 
-    def fit(self, model: Any, callbacks: Sequence[Any]) -> None:
+    def fit(self, model: Any, callbacks: Sequence[Any]) -> Any:
         """Trains a compiled model of either library, with callbacks before the caller's own."""
         callbacks = [*callbacks, *self._callbacks]
-        model.fit(*self._data.arguments, callbacks=callbacks, **self._data.fit)
+        return model.fit(*self._data.arguments, callbacks=callbacks, **self._data.fit)
 
     def calibration(self) -> Iterator[Any]:
         """Batches of the model's inputs, some hundred samples from all over the data."""
         return self._data.calibration()
-
-
-def _tf_keras_loss(loss: Any) -> Any:
-    if isinstance(loss, keras.losses.Loss):
-        return translate(loss, "losses", TO_TF_KERAS, f"the loss {type(loss).__name__}")
-    return loss  # a name, or a function of TensorFlow's tensors
 
 
 def is_plain(model: keras.Model) -> bool:

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +22,12 @@ from mlflow_keras_adv.compression.fake_quantizers import (
 )
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
+from mlflow_keras_adv.compression.judged import names_of_outputs
 from mlflow_keras_adv.compression.kernels import check_not_quantized
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
+from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantization import check_agreement
+from mlflow_keras_adv.compression.quantized_layout import quantize_apply
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
@@ -51,8 +54,10 @@ def quantize_aware(
     preserve_clusters: bool = False,
     min_agreement: float | None = None,
     loss: Any = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
+    weighted_metrics: Any = None,
     optimizer: keras.optimizers.Optimizer | None = None,
-    metrics: Sequence[str] = (),
     **fit: Any,
 ) -> Artifact:
     """Trains a copy of a model on with int8 rounding in place, and converts it to an int8 file.
@@ -74,9 +79,12 @@ def quantize_aware(
             PCQAT.
         min_agreement: The least share of samples on which a classifier must choose what `model`
             chooses, from 0 to 1.
-        loss: As of `compile`. Default: that of the compiled `model`.
+        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
+            with.
+        loss_weights: Of several losses.
+        metrics: An empty list: none.
+        weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
-        metrics: Names, as of `compile`.
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras.
 
@@ -99,19 +107,28 @@ def quantize_aware(
             "which tf_keras cannot be shown; give a plain keras.Model of the same layers"
         )
     tuning = FineTuning(
-        model, train, loss=loss, optimizer=optimizer, learning_rate=1e-4, metrics=metrics, fit=fit
+        model,
+        train,
+        loss=loss,
+        loss_weights=loss_weights,
+        metrics=metrics,
+        weighted_metrics=weighted_metrics,
+        optimizer=optimizer,
+        learning_rate=1e-4,
+        fit=fit,
     )
     compiled = tuning.for_tf_keras()
-    scheme = PreservingScheme(sparsity=preserve_sparsity, clusters=preserve_clusters)
-    quantized, left = _annotated(to_tf_keras(model, tuning.sample), scheme)
+    carried = to_tf_keras(model, tuning.sample)
+    quantized, left = _annotated(carried, _scheme(preserve_sparsity, preserve_clusters))
+    prove("quantize_apply", carried, quantized, tuning.sample)
     preserving = Preserving(quantized, sparsity=preserve_sparsity, clusters=preserve_clusters)
     calibrate(quantized, tuning.calibration())
-    quantized.compile(**compiled)
+    trained = tuning.in_tf_keras(quantized, compiled)
     with preserving.without_warning():
-        tuning.fit(quantized, [preserving])
+        tuning.fit(trained, [preserving])
     preserving.check()
     widen_dead_ranges(quantized)
-    content = _converted(quantized)
+    content = _converted(trained)
     _check_biases(model.name, content)
     kernels = [each.values for each in file_weights(content) if each.dtype == "int8"]
     preserving.check_file(kernels)
@@ -119,13 +136,13 @@ def quantize_aware(
     x = _some(tuning.calibration())
     feeds = arrays_by_name(model, runner, x)
     answers = answers_of(model, x)
+    names = names_of_outputs(model)
+    if set(answers) != {tensor.name for tensor in runner.outputs}:
+        answers = dict(zip(names, answers.values(), strict=True))
     kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
-    # tf_keras names outputs by their layers, in the order of the model's.
-    names = [runner.outputs[0].name] if len(answers) == 1 else quantized.output_names
-    answers = dict(zip(names, answers.values(), strict=True))
     artifact = compare(content, kind, feeds, answers, float_layers=tuple(sorted(left)))
-    trained = dict(zip(names, _trained_answers(quantized, x), strict=True))
-    apart = _apart(runner, feeds, trained)
+    rounded = dict(zip(names, _trained_answers(trained, x), strict=True))
+    apart = _apart(runner, feeds, rounded)
     if not apart <= TRAINED_TOLERANCE:
         raise UserError(
             f"scheme {kind}: the file of model {model.name!r} answers differently from the model "
@@ -136,6 +153,10 @@ def quantize_aware(
     if min_agreement is not None:
         check_agreement(artifact, min_agreement)
     return artifact
+
+
+def _scheme(sparsity: bool, clusters: bool) -> Any:
+    return PreservingScheme(sparsity=sparsity, clusters=clusters)
 
 
 def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, set[str]]:
@@ -166,7 +187,7 @@ def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, se
             with tfmot.quantization.keras.quantize_scope():
                 bordered = with_borders(carried, left)
                 annotated = tf_keras.models.clone_model(bordered, clone_function=annotate)
-                return tfmot.quantization.keras.quantize_apply(annotated, scheme), left
+                return quantize_apply(annotated, scheme), left
         except RuntimeError as error:
             named = re.match(r"Layer (.+?):<class", str(error))
             if named is None or named[1] not in able:

@@ -14,8 +14,12 @@ with warnings.catch_warnings(), extra("compression"):
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import (
         cluster_weights,
     )
+    from tensorflow_model_optimization.python.core.quantization.keras import quant_ops
     from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve.cluster_preserve_quantize_registry import (  # noqa: E501
         ClusterPreserveQuantizeRegistry,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+        default_8bit_quantize_layout_transform as layout_module,
     )
     from tensorflow_model_optimization.python.core.quantization.keras.default_8bit.default_8bit_quantize_registry import (  # noqa: E501
         Default8BitQuantizeRegistry,
@@ -30,13 +34,20 @@ with warnings.catch_warnings(), extra("compression"):
         PruneRegistry,
     )
 
+Default8BitQuantizeLayoutTransform = layout_module.Default8BitQuantizeLayoutTransform
+ModelTransformer = layout_module.model_transformer.ModelTransformer
+
 __all__ = [
     "ClusterPreserveQuantizeRegistry",
     "ClusteringRegistry",
+    "Default8BitQuantizeLayoutTransform",
     "Default8BitQuantizeRegistry",
+    "ModelTransformer",
     "PruneRegistry",
     "QuantizeLayer",
     "QuantizeWrapper",
     "cluster_weights",
+    "layout_module",
+    "quant_ops",
     "tfmot",
 ]

@@ -56,7 +56,7 @@ def prune(
 
     Args:
         model: From `to_tf_keras`; its layers are trained themselves.
-        compiled: Arguments of tf_keras' `compile`.
+        compiled: From `tuning.for_tf_keras`.
         tuning: The training.
         targets: Of each layer to prune.
         initial: The sparsity of each of them now.
@@ -78,12 +78,11 @@ def prune(
         )
 
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
-    wrapped.compile(**compiled)
     masks = [mask for layer in wrapped.layers for _, mask, _ in getattr(layer, "pruning_vars", [])]
     # tfmot makes m-by-n masks once, on the first step.
     curve = SparsityCurve(masks, [1, *plan.steps], start=0.0)
     tuning.fit(
-        wrapped,
+        tuning.in_tf_keras(wrapped, compiled),
         [
             tfmot.sparsity.keras.UpdatePruningStep(),
             tf_keras.callbacks.LambdaCallback(on_train_batch_end=curve.after_batch),

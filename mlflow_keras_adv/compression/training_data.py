@@ -34,7 +34,7 @@ class TrainingData:
     Attributes:
         arguments: What `fit` takes by position.
         fit: Further arguments of `fit`, those of the caller included.
-        sample: A few of the model's inputs.
+        sample: A few inputs, labels and sample weights, or None for these.
         steps_per_epoch: Batches of an epoch.
         calibration: Gives batches of inputs from all over the data.
     """
@@ -101,8 +101,7 @@ def _of_arrays(train: tuple[Any, ...], fit: dict[str, Any]) -> TrainingData:
                 lambda array, some=some: np.asarray(array)[some], train[0]
             )
 
-    sample = keras.tree.map_structure(lambda array: np.asarray(array[:_SAMPLES]), train[0])
-    return TrainingData(train[:2], fit, sample, math.ceil(count / size), calibration)
+    return TrainingData(train[:2], fit, _few(train), math.ceil(count / size), calibration)
 
 
 def _of_dataset(train: tf.data.Dataset, fit: dict[str, Any]) -> TrainingData:
@@ -113,23 +112,23 @@ def _of_dataset(train: tf.data.Dataset, fit: dict[str, Any]) -> TrainingData:
         batches = sum(1 for _ in train)
     if batches == 0:
         raise UserError("train is an empty dataset; give at least one batch")
-    first = _inputs(next(iter(train)))
+    first = next(iter(train))
 
     def calibration() -> Iterator[Any]:
         wanted = set(_spread(batches, _rows(first)))
         return (_inputs(batch) for number, batch in enumerate(train) if number in wanted)
 
-    return TrainingData((train,), fit, _head(first), batches, calibration)
+    return TrainingData((train,), fit, _few(first), batches, calibration)
 
 
 def _of_py_dataset(train: Any, fit: dict[str, Any], shuffle: bool) -> TrainingData:
     dataset, batches = _as_dataset(train, "train", shuffle)
-    first = _inputs(train[0])
+    first = train[0]
 
     def calibration() -> Iterator[Any]:
         return (_inputs(train[number]) for number in _spread(batches, _rows(first)))
 
-    return TrainingData((dataset,), fit, _head(first), batches, calibration)
+    return TrainingData((dataset,), fit, _few(first), batches, calibration)
 
 
 def _of_generator(train: Iterator[Any], fit: dict[str, Any]) -> TrainingData:
@@ -144,8 +143,7 @@ def _of_generator(train: Iterator[Any], fit: dict[str, Any]) -> TrainingData:
     kept = list(itertools.islice(train, 1))
     if not kept:
         raise UserError("train is an empty generator; give at least one batch")
-    first = _inputs(kept[0])
-    wanted = min(total, math.ceil(_CALIBRATION / _rows(first)))
+    wanted = min(total, math.ceil(_CALIBRATION / _rows(kept[0])))
     kept += itertools.islice(train, wanted - 1)
     remaining = itertools.islice(itertools.chain(kept, train), total)
 
@@ -162,7 +160,7 @@ def _of_generator(train: Iterator[Any], fit: dict[str, Any]) -> TrainingData:
     dataset = tf.data.Dataset.from_generator(epoch, output_signature=_signature(kept))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     return TrainingData(
-        (dataset,), fit, _head(first), steps, lambda: map(_inputs, tuple(kept[:wanted]))
+        (dataset,), fit, _few(kept[0]), steps, lambda: map(_inputs, tuple(kept[:wanted]))
     )
 
 
@@ -249,12 +247,19 @@ def _inputs(batch: Any) -> Any:
     return keras.tree.map_structure(np.asarray, batch[0])
 
 
-def _head(inputs: Any) -> Any:
-    return keras.tree.map_structure(lambda array: array[:_SAMPLES], inputs)
+def _few(batch: Any) -> list[Any]:
+    """A few inputs, labels and sample weights of a batch."""
+    _inputs(batch)
+    parts = [keras.tree.map_structure(_head, part) for part in batch]
+    return [*parts, None][:3]
 
 
-def _rows(inputs: Any) -> int:
-    return max(1, len(keras.tree.flatten(inputs)[0]))
+def _head(array: Any) -> Any:
+    return None if array is None else np.asarray(array[:_SAMPLES])
+
+
+def _rows(batch: Any) -> int:
+    return max(1, len(keras.tree.flatten(_inputs(batch))[0]))
 
 
 def _spread(batches: int, rows: int) -> list[int]:

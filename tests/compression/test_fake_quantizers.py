@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlflow_keras_adv.compression.bridge import to_tf_keras
-from mlflow_keras_adv.compression.fake_quantizers import calibrate, without_rounding
+from mlflow_keras_adv.compression.fake_quantizers import calibrate, watching_ranges
 from mlflow_keras_adv.compression.quantization_aware import quantize_aware
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
@@ -34,7 +34,7 @@ def test_calibration_sees_the_float_model_and_changes_ranges_alone() -> None:
     carried = to_tf_keras(faint(), X[:2])
     quantized = tfmot.quantization.keras.quantize_model(carried)
     expected = np.asarray(carried(X, training=False))
-    with without_rounding(quantized) as watching:
+    with watching_ranges(quantized) as watching:
         answers = np.asarray(quantized(X, training=False))
     np.testing.assert_allclose(answers, expected, atol=1e-6 * np.abs(expected).max())
     before = {w.name: w.numpy() for w in quantized.weights}
