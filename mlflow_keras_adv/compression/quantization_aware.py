@@ -17,6 +17,7 @@ from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, 
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fake_quantizers import (
     calibrate,
+    measure_weights,
     widen_dead_ranges,
     with_borders,
 )
@@ -123,32 +124,21 @@ def quantize_aware(
     prove("quantize_apply", carried, quantized, tuning.sample)
     preserving = Preserving(quantized, sparsity=preserve_sparsity, clusters=preserve_clusters)
     calibrate(quantized, tuning.calibration())
+    measure_weights(quantized)
     trained = tuning.in_tf_keras(quantized, compiled)
+    kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
+    x = _some(tuning.calibration())
+    _proved_file(model, trained, x, kind)  # what cannot be had is known before the training
     with preserving.without_warning():
         tuning.fit(trained, [preserving])
     preserving.check()
-    widen_dead_ranges(quantized)
-    content = _converted(trained)
-    _check_biases(model.name, content)
+    content, feeds, apart = _proved_file(model, trained, x, kind)
     kernels = [each.values for each in file_weights(content) if each.dtype == "int8"]
     preserving.check_file(kernels)
-    runner = LiteRTModel(content)
-    x = _some(tuning.calibration())
-    feeds = arrays_by_name(model, runner, x)
-    answers = answers_of(model, x)
-    names = names_of_outputs(model)
-    if set(answers) != {tensor.name for tensor in runner.outputs}:
+    answers, names = answers_of(model, x), names_of_outputs(model)
+    if set(answers) != set(names):
         answers = dict(zip(names, answers.values(), strict=True))
-    kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
     artifact = compare(content, kind, feeds, answers, float_layers=tuple(sorted(left)))
-    rounded = dict(zip(names, _trained_answers(trained, x), strict=True))
-    apart = _apart(runner, feeds, rounded)
-    if not apart <= TRAINED_TOLERANCE:
-        raise UserError(
-            f"scheme {kind}: the file of model {model.name!r} answers differently from the model "
-            f"that was trained, by {apart:.2g} of the largest answer (root mean square), expected "
-            f"at most {TRAINED_TOLERANCE:g}. Quantize it after training, with quantize."
-        )
     artifact = replace(artifact, trained_difference=apart)
     if min_agreement is not None:
         check_agreement(artifact, min_agreement)
@@ -203,6 +193,32 @@ def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, se
 def _known_activation(layer: Any) -> bool:
     activation = getattr(layer, "activation", None)
     return activation is None or getattr(activation, "__name__", "") in _ACTIVATIONS
+
+
+def _proved_file(
+    model: keras.Model, trained: tf_keras.Model, x: Any, kind: str
+) -> tuple[bytes, Arrays, float]:
+    """The file of a model in training as it is now; `x` by the file's inputs; how far apart."""
+    widen_dead_ranges(trained)
+    content = _converted(trained)
+    _check_biases(model.name, content)
+    try:
+        runner = LiteRTModel(content)
+        feeds = arrays_by_name(model, runner, x)
+        answers = _trained_answers(trained, x)
+        apart = _apart(runner, feeds, dict(zip(names_of_outputs(model), answers, strict=True)))
+    except ValueError as error:
+        raise UserError(
+            f"scheme {kind}: the file of model {model.name!r} does not run: {error}. Quantize it "
+            "after training, with quantize."
+        ) from error
+    if not apart <= TRAINED_TOLERANCE:
+        raise UserError(
+            f"scheme {kind}: the file of model {model.name!r} answers differently from the model "
+            f"in training, by {apart:.2g} of the largest answer (root mean square), expected at "
+            f"most {TRAINED_TOLERANCE:g}. Quantize it after training, with quantize."
+        )
+    return content, feeds, apart
 
 
 def _converted(model: tf_keras.Model) -> bytes:

@@ -1,5 +1,7 @@
 """Quantization-aware training: what the file holds, what stays in float, what is kept."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -212,8 +214,11 @@ def test_a_recurrent_model_is_refused_with_what_to_do() -> None:
         [keras.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2, name="head")]
     )
     x = RANDOM.normal(size=(32, 5, 3)).astype("float32")
+    began: list[Any] = []
+    training = tf_keras.callbacks.LambdaCallback(on_train_begin=began.append)
     with pytest.raises(UserError, match="quantize it after training"):
-        quantize_aware(model, (x, Y[:32]), loss=LOSS, verbose=0)
+        quantize_aware(model, (x, Y[:32]), loss=LOSS, verbose=0, callbacks=[training])
+    assert not began
 
 
 def test_what_cannot_be_trained_quantized_is_refused() -> None:
