@@ -65,11 +65,6 @@ def is_stock(instance: object, library: ModuleType) -> bool:
     return type(instance).__module__.startswith(f"{library.__name__}.src.")
 
 
-def is_half(layer: Any) -> bool:
-    """Whether a layer computes in 16 bits."""
-    return str(getattr(layer, "compute_dtype", "")) in _HALF
-
-
 def translate_layer(layer: Any, direction: Direction, name: str) -> Any:
     """A new layer with the settings of `layer` but not its weights.
 
@@ -128,6 +123,8 @@ def _rebuild(
             " that both have, or compress without this part."
         )
     accepted = _parameters(found)
+    if direction.target is tf_keras and issubclass(found, tf_keras.layers.RNN):
+        accepted.setdefault("zero_output_for_mask", False)  # which it takes from **kwargs
     arguments = dict(given)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*includes a `lambda`")
