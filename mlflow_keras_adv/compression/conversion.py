@@ -16,6 +16,7 @@ from mlflow_keras_adv.compression.footprint import agreement, highest
 from mlflow_keras_adv.compression.kernels import check_not_quantized
 from mlflow_keras_adv.compression.precision import half_tolerance, in_float32
 from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.compression.samples import read_samples
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
 
@@ -30,12 +31,15 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
     Args:
         model: A built Keras 3 model; it stays as it is.
         x: Samples of real data, on which model and file are compared: an array of shape
-            (samples, …), or a list or dict of such arrays. Where the number of samples a call has
-            to be fixed, every other axis that the model leaves free gets the size it has here.
+            (samples, …), or a list or dict of such arrays; a list of samples or of batches; or a
+            `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator, with or without labels, of
+            which 1,000 samples are taken at most. Where the number of samples a call has to be
+            fixed, every other axis that the model leaves free gets the size it has here.
         batch_size: Samples a call of the file, if it is to be fixed. By default it is free; 1 for a
             model that LiteRT cannot run otherwise, such as one with an LSTM.
 
     Raises:
+        TypeError: `x` is something else.
         ValueError: `x` is empty or does not fit the model.
         UserError: The model has no weights yet, NaN in its weights or answers, is quantized
             already, cannot be converted, or LiteRT cannot run the file or answers otherwise.
@@ -44,8 +48,7 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
     check_not_quantized(model)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
-    if not keras.tree.flatten(x) or any(len(each) == 0 for each in keras.tree.flatten(x)):
-        raise ValueError("x holds no samples; give some real ones, such as x_train[:200]")
+    x = read_samples(model, x)
     exact = in_float32(model)
     runner = _runner(exact, x, batch_size)
     feeds = arrays_by_name(model, runner, x)
