@@ -221,7 +221,7 @@ def test_what_does_not_run_or_is_of_no_use_is_never_handed_out(converted: Artifa
 
 @pytest.mark.parametrize(
     ("x", "complaint"),
-    [(X[:0], "no samples"), (X[:, :5], "takes the shape"), ([X, X], "holds 2 arrays")],
+    [(X[:0], "no samples"), (X[:, :5], "takes the shape"), ({"a": X, "b": X}, "holds 2 arrays")],
     ids=["empty", "shape", "number"],
 )
 def test_samples_that_do_not_fit_are_refused(
