@@ -18,7 +18,6 @@ from mlflow_keras_adv.compression.layer_translation import (
     TO_KERAS,
     TO_TF_KERAS,
     Direction,
-    is_half,
     translate_layer,
 )
 from mlflow_keras_adv.compression.proof import TOLERANCE, prove
@@ -29,7 +28,8 @@ from mlflow_keras_adv.random_state import keeps_random_state
 with extra("compression"):
     import tf_keras
 
-HALF_TOLERANCE = 5e-3  # where Keras 3 computes in 16 bits and tf_keras in 32
+# Where Keras 3 computes in 16 bits and tf_keras in 32.
+HALF_TOLERANCES = {"float16": 5e-3, "bfloat16": 2e-2}
 
 _MERGES = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
@@ -51,15 +51,14 @@ def to_tf_keras(model: keras.Model, batch: Any) -> tf_keras.Model:
     Returns:
         A functional tf_keras model with weights of its own, not compiled. On `batch`, in inference
         mode, no output differs by more than 1e-5 of the largest absolute output (5e-3 if a layer
-        of `model` computes in 16 bits).
+        of `model` computes in float16, 2e-2 if in bfloat16).
 
     Raises:
         UserError: The model is not of that kind, has a layer or option that tf_keras has not, holds
             NaN or infinite weights, or the answers differ.
     """
     check_weights(model)
-    half = any(is_half(layer) for layer in model._flatten_layers())
-    return _carry(model, batch, TO_TF_KERAS, HALF_TOLERANCE if half else TOLERANCE)
+    return _carry(model, batch, TO_TF_KERAS, _tolerance(model))
 
 
 @keeps_random_state()
@@ -95,9 +94,13 @@ def to_keras(model: tf_keras.Model, batch: Any, *, like: keras.Model | None = No
                 f"layer {name!r} of model {like.name!r} has weights, but the tf_keras model has no "
                 "layer of that name; give the model that it was made from"
             )
-    half = any(is_half(layer) for layer in returned._flatten_layers())
-    prove("to_keras", model, returned, batch, tolerance=HALF_TOLERANCE if half else TOLERANCE)
+    prove("to_keras", model, returned, batch, tolerance=_tolerance(returned))
     return returned
+
+
+def _tolerance(model: keras.Model) -> float:
+    computed = {str(getattr(each, "compute_dtype", "")) for each in model._flatten_layers()}
+    return max([TOLERANCE, *(HALF_TOLERANCES.get(each, 0.0) for each in computed)])
 
 
 def _carry(model: Any, batch: Any, direction: Direction, tolerance: float) -> Any:
