@@ -6,7 +6,7 @@
     python .ci/matrix.py --table docs/versions.md
 
 Needs `uv`. Environments are kept in --environments and made anew when their requirements change;
-each takes about 3 GB. The tests of one environment have one process, and a limit of memory.
+each takes about 3 GB. The tests of one environment have two processes with a limit of memory each.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def run_tests(python: Path, places: list[str], server: Path | None) -> dict[str,
     there = [place for place in places if (ROOT / place).exists()]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+        command = [python, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--tb=short"]
         command += ["-o", "filterwarnings=default", "-m", "not soak and not browser"]
         command += [f"--junitxml={report}", *there]
         known = dict(os.environ, MLFLOW_DISABLE_TELEMETRY="true", PYTHONPATH=str(ROOT))
