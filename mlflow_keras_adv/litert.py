@@ -44,8 +44,8 @@ from mlflow_keras_adv.served import check_served
 FLAVOR_NAME = "litert"
 _FOLDER = "litert"
 # Named after its content: in one process each model is run by the copy that it brought along.
-_DIGEST = hashlib.sha256(Path(runtime.__file__).read_bytes()).hexdigest()[:12]
-_LOADER = f"mlflow_keras_adv_litert_{_DIGEST}"
+_DIGEST = hashlib.sha256(Path(runtime.__file__).read_bytes()).hexdigest()
+_LOADER = f"mlflow_keras_adv_litert_{_DIGEST[:12]}"
 
 
 def get_default_pip_requirements() -> list[str]:

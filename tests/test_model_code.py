@@ -110,13 +110,11 @@ def net(layers: ModuleType) -> keras.Model:
 def uris(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, ModuleType]]:
     """Models of two versions of one project, and the program's own module, a third."""
     store, project = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("project")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{store / 'm.db'}")
-    mlflow.set_experiment(
-        experiment_id=mlflow.create_experiment("code", (store / "artifacts").as_uri())
-    )
     found = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'm.db'}")
+        experiment = mlflow.create_experiment("code", (store / "artifacts").as_uri())
+        patch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
         patch.syspath_prepend(str(project))
         for sign in ("1.0", "-1.0"):
             forget("mc_net", "mc_consts")
@@ -130,7 +128,6 @@ def uris(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, M
         net(layers)(X)  # it imports late
         yield found[0], found[1], layers
     forget("mc_net", "mc_consts")
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(autouse=True)

@@ -22,12 +22,11 @@ COLORS, AGES, KINDS = ["red", "purple", "blue"], [3.0, 4.0, 5.5], [1, 9, 2]
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("inputs")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'm.db'}")
-    experiment = mlflow.create_experiment("inputs", (folder / "artifacts").as_uri())
-    mlflow.set_experiment(experiment_id=experiment)
-    yield
-    mlflow.set_tracking_uri(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'm.db'}")
+        experiment = mlflow.create_experiment("inputs", (folder / "artifacts").as_uri())
+        patch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+        yield
 
 
 def served(model: keras.Model, example: Any, **arguments: Any) -> Any:

@@ -304,6 +304,10 @@ class Delivery:
     def _deliver_model(self, model: Model) -> None:
         tags = {name: self._model_ids.true(text) for name, text in model.tags.items()}
         deliver_model(self._client, self._run_id, replace(model, tags=tags))
+        # What they name may have been delivered meanwhile, by another thread that did not see them.
+        late = {name: self._model_ids.true(text) for name, text in tags.items()}
+        if late != tags:
+            self._client.set_logged_model_tags(self._model_ids.true(model.uid), late)
 
     def _delete(self, artifact_file: str) -> None:
         """Tries once: not every artifact store can delete, or lets everyone do so."""
