@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-SCHEMES = ("int8", "prune", "cluster", "qat", "pcqat")
+SCHEMES = ("int8", "prune", "cluster", "qat")
 POINTS = 0.02  # of accuracy, above which a sentence is due
 
 _ROWS = pytest.StashKey[list["Row"]]()
