@@ -18,9 +18,9 @@ from mlflow_keras_adv.compression.layer_translation import (
     TO_KERAS,
     TO_TF_KERAS,
     Direction,
-    is_half,
     translate_layer,
 )
+from mlflow_keras_adv.compression.proof import TOLERANCE, prove
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
@@ -28,8 +28,8 @@ from mlflow_keras_adv.random_state import keeps_random_state
 with extra("compression"):
     import tf_keras
 
-TOLERANCE = 1e-5  # of the largest absolute output
-HALF_TOLERANCE = 5e-3  # where Keras 3 computes in 16 bits and tf_keras in 32
+# Where Keras 3 computes in 16 bits and tf_keras in 32.
+HALF_TOLERANCES = {"float16": 5e-3, "bfloat16": 2e-2}
 
 _MERGES = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
@@ -51,15 +51,14 @@ def to_tf_keras(model: keras.Model, batch: Any) -> tf_keras.Model:
     Returns:
         A functional tf_keras model with weights of its own, not compiled. On `batch`, in inference
         mode, no output differs by more than 1e-5 of the largest absolute output (5e-3 if a layer
-        of `model` computes in 16 bits).
+        of `model` computes in float16, 2e-2 if in bfloat16).
 
     Raises:
         UserError: The model is not of that kind, has a layer or option that tf_keras has not, holds
             NaN or infinite weights, or the answers differ.
     """
     check_weights(model)
-    half = any(is_half(layer) for layer in model._flatten_layers())
-    return _carry(model, batch, TO_TF_KERAS, HALF_TOLERANCE if half else TOLERANCE)
+    return _carry(model, batch, TO_TF_KERAS, _tolerance(model))
 
 
 @keeps_random_state()
@@ -95,9 +94,13 @@ def to_keras(model: tf_keras.Model, batch: Any, *, like: keras.Model | None = No
                 f"layer {name!r} of model {like.name!r} has weights, but the tf_keras model has no "
                 "layer of that name; give the model that it was made from"
             )
-    half = any(is_half(layer) for layer in returned._flatten_layers())
-    _prove_equal(model, returned, batch, HALF_TOLERANCE if half else TOLERANCE)
+    prove("to_keras", model, returned, batch, tolerance=_tolerance(returned))
     return returned
+
+
+def _tolerance(model: keras.Model) -> float:
+    computed = {str(getattr(each, "compute_dtype", "")) for each in model._flatten_layers()}
+    return max([TOLERANCE, *(HALF_TOLERANCES.get(each, 0.0) for each in computed)])
 
 
 def _carry(model: Any, batch: Any, direction: Direction, tolerance: float) -> Any:
@@ -116,7 +119,7 @@ def _carry(model: Any, batch: Any, direction: Direction, tolerance: float) -> An
     for layer in graphs.named_layers(model).values():
         if type(layer).__name__ != "Normalization":  # its statistics were given as constants
             _copy_weights(layer, made[id(layer)], names[id(layer)])
-    _prove_equal(model, carried, batch, tolerance)
+    prove(f"to_{target.__name__}", model, carried, batch, tolerance=tolerance)
     return carried
 
 
@@ -207,34 +210,6 @@ def _copy_weights(source: Any, target: Any, name: str) -> None:
         )
     for weight, value in zip(target.weights, values, strict=True):
         weight.assign(value)
-
-
-def _prove_equal(one: Any, other: Any, batch: Any, tolerance: float) -> None:
-    arrays = keras.tree.flatten(batch)
-    if not arrays or any(len(array) == 0 for array in arrays):
-        raise UserError("batch is empty; give a few samples of what the model takes, such as x[:8]")
-    # Said aloud: without it both libraries run augmentation layers in training mode.
-    expected = keras.tree.flatten(one(_tensors(batch), training=False))
-    answers = keras.tree.flatten(other(_tensors(batch), training=False))
-    for position, (a, b) in enumerate(zip(expected, answers, strict=True)):
-        a, b = np.asarray(a), np.asarray(b)
-        largest = np.max(np.abs(a), initial=0)
-        difference = np.max(np.abs(a.astype("float64") - b), initial=0)
-        if not difference <= tolerance * largest:  # nor where one is NaN
-            raise UserError(
-                f"model {one.name!r} was carried from {_library(one)} to {_library(other)}, but "
-                f"output {position} differs by {difference:.3g} on the batch; at most "
-                f"{tolerance * largest:.3g} was expected ({tolerance:g} of the largest output). "
-                "Is the batch finite, and what the model takes?"
-            )
-
-
-def _tensors(batch: Any) -> Any:
-    return keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
-
-
-def _library(model: Any) -> str:
-    return "tf_keras" if isinstance(model, tf_keras.Model) else "keras"
 
 
 def _check_graph(model: Any, direction: Direction, what: str) -> None:

@@ -1,6 +1,6 @@
 """Clustering: a model is trained on while the weights of a kernel share a few values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,12 @@ from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
+from mlflow_keras_adv.compression.proof import (
+    prove,
+    prove_graph,
+    prove_outputs,
+    prove_weights,
+)
 from mlflow_keras_adv.compression.tfmot_names import ClusteringRegistry, cluster_weights, tfmot
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
@@ -61,8 +67,10 @@ def cluster(
     clusters: int | Mapping[str, int] = 16,
     initialization: tfmot.clustering.keras.CentroidInitialization | None = None,
     loss: Any = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
+    weighted_metrics: Any = None,
     optimizer: keras.optimizers.Optimizer | None = None,
-    metrics: Sequence[str] = (),
     **fit: Any,
 ) -> Clustered:
     """Trains a copy of a model on while the weights of each kernel share a few values.
@@ -81,9 +89,12 @@ def cluster(
         clusters: Different values in a kernel, 3 or more, of every layer that tfmot can cluster; or
             for each of some layers by name, when the others are left as they are.
         initialization: Where the centroids start. Default: KMEANS_PLUS_PLUS.
-        loss: As of `compile`. Default: that of the compiled `model`.
+        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
+            with.
+        loss_weights: Of several losses.
+        metrics: An empty list: none.
+        weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
-        metrics: Names, as of `compile`.
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras.
 
@@ -105,7 +116,15 @@ def cluster(
             "which tf_keras cannot be shown; cluster a plain keras.Model of the same layers"
         )
     tuning = FineTuning(
-        model, train, loss=loss, optimizer=optimizer, learning_rate=1e-4, metrics=metrics, fit=fit
+        model,
+        train,
+        loss=loss,
+        loss_weights=loss_weights,
+        metrics=metrics,
+        weighted_metrics=weighted_metrics,
+        optimizer=optimizer,
+        learning_rate=1e-4,
+        fit=fit,
     )
     compiled = tuning.for_tf_keras()
     carried = to_tf_keras(model, tuning.sample)
@@ -123,10 +142,10 @@ def cluster(
         )
 
     wrapped = tf_keras.models.clone_model(carried, clone_function=wrap)
-    wrapped.compile(**compiled)
-    tuning.fit(wrapped, [])
-    stripped = tfmot.clustering.keras.strip_clustering(wrapped)
-    result = to_keras(stripped, tuning.sample, like=model)
+    prove("cluster_weights", carried, wrapped, tuning.sample, changed=chosen)
+    _returned(wrapped, tuning.sample, model, chosen)  # what cannot be had is known before
+    tuning.fit(tuning.in_tf_keras(wrapped, compiled), [])
+    result = _returned(wrapped, tuning.sample, model, chosen)
     rows = _table(result, chosen)
     for row in rows:
         if row.name in preserved and row.sparsity < before[row.name]:
@@ -135,6 +154,18 @@ def cluster(
                 f"{row.sparsity:.1%} after. Give it more clusters, or a smaller learning rate."
             )
     return Clustered(result, rows)
+
+
+def _returned(
+    wrapped: tf_keras.Model, sample: Any, like: keras.Model, chosen: Mapping[str, int]
+) -> keras.Model:
+    """What has been clustered, as a model of Keras 3."""
+    stripped = tfmot.clustering.keras.strip_clustering(wrapped)
+    check_weights(stripped)  # NaN is equal to nothing
+    prove_graph("strip_clustering", wrapped, stripped)
+    prove_weights("strip_clustering", wrapped, stripped, changed=chosen)
+    prove_outputs("strip_clustering", wrapped, stripped, sample)
+    return to_keras(stripped, sample, like=like)
 
 
 def _chosen(

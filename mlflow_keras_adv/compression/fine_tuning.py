@@ -8,8 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.compression.judged import CONFIGURED, Judge, compiled_with, judged
 from mlflow_keras_adv.compression.layer_translation import TO_TF_KERAS, translate
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.extras import extra
+
+with extra("compression"):
+    import tf_keras
 
 _SAMPLES = 8  # on which models are proved equal
 _NOT_OURS = {
@@ -25,14 +30,17 @@ class FineTuning:
     """What a training needs, known before it starts; the model comes last.
 
     Args:
-        model: The Keras 3 model to compress; of its `compile`, the loss is used.
+        model: The Keras 3 model to compress. What it was compiled with is used, but for the
+            optimizer.
         train: `(x, y)` or `(x, y, sample_weight)` of arrays, or a finite `tf.data.Dataset` of
             batches.
-        loss: As of `compile`; None: the model's own.
+        loss: As of `compile`; None: the model's own. So are the next three.
+        loss_weights: Of several outputs.
+        metrics: An empty list: none.
+        weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which a fresh one of the same settings is made; None:
             Adam.
         learning_rate: Of that Adam.
-        metrics: Names, as of `compile`.
         fit: Further arguments of `fit`.
 
     Attributes:
@@ -42,7 +50,8 @@ class FineTuning:
     Raises:
         TypeError: `train` is something else.
         ValueError: An argument of `fit` that would make the schedule wrong.
-        UserError: No data, an endless dataset, no loss, or an optimizer that averages weights.
+        UserError: No data, an endless dataset, no loss, an optimizer that averages weights, or a
+            loss, metrics or labels that do not fit the model's outputs.
     """
 
     def __init__(
@@ -51,9 +60,11 @@ class FineTuning:
         train: Any,
         *,
         loss: Any,
+        loss_weights: Any,
+        metrics: Any,
+        weighted_metrics: Any,
         optimizer: keras.optimizers.Optimizer | None,
         learning_rate: float,
-        metrics: Sequence[str],
         fit: Mapping[str, Any],
     ) -> None:
         for name in fit:
@@ -61,8 +72,10 @@ class FineTuning:
                 raise ValueError(f"{name} cannot be chosen here: {_NOT_OURS[name]}")
         self._fit = {"epochs": 1, **fit}
         self._callbacks = list(self._fit.pop("callbacks", None) or [])
-        self._loss = loss if loss is not None else getattr(model, "loss", None)
-        if self._loss is None:
+        given = (loss, loss_weights, metrics, weighted_metrics)
+        own = {key: v for key, v in zip(CONFIGURED, given, strict=True) if v is not None}
+        self._configured = {**compiled_with(model), **own}
+        if "loss" not in self._configured:
             raise UserError(
                 f"model {model.name!r} is not compiled with a loss to train on; pass loss=…, as "
                 "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
@@ -73,17 +86,22 @@ class FineTuning:
                 "the optimizer has use_ema=True: at the end it would replace the compressed weights"
                 " by averages of older ones. Use the same optimizer without it."
             )
-        self._metrics = list(metrics)
-        self._data, self.sample, steps_per_epoch = self._read(train)
+        self._model = model
+        self._data, (self.sample, *expected), steps_per_epoch = self._read(train)
         if self._fit["epochs"] < 1:
             raise ValueError(f"epochs is {self._fit['epochs']!r}; expected 1 or more")
         self.total_steps = steps_per_epoch * self._fit["epochs"]
+        if self._fit.get("class_weight") is not None and expected[1] is not None:
+            raise ValueError("give class_weight or sample weights, not both, as in Keras' fit")
+        self._judge = Judge(model, self._configured)
+        if is_plain(model):
+            self._judge.try_on(model(self.sample, training=False), *expected)
 
     def for_tf_keras(self) -> dict[str, Any]:
-        """The arguments of tf_keras' `compile`.
+        """What the training in tf_keras needs of tf_keras.
 
         Raises:
-            UserError: tf_keras has no such loss, optimizer or callback.
+            UserError: tf_keras has no such optimizer or callback.
         """
         for callback in self._callbacks:
             # Keras 3 asks its callbacks nothing; tf_keras asks each which hooks it has.
@@ -94,25 +112,34 @@ class FineTuning:
                 )
         return {
             "optimizer": translate(self._optimizer, "optimizers", TO_TF_KERAS, "the optimizer"),
-            "loss": keras.tree.map_structure(_tf_keras_loss, self._loss),
-            "metrics": list(self._metrics),
+            "run_eagerly": bool(getattr(self._model, "run_eagerly", False)),
         }
+
+    def in_tf_keras(self, model: tf_keras.Model, compiled: Mapping[str, Any]) -> tf_keras.Model:
+        """The same layers as a compiled model, which trains as Keras 3 would.
+
+        Args:
+            model: Made of what `to_tf_keras` has made of the Keras 3 model.
+            compiled: From `for_tf_keras`.
+        """
+        trained = judged(model, self._judge, self._model)
+        trained.compile(**compiled)
+        return trained
 
     def for_keras(self) -> dict[str, Any]:
         """The arguments of Keras 3's `compile`."""
         optimizer = self._optimizer
         return {
             "optimizer": type(optimizer).from_config(optimizer.get_config()),
-            "loss": self._loss,
-            "metrics": list(self._metrics),
+            **self._configured,
         }
 
-    def fit(self, model: Any, callbacks: Sequence[Any]) -> None:
+    def fit(self, model: Any, callbacks: Sequence[Any]) -> Any:
         """Trains a compiled model of either library, with callbacks before the caller's own."""
-        model.fit(*self._data, callbacks=[*callbacks, *self._callbacks], **self._fit)
+        return model.fit(*self._data, callbacks=[*callbacks, *self._callbacks], **self._fit)
 
-    def _read(self, train: Any) -> tuple[tuple[Any, ...], Any, int]:
-        """What `fit` takes by position, some inputs, and the batches of an epoch."""
+    def _read(self, train: Any) -> tuple[tuple[Any, ...], list[Any], int]:
+        """What `fit` takes by position, a few samples (x, y, weights), and batches of an epoch."""
         if isinstance(train, tf.data.Dataset):
             if "batch_size" in self._fit:
                 raise ValueError("batch_size is the dataset's own; leave it out")
@@ -132,12 +159,21 @@ class FineTuning:
                 " and at least one"
             )
         size = self._fit.setdefault("batch_size", 32)
-        sample = keras.tree.map_structure(lambda array: np.asarray(array[:_SAMPLES]), train[0])
-        return train[:2], sample, math.ceil(counts.pop() / size)
+        return train[:2], _few(train), math.ceil(counts.pop() / size)
 
 
-def _measure(dataset: tf.data.Dataset) -> tuple[Any, int]:
-    """Some inputs of a dataset of batches, and how many batches there are."""
+def _few(data: tuple[Any, ...]) -> list[Any]:
+    """A few samples of (x, y) or (x, y, weights), as three."""
+    parts = [keras.tree.map_structure(_head, part) for part in data]
+    return [*parts, None][:3]
+
+
+def _head(array: Any) -> Any:
+    return None if array is None else np.asarray(array[:_SAMPLES])
+
+
+def _measure(dataset: tf.data.Dataset) -> tuple[list[Any], int]:
+    """A few samples of a dataset of batches, and how many batches there are."""
     batches = int(dataset.cardinality())
     if batches == tf.data.INFINITE_CARDINALITY:
         raise UserError("train is an endless dataset; say how much of it an epoch is: .take(n)")
@@ -148,14 +184,7 @@ def _measure(dataset: tf.data.Dataset) -> tuple[Any, int]:
     first = next(iter(dataset))
     if not isinstance(first, tuple):
         raise UserError("train is a dataset without labels; expected batches of (x, y)")
-    sample = keras.tree.map_structure(lambda tensor: tensor[:_SAMPLES].numpy(), first[0])
-    return sample, batches
-
-
-def _tf_keras_loss(loss: Any) -> Any:
-    if isinstance(loss, keras.losses.Loss):
-        return translate(loss, "losses", TO_TF_KERAS, f"the loss {type(loss).__name__}")
-    return loss  # a name, or a function of TensorFlow's tensors
+    return _few(first), batches
 
 
 def is_plain(model: keras.Model) -> bool:

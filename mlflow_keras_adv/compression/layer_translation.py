@@ -65,11 +65,6 @@ def is_stock(instance: object, library: ModuleType) -> bool:
     return type(instance).__module__.startswith(f"{library.__name__}.src.")
 
 
-def is_half(layer: Any) -> bool:
-    """Whether a layer computes in 16 bits."""
-    return str(getattr(layer, "compute_dtype", "")) in _HALF
-
-
 def translate_layer(layer: Any, direction: Direction, name: str) -> Any:
     """A new layer with the settings of `layer` but not its weights.
 

@@ -1,6 +1,6 @@
 """Pruning: a model is trained on while its smallest weights are set to zero."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,10 @@ def prune(
     begin: float = 0.0,
     end: float = 0.7,
     loss: Any = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
+    weighted_metrics: Any = None,
     optimizer: keras.optimizers.Optimizer | None = None,
-    metrics: Sequence[str] = (),
     **fit: Any,
 ) -> Pruned:
     """Trains a copy of a model on while its smallest weights are set to zero, layer by layer.
@@ -104,9 +106,12 @@ def prune(
             or another function from progress to progress, 0 to 1.
         begin: Share of the training before the first zeros.
         end: Share of the training after which the masks stay as they are and the rest recovers.
-        loss: As of `compile`. Default: that of the compiled `model`.
+        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
+            with.
+        loss_weights: Of several losses.
+        metrics: An empty list: none.
+        weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which a fresh one is made. Default: Adam(0.001).
-        metrics: Names, as of `compile`.
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras where tfmot can prune
             the given one and the callbacks serve both, as those of this package do.
@@ -126,7 +131,15 @@ def prune(
     targets = _targets(model, sparsity)
     initial = _initial(model, targets)
     tuning = FineTuning(
-        model, train, loss=loss, optimizer=optimizer, learning_rate=1e-3, metrics=metrics, fit=fit
+        model,
+        train,
+        loss=loss,
+        loss_weights=loss_weights,
+        metrics=metrics,
+        weighted_metrics=weighted_metrics,
+        optimizer=optimizer,
+        learning_rate=1e-3,
+        fit=fit,
     )
     plan = renewals(schedule, begin=begin, end=end, total_steps=tuning.total_steps)
     settings = _for_tfmot(model, targets, tuning)

@@ -15,9 +15,12 @@ from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, 
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
+from mlflow_keras_adv.compression.judged import names_of_outputs
 from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
+from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantization import check_agreement
+from mlflow_keras_adv.compression.quantized_layout import quantize_apply
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
@@ -67,8 +70,10 @@ def quantize_aware(
     preserve_clusters: bool = False,
     min_agreement: float | None = None,
     loss: Any = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
+    weighted_metrics: Any = None,
     optimizer: keras.optimizers.Optimizer | None = None,
-    metrics: Sequence[str] = (),
     **fit: Any,
 ) -> Artifact:
     """Trains a copy of a model on with int8 rounding in place, and converts it to an int8 file.
@@ -89,9 +94,12 @@ def quantize_aware(
             PCQAT.
         min_agreement: The least share of samples on which a classifier must choose what `model`
             chooses, from 0 to 1.
-        loss: As of `compile`. Default: that of the compiled `model`.
+        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
+            with.
+        loss_weights: Of several losses.
+        metrics: An empty list: none.
+        weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
-        metrics: Names, as of `compile`.
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras.
 
@@ -114,26 +122,31 @@ def quantize_aware(
             "which tf_keras cannot be shown; give a plain keras.Model of the same layers"
         )
     tuning = FineTuning(
-        model, train, loss=loss, optimizer=optimizer, learning_rate=1e-4, metrics=metrics, fit=fit
+        model,
+        train,
+        loss=loss,
+        loss_weights=loss_weights,
+        metrics=metrics,
+        weighted_metrics=weighted_metrics,
+        optimizer=optimizer,
+        learning_rate=1e-4,
+        fit=fit,
     )
     compiled = tuning.for_tf_keras()
-    quantized, left = _annotated(
-        to_tf_keras(model, tuning.sample), _scheme(preserve_sparsity, preserve_clusters)
-    )
-    quantized.compile(**compiled)
-    tuning.fit(quantized, [])
-    content = _converted(quantized)
+    carried = to_tf_keras(model, tuning.sample)
+    quantized, left = _annotated(carried, _scheme(preserve_sparsity, preserve_clusters))
+    prove("quantize_apply", carried, quantized, tuning.sample)
+    trained = tuning.in_tf_keras(quantized, compiled)
+    tuning.fit(trained, [])
+    content = _converted(trained)
     runner = LiteRTModel(content)
     x = tuning.sample
     if isinstance(train, tuple):
         x = keras.tree.map_structure(lambda array: np.asarray(array[:_SAMPLES]), train[0])
     feeds = arrays_by_name(model, runner, x)
     answers = answers_of(model, x)
-    if len(answers) == 1:
-        answers = {runner.outputs[0].name: next(iter(answers.values()))}
-    elif set(answers) != {tensor.name for tensor in runner.outputs}:
-        names = quantized.output_names  # tf_keras names them by their layers
-        answers = dict(zip(names, answers.values(), strict=True))
+    if set(answers) != {tensor.name for tensor in runner.outputs}:
+        answers = dict(zip(names_of_outputs(model), answers.values(), strict=True))
     kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
     artifact = compare(content, kind, feeds, answers, float_layers=tuple(sorted(left)))
     if preserve_sparsity:
@@ -184,7 +197,7 @@ def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, se
         annotated = tf_keras.models.clone_model(carried, clone_function=annotate)
         try:
             with tfmot.quantization.keras.quantize_scope({"LeaveInFloat": LeaveInFloat}):
-                return tfmot.quantization.keras.quantize_apply(annotated, scheme), left
+                return quantize_apply(annotated, scheme), left
         except RuntimeError as error:
             named = re.match(r"Layer (.+?):<class", str(error))
             if named is None or named[1] not in able:

@@ -14,8 +14,24 @@ with warnings.catch_warnings(), extra("compression"):
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import (
         cluster_weights,
     )
+    from tensorflow_model_optimization.python.core.quantization.keras import quant_ops
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+        default_8bit_quantize_layout_transform as layout_module,
+    )
     from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import (
         PruneRegistry,
     )
 
-__all__ = ["ClusteringRegistry", "PruneRegistry", "cluster_weights", "tfmot"]
+Default8BitQuantizeLayoutTransform = layout_module.Default8BitQuantizeLayoutTransform
+ModelTransformer = layout_module.model_transformer.ModelTransformer
+
+__all__ = [
+    "ClusteringRegistry",
+    "Default8BitQuantizeLayoutTransform",
+    "ModelTransformer",
+    "PruneRegistry",
+    "cluster_weights",
+    "layout_module",
+    "quant_ops",
+    "tfmot",
+]

@@ -11,8 +11,6 @@ from typing import Any
 
 from mlflow_keras_adv.recorded_fits import RecordedFits
 
-_lock = threading.Lock()
-_blocks = 0  # of all threads
 _thread = threading.local()
 _fits = RecordedFits(lambda: getattr(_thread, "depth", 0) > 0, lambda: _thread.within())
 
@@ -29,10 +27,7 @@ def recorded_fits(
     Args:
         within: What to record each of them in.
     """
-    global _blocks
-    with _lock:
-        _blocks += 1
-        _fits.put_on()
+    _fits.put_on()  # and stays: it adds nothing to a fit outside of such blocks
     _thread.depth = getattr(_thread, "depth", 0) + 1
     enclosing, _thread.within = getattr(_thread, "within", nullcontext), within
     try:
@@ -40,7 +35,3 @@ def recorded_fits(
     finally:
         _thread.depth -= 1
         _thread.within = enclosing
-        with _lock:
-            _blocks -= 1
-            if not _blocks:
-                _fits.take_off()
