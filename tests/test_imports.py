@@ -65,7 +65,7 @@ ROOMS = {
     "plugins/": (MEETING, {"errors", "callbacks", "compression", "plugins"}),
     "tuner/": (
         MEETING | {"keras_tuner", "sklearn"},
-        {"errors", "tracking", "recorded_fits", "tuner"},
+        {"errors", "tracking", "recorded_fits", "models", "tuner"},
     ),
     "figures.py": ({"numpy", "matplotlib"}, set()),
     "new_process.py": (STORE, {"errors"}),
