@@ -16,7 +16,7 @@ import tensorflow as tf
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.directions import Mode, mode_of_name
 from mlflow_keras_adv.metrics.judge import Judge, compiled_with
-from mlflow_keras_adv.metrics.task import Task, classes_of, task_of
+from mlflow_keras_adv.metrics.task import Task, classes_of, is_logits, task_of
 
 _BATCH = 256
 
@@ -134,6 +134,8 @@ def score(
                 directions[name] = "min"
     loss = configured.get("loss", compiled_with(model).get("loss"))
     task = task_of(loss, answers) if isinstance(answers, np.ndarray) else None
+    if task is None and metrics is None and not by_labels and labels is not None:
+        task = _of_labels(model, labels, answers)
     scores = Scores(values, directions, joined, answers, labels, task)
     return _with_accuracy(scores) if metrics is None else scores
 
@@ -290,6 +292,51 @@ def _each(
             total > 0, (flat * shown).sum(axis=1) / np.where(total > 0, total, 1), 0
         )
     return found
+
+
+def _of_labels(model: Any, labels: Any, answers: Any) -> Task:
+    """The task of a model that was not compiled: integers for scores of classes, or nothing.
+
+    Raises:
+        UserError: Anything else.
+    """
+    one = isinstance(labels, np.ndarray) and isinstance(answers, np.ndarray)
+    if one and labels.dtype.kind in "iu" and answers.ndim > 1 and answers.shape[-1] > 1:
+        try:
+            classes_of(labels, answers)
+            return "classification"
+        except ValueError:
+            pass
+    raise UserError(
+        f"{model.name!r} was not compiled, so nothing says what it is to be scored by. Compile it "
+        "with its loss and metrics, give metrics=[keras.metrics.…], or pass scores={…}."
+    )
+
+
+def agreement(found: Scores, other: Any, loss: Any = None) -> float | None:
+    """Share of the decisions on which another model agrees; None of answers that decide nothing.
+
+    Args:
+        found: The scores of a model with one output.
+        other: The answers of the other, of the same shape.
+        loss: What the model was compiled with: of logits, 0 decides instead of 0.5.
+
+    Raises:
+        UserError: The answers differ in shape.
+    """
+    if found.task not in ("classification", "binary", "multi-label"):
+        return None
+    answers, other = np.asarray(found.answers), np.asarray(other)
+    if answers.shape != other.shape:
+        raise UserError(f"Two models' answers differ in shape: {answers.shape} and {other.shape}.")
+    if found.task == "classification":
+        same = answers.argmax(axis=-1) == other.argmax(axis=-1)
+        known = ~(np.isnan(answers).any(axis=-1) | np.isnan(other).any(axis=-1))
+    else:
+        threshold = 0.0 if is_logits(loss) else 0.5
+        same = (answers > threshold) == (other > threshold)
+        known = ~(np.isnan(answers) | np.isnan(other))
+    return float(np.mean(same & known))
 
 
 def _with_accuracy(found: Scores) -> Scores:
