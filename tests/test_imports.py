@@ -34,7 +34,11 @@ ROOMS = {
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),
     "tracking/": (STORE, {"errors", "tracking"}),
     "training/": (TRAINING, {"errors", "training"}),
-    "compression/": (TRAINING | LITERT, {"errors", "extras", "training", "compression"}),
+    "metrics/": (TRAINING, {"errors", "metrics"}),
+    "compression/": (
+        TRAINING | LITERT,
+        {"errors", "extras", "metrics", "training", "compression"},
+    ),
     "callbacks/": (MEETING, {"errors", "tracking", "training", "callbacks"}),
     "autologging.py": (set(), {"tracking", "tuner", "recorded_fits"}),
     "recorded_fits.py": ({"keras"}, {"callbacks", "training"}),

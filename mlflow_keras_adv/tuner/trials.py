@@ -10,6 +10,8 @@ from typing import Any
 from keras_tuner.src.engine import tuner_utils
 from mlflow import MlflowClient
 
+from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
+from mlflow_keras_adv.tracking.directions import note
 from mlflow_keras_adv.tracking.ending import settle_ended
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, track
@@ -151,6 +153,8 @@ class TrialRuns:
                     {name: v for name, v in params.items() if ended.params.get(name) != v}
                 )
                 ended.run.log_metrics(_results(final, ended.scores))
+                direction = self._tuner.oracle.objective.direction
+                ended.run.set_tags({f"{DIRECTIONS}trial": note({"trial/score": direction})})
         finally:
             _leave(ended.stack, error)
             settle_ended(GRACE_SECONDS, but=TRIALS_ON_THE_WAY)
