@@ -39,7 +39,7 @@ ROOMS = {
         TRAINING | LITERT,
         {"errors", "extras", "metrics", "training", "compression"},
     ),
-    "callbacks/": (MEETING, {"errors", "tracking", "training", "callbacks"}),
+    "callbacks/": (MEETING, {"errors", "metrics", "tracking", "training", "callbacks"}),
     "autologging.py": (set(), {"tracking", "tuner", "recorded_fits"}),
     "recorded_fits.py": ({"keras"}, {"callbacks", "training"}),
     "claims.py": (STORE, {"errors", "tracking"}),
@@ -57,7 +57,7 @@ ROOMS = {
     "model_logging.py": (STORE, {"tracking"}),
     "models.py": (MEETING, {"errors", "training", "model_signature", "model_logging", "served"}),
     "served.py": (STORE, {"errors"}),
-    "measure.py": (MEETING, {"errors", "tracking", "training", "compression", "models"}),
+    "measure.py": (MEETING, {"metrics", "errors", "tracking", "training", "compression", "models"}),
     "measure_file.py": (
         STORE | {"pandas"},
         {"errors", "tracking", "compression", "litert", "measure"},
