@@ -10,8 +10,7 @@ from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.metrics.judge import compiled_with
-from mlflow_keras_adv.metrics.score import Scores, agreement, batches, difference, score
+from mlflow_keras_adv.metrics.score import Scores, agreement, batches, difference, loss_of, score
 from mlflow_keras_adv.models import log_model
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
@@ -113,7 +112,7 @@ def _beside(found: Scores, model: keras.Model, reference: keras.Model, x: Any) -
         found = replace(found, answers=answers, task=found.task or other.task)
     try:
         measured = difference(found.answers, other.answers)
-        loss = compiled_with(model).get("loss", compiled_with(reference).get("loss"))
+        loss = loss_of(model) or loss_of(reference)
         share = agreement(found, other.answers, loss)
     except (UserError, ValueError) as error:
         _logger.warning("Without a comparison with the reference on record: %s", error)

@@ -23,6 +23,8 @@ class Artifact:
             known layer by layer.
         expected: What the source answers on the data, by the outputs' names.
         feeds: The data, by the inputs' names.
+        trained_difference: Of a file from training, how far it is from the trained model with its
+            rounding: root mean square, in parts of the largest answer. None for others.
     """
 
     content: bytes
@@ -32,6 +34,7 @@ class Artifact:
     float_layers: tuple[str, ...]
     expected: Arrays
     feeds: Arrays
+    trained_difference: float | None = None
 
     def save(self, path: str | Path) -> Path:
         """Writes the file.

@@ -20,6 +20,7 @@ from mlflow_keras_adv.compression.layer_translation import (
     Direction,
     translate_layer,
 )
+from mlflow_keras_adv.compression.precision import half_tolerance
 from mlflow_keras_adv.compression.proof import TOLERANCE, prove
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
@@ -27,9 +28,6 @@ from mlflow_keras_adv.random_state import keeps_random_state
 
 with extra("compression"):
     import tf_keras
-
-# Where Keras 3 computes in 16 bits and tf_keras in 32.
-HALF_TOLERANCES = {"float16": 5e-3, "bfloat16": 2e-2}
 
 _MERGES = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
@@ -51,14 +49,14 @@ def to_tf_keras(model: keras.Model, batch: Any) -> tf_keras.Model:
     Returns:
         A functional tf_keras model with weights of its own, not compiled. On `batch`, in inference
         mode, no output differs by more than 1e-5 of the largest absolute output (5e-3 if a layer
-        of `model` computes in float16, 2e-2 if in bfloat16).
+        of `model` computes in float16, 4e-2 in bfloat16).
 
     Raises:
         UserError: The model is not of that kind, has a layer or option that tf_keras has not, holds
             NaN or infinite weights, or the answers differ.
     """
     check_weights(model)
-    return _carry(model, batch, TO_TF_KERAS, _tolerance(model))
+    return _carry(model, batch, TO_TF_KERAS, half_tolerance(model) or TOLERANCE)
 
 
 @keeps_random_state()
@@ -94,13 +92,8 @@ def to_keras(model: tf_keras.Model, batch: Any, *, like: keras.Model | None = No
                 f"layer {name!r} of model {like.name!r} has weights, but the tf_keras model has no "
                 "layer of that name; give the model that it was made from"
             )
-    prove("to_keras", model, returned, batch, tolerance=_tolerance(returned))
+    prove("to_keras", model, returned, batch, tolerance=half_tolerance(returned) or TOLERANCE)
     return returned
-
-
-def _tolerance(model: keras.Model) -> float:
-    computed = {str(getattr(each, "compute_dtype", "")) for each in model._flatten_layers()}
-    return max([TOLERANCE, *(HALF_TOLERANCES.get(each, 0.0) for each in computed)])
 
 
 def _carry(model: Any, batch: Any, direction: Direction, tolerance: float) -> Any:
@@ -191,16 +184,20 @@ def _call_operation(operation: Any, name: str, args: Any, kwargs: Any) -> Any:
 
     def compute(tensors: Any) -> Any:
         filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
+        given = tensors if len(places) > 1 else [tensors]  # cloning takes a list of one apart
+        for place, tensor in zip(places, given, strict=True):
             filled[place] = tensor
         own_args, own_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
         return operation(*own_args, **own_kwargs)
 
-    return layers.Lambda(compute, name=name, autocast=False)([leaves[place] for place in places])
+    tensors = [leaves[place] for place in places]
+    taken = tensors if len(tensors) > 1 else tensors[0]
+    return layers.Lambda(compute, name=name, autocast=False)(taken)
 
 
 def _copy_weights(source: Any, target: Any, name: str) -> None:
-    values = [np.asarray(weight) for weight in source.weights]
+    weights = _in_order(list(source.weights), [_leaf(weight) for weight in target.weights])
+    values = [np.asarray(weight) for weight in weights]
     shapes = [tuple(weight.shape) for weight in target.weights]
     if [value.shape for value in values] != shapes:
         raise UserError(
@@ -210,6 +207,23 @@ def _copy_weights(source: Any, target: Any, name: str) -> None:
         )
     for weight, value in zip(target.weights, values, strict=True):
         weight.assign(value)
+
+
+def _in_order(weights: list[Any], leaves: list[str]) -> list[Any]:
+    """Weights in the order of names, where both say the same names, each once.
+
+    Clustering leaves those of a MultiHeadAttention in another order.
+    """
+    named = {_leaf(weight): weight for weight in weights}
+    if set(named) == set(leaves) and len(named) == len(weights) == len(leaves):
+        return [named[leaf] for leaf in leaves]
+    return weights
+
+
+def _leaf(weight: Any) -> str:
+    """The last two parts of a weight's path: `query/kernel`."""
+    path = str(getattr(weight, "path", weight.name)).partition(":")[0]
+    return "/".join(path.split("/")[-2:])
 
 
 def _check_graph(model: Any, direction: Direction, what: str) -> None:

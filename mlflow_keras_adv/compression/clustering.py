@@ -84,8 +84,9 @@ def cluster(
     Args:
         model: A trained model, Sequential or functional, of layers that tf_keras has too; it stays
             as it is.
-        train: `(x, y)` or `(x, y, sample_weight)` of arrays, or a finite `tf.data.Dataset` of
-            batches.
+        train: `(x, y)` or `(x, y, sample_weight)` of arrays; a finite `tf.data.Dataset` of batches;
+            a `keras.utils.PyDataset`; or a generator of batches, with `steps_per_epoch`. The same
+            kinds are taken as `validation_data`, a generator with `validation_steps`.
         clusters: Different values in a kernel, 3 or more, of every layer that tfmot can cluster; or
             for each of some layers by name, when the others are left as they are.
         initialization: Where the centroids start. Default: KMEANS_PLUS_PLUS.

@@ -15,7 +15,9 @@ from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.footprint import agreement, highest
 from mlflow_keras_adv.compression.kernels import check_not_quantized
+from mlflow_keras_adv.compression.precision import half_tolerance, in_float32
 from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.compression.samples import read_samples
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
 
@@ -25,17 +27,20 @@ _BATCH = 32
 
 @keeps_random_state()
 def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Artifact:
-    """Converts a model to a float32 `.tflite` file.
+    """Converts a model to a float32 `.tflite` file, one that computes in 16 bits too.
 
     Args:
         model: A built Keras 3 model; it stays as it is.
         x: Samples of real data, on which model and file are compared: an array of shape
-            (samples, …), or a list or dict of such arrays. Where the number of samples a call has
-            to be fixed, every other axis that the model leaves free gets the size it has here.
+            (samples, …), or a list or dict of such arrays; a list of samples or of batches; or a
+            `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator, with or without labels, of
+            which 1,000 samples are taken at most. Where the number of samples a call has to be
+            fixed, every other axis that the model leaves free gets the size it has here.
         batch_size: Samples a call of the file, if it is to be fixed. By default it is free; 1 for a
             model that LiteRT cannot run otherwise, such as one with an LSTM.
 
     Raises:
+        TypeError: `x` is something else.
         ValueError: `x` is empty or does not fit the model.
         UserError: The model has no weights yet, NaN in its weights or answers, is quantized
             already, cannot be converted, or LiteRT cannot run the file or answers otherwise.
@@ -44,14 +49,17 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
     check_not_quantized(model)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
-    if not keras.tree.flatten(x) or any(len(each) == 0 for each in keras.tree.flatten(x)):
-        raise ValueError("x holds no samples; give some real ones, such as x_train[:200]")
-    runner = _runner(model, x, batch_size)
+    x = read_samples(model, x)
+    exact = in_float32(model)
+    runner = _runner(exact, x, batch_size)
     feeds = arrays_by_name(model, runner, x)
     # Of the dtypes that calibration takes; what does not fit is refused by name.
     feeds = {tensor.name: tensor.encode(feeds[tensor.name]) for tensor in runner.inputs}
     expected = answers_of(model, x)
-    return compare(runner.content, "float32", feeds, expected, tolerance=TOLERANCE)
+    if exact is not model:
+        compare(runner.content, "float32", feeds, answers_of(exact, x), tolerance=TOLERANCE)
+    tolerance = half_tolerance(model) or TOLERANCE
+    return compare(runner.content, "float32", feeds, expected, tolerance=tolerance)
 
 
 def compare(
@@ -168,7 +176,10 @@ def answers_of(model: keras.Model, x: Any) -> Arrays:
             listed = outputs if isinstance(outputs, (list, tuple)) else [outputs]
             outputs = {f"output_{position}": each for position, each in enumerate(listed)}
         for name, output in outputs.items():
-            parts.setdefault(name, []).append(keras.ops.convert_to_numpy(output))
+            values = np.asarray(keras.ops.convert_to_numpy(output))
+            if str(values.dtype) in ("float16", "bfloat16"):
+                values = values.astype("float32")
+            parts.setdefault(name, []).append(values)
     answers = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     for name, values in answers.items():
         if not np.isfinite(values).all():

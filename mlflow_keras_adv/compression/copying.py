@@ -25,11 +25,7 @@ def copy_model(model: keras.Model) -> keras.Model:
     Raises:
         UserError: Keras cannot make the model from what its `get_config` says.
     """
-    known: dict[str, Any] = {}
-    for layer in model._flatten_layers():
-        known[keras.saving.get_registered_name(type(layer))] = type(layer)
-        functions = [each for each in vars(layer).values() if isinstance(each, FunctionType)]
-        known |= {keras.saving.get_registered_name(each): each for each in functions}
+    known = saved_objects(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.keras")
         with warnings.catch_warnings():
@@ -52,6 +48,16 @@ def copy_model(model: keras.Model) -> keras.Model:
         if not list(layer._flatten_layers(include_self=False, recursive=False)):
             other.trainable = layer.trainable
     return copy
+
+
+def saved_objects(model: keras.Model) -> dict[str, Any]:
+    """Classes and functions of a model, by the names that Keras looks them up by in loading."""
+    known: dict[str, Any] = {}
+    for layer in model._flatten_layers():
+        known[keras.saving.get_registered_name(type(layer))] = type(layer)
+        functions = [each for each in vars(layer).values() if isinstance(each, FunctionType)]
+        known |= {keras.saving.get_registered_name(each): each for each in functions}
+    return known
 
 
 def check_weights(model: Any) -> None:

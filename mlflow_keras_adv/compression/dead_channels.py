@@ -1,4 +1,4 @@
-"""Biases of channels whose weights are all zero, which LiteRT's quantizer 0.11 gets wrong.
+"""Biases of channels whose weights are zero or next to it, which LiteRT's quantizer gets wrong.
 
 It gives such a channel the scale 1e-9 / 127 for want of a range. The bias is stored in steps of the
 input's scale times that, and the number of steps no longer fits: a bias of 1 comes out as a large
@@ -24,8 +24,8 @@ def mended_biases(content: bytes, source: bytes) -> bytes:
         source: The float file that it was made of, with tensors of the same names.
 
     Returns:
-        `content`, where scales and biases of channels without weights are replaced; their weights
-        stay zero.
+        `content`, where scales and biases of such channels are replaced, and their weights are
+        rounded to the new scales.
     """
     file = bytearray(content)  # whose arrays, read as NumPy's, can be written
     model, original = schema.Model.GetRootAs(file, 0), schema.Model.GetRootAs(source, 0)
@@ -55,15 +55,19 @@ def _mend(
         return  # one scale for all channels, which is 0 for none
     axis = kernel.Quantization().QuantizedDimension()
     values = np.moveaxis(weights.view(np.int8).reshape(kernel.ShapeAsNumpy()), axis, 0)
-    dead = ~values.reshape(len(values), -1).any(axis=1) & (wanted != 0)
+    wide = bias.Type() == schema.TensorType.INT64
+    stored = steps_of_bias.view(np.int64 if wide else np.int32)
+    is_empty = ~values.reshape(len(values), -1).any(axis=1) & (wanted != 0)
+    dead = is_empty | (np.abs(stored * steps.astype(np.float64) - wanted) > steps)
     if not dead.any():
         return
     inputs = steps[dead] / scales[dead]  # the scale of the input, as often as there are channels
-    wide = bias.Type() == schema.TensorType.INT64
-    stored = steps_of_bias.view(np.int64 if wide else np.int32)
+    coarser = scales[dead]
     steps[dead] = np.abs(wanted[dead]) / _STEPS
     scales[dead] = steps[dead] / inputs
     stored[dead] = np.round(wanted[dead] / steps[dead])
+    coarser = (coarser / scales[dead]).reshape(-1, *[1] * (values.ndim - 1))
+    values[dead] = np.round(values[dead] * coarser)
 
 
 def _biases(content: bytes, model: schema.Model) -> dict[bytes, np.ndarray]:

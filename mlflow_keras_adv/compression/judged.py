@@ -67,6 +67,5 @@ def names_of_outputs(model: keras.Model) -> list[str]:
         return sorted(structure, key=lambda key: named[key])
     names: list[str] = []
     for name in model.output_names:
-        taken = sum(each == name or each.startswith(f"{name}_") for each in names)
-        names.append(f"{name}_{taken}" if name in names else name)
+        names.append(graphs.unused(name, names))
     return names

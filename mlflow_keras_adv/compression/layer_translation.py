@@ -123,6 +123,8 @@ def _rebuild(
             " that both have, or compress without this part."
         )
     accepted = _parameters(found)
+    if direction.target is tf_keras and issubclass(found, tf_keras.layers.RNN):
+        accepted.setdefault("zero_output_for_mask", False)  # which it takes from **kwargs
     arguments = dict(given)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*includes a `lambda`")

@@ -97,8 +97,9 @@ def prune(
 
     Args:
         model: A trained model, Sequential, functional or subclassed; it stays as it is.
-        train: `(x, y)` or `(x, y, sample_weight)` of arrays, or a finite `tf.data.Dataset` of
-            batches.
+        train: `(x, y)` or `(x, y, sample_weight)` of arrays; a finite `tf.data.Dataset` of batches;
+            a `keras.utils.PyDataset`; or a generator of batches, with `steps_per_epoch`. The same
+            kinds are taken as `validation_data`, a generator with `validation_steps`.
         sparsity: A share of zeros above 0 and below 1; or (m, n) for m zeros of every n consecutive
             inputs, as (2, 4), from the first step on, in the layers whose inputs n divides; or one
             of both for each of some layers by name, when the others are left as they are.

@@ -63,8 +63,8 @@ def quantize(
         scheme: One of the functions of this module, or another of that kind.
         x: Samples of real data, the more like those of use the better; some hundred of the
             training split are enough. They set the ranges of activations, where the scheme needs
-            them, and file and source are compared on them. An array of shape (samples, …), or a
-            list or dict of such arrays. With an `Artifact` its own samples are used.
+            them, and file and source are compared on them. In any form that `convert` takes. With
+            an `Artifact` its own samples are used.
         batch_size: See `convert`.
         min_agreement: The least share of samples on which a classifier must choose what its source
             chooses, from 0 to 1.
@@ -73,6 +73,7 @@ def quantize(
         The file, which LiteRT has run, and how it compares.
 
     Raises:
+        TypeError: `x` is something else.
         ValueError: `x` is empty or does not fit the model.
         UserError: What `convert` refuses; or the scheme changed nothing, LiteRT cannot run the
             file, or it agrees less than asked for.

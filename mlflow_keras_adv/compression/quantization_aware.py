@@ -1,23 +1,31 @@
 """Quantization-aware training: a model learns to live with the steps of int8, by tfmot."""
 
+import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from mlflow_keras_adv.compression.artifact import Artifact
+from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, compare
 from mlflow_keras_adv.compression.copying import check_weights
+from mlflow_keras_adv.compression.fake_quantizers import (
+    calibrate,
+    measure_weights,
+    widen_dead_ranges,
+    with_borders,
+)
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.judged import names_of_outputs
-from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
-from mlflow_keras_adv.compression.masks import zero_share
+from mlflow_keras_adv.compression.kernels import check_not_quantized
+from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantization import check_agreement
 from mlflow_keras_adv.compression.quantized_layout import quantize_apply
@@ -33,32 +41,9 @@ with extra("compression"):
 # tfmot knows how to quantize these; of the others it names no layer, but fails.
 _ACTIVATIONS = {"linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh"}
 _SAMPLES = 200  # on which file and model are compared
-
-
-class LeaveInFloat(tfmot.quantization.keras.QuantizeConfig):
-    """Quantizes nothing: for layers whose activation tfmot does not know.
-
-    Left without a config, they would still get a quantized output where the next layer is
-    quantized, and fail.
-    """
-
-    def get_weights_and_quantizers(self, layer: Any) -> list[Any]:  # noqa: D102
-        return []
-
-    def get_activations_and_quantizers(self, layer: Any) -> list[Any]:  # noqa: D102
-        return []
-
-    def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:  # noqa: D102
-        pass
-
-    def set_quantize_activations(self, layer: Any, quantize_activations: Any) -> None:  # noqa: D102
-        pass
-
-    def get_output_quantizers(self, layer: Any) -> list[Any]:  # noqa: D102
-        return []
-
-    def get_config(self) -> dict[str, Any]:  # noqa: D102
-        return {}
+# Between a file and the model that was trained: both round in the same steps, but LiteRT adds up
+# integers and looks up activations. The nets of the tests and of docs/compress.md stay below 0.02.
+TRAINED_TOLERANCE = 0.05
 
 
 @keeps_random_state()
@@ -87,8 +72,9 @@ def quantize_aware(
     Args:
         model: A trained model, Sequential or functional, of layers that tf_keras has too; it stays
             as it is.
-        train: `(x, y)` or `(x, y, sample_weight)` of arrays, or a finite `tf.data.Dataset` of
-            batches.
+        train: `(x, y)` or `(x, y, sample_weight)` of arrays; a finite `tf.data.Dataset` of batches;
+            a `keras.utils.PyDataset`; or a generator of batches, with `steps_per_epoch`. The same
+            kinds are taken as `validation_data`, a generator with `validation_steps`.
         preserve_sparsity: Weights that are 0 stay 0 (PQAT), as after pruning.
         preserve_clusters: The values of a kernel stay few (CQAT), as after clustering. With both,
             PCQAT.
@@ -136,35 +122,31 @@ def quantize_aware(
     carried = to_tf_keras(model, tuning.sample)
     quantized, left = _annotated(carried, _scheme(preserve_sparsity, preserve_clusters))
     prove("quantize_apply", carried, quantized, tuning.sample)
+    preserving = Preserving(quantized, sparsity=preserve_sparsity, clusters=preserve_clusters)
+    calibrate(quantized, tuning.calibration())
+    measure_weights(quantized)
     trained = tuning.in_tf_keras(quantized, compiled)
-    tuning.fit(trained, [])
-    content = _converted(trained)
-    runner = LiteRTModel(content)
-    x = tuning.sample
-    if isinstance(train, tuple):
-        x = keras.tree.map_structure(lambda array: np.asarray(array[:_SAMPLES]), train[0])
-    feeds = arrays_by_name(model, runner, x)
-    answers = answers_of(model, x)
-    if set(answers) != {tensor.name for tensor in runner.outputs}:
-        answers = dict(zip(names_of_outputs(model), answers.values(), strict=True))
     kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
+    x = _some(tuning.calibration())
+    _proved_file(model, trained, x, kind)  # what cannot be had is known before the training
+    with preserving.without_warning():
+        tuning.fit(trained, [preserving])
+    preserving.check()
+    content, feeds, apart = _proved_file(model, trained, x, kind)
+    kernels = [each.values for each in file_weights(content) if each.dtype == "int8"]
+    preserving.check_file(kernels)
+    answers, names = answers_of(model, x), names_of_outputs(model)
+    if set(answers) != set(names):
+        answers = dict(zip(names, answers.values(), strict=True))
     artifact = compare(content, kind, feeds, answers, float_layers=tuple(sorted(left)))
-    if preserve_sparsity:
-        _check_zeros(model, content)
+    artifact = replace(artifact, trained_difference=apart)
     if min_agreement is not None:
         check_agreement(artifact, min_agreement)
     return artifact
 
 
 def _scheme(sparsity: bool, clusters: bool) -> Any:
-    combine = tfmot.experimental.combine
-    if sparsity and clusters:
-        return combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True)
-    if clusters:
-        return combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=False)
-    if sparsity:
-        return combine.Default8BitPrunePreserveQuantizeScheme()
-    return tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
+    return PreservingScheme(sparsity=sparsity, clusters=clusters)
 
 
 def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, set[str]]:
@@ -173,30 +155,28 @@ def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, se
     What tfmot does not support it says one layer at a time. A layer such as BatchNormalization is
     supported after a convolution only, so that asking each layer beforehand would not do.
     """
-    strange = {layer.name for layer in carried.layers if not _known_activation(layer)}
-    embeddings = (e.name for e in carried.layers if isinstance(e, tf_keras.layers.Embedding))
-    left = strange | set(embeddings)
+    left = {layer.name for layer in carried.layers if not _known_activation(layer)}
+    left |= {e.name for e in carried.layers if isinstance(e, tf_keras.layers.Embedding)}
     annotated_layer = tfmot.quantization.keras.quantize_annotate_layer
     while True:
-        able = [
+        able = {
             layer.name
             for layer in carried.layers
             if layer.name not in left and not isinstance(layer, tf_keras.layers.InputLayer)
-        ]
+        }
         if not any(carried.get_layer(name).weights for name in able):
             raise UserError(
                 f"model {carried.name!r} has no layer that can be trained quantized; those are "
                 "Dense, Conv2D, DepthwiseConv2D and Conv2DTranspose"
             )
 
-        def annotate(layer: Any, names: Sequence[str] = tuple(able)) -> Any:
-            if layer.name in strange:
-                return annotated_layer(layer, LeaveInFloat())
+        def annotate(layer: Any, names: Collection[str] = able) -> Any:
             return annotated_layer(layer) if layer.name in names else layer
 
-        annotated = tf_keras.models.clone_model(carried, clone_function=annotate)
         try:
-            with tfmot.quantization.keras.quantize_scope({"LeaveInFloat": LeaveInFloat}):
+            with tfmot.quantization.keras.quantize_scope():
+                bordered = with_borders(carried, left)
+                annotated = tf_keras.models.clone_model(bordered, clone_function=annotate)
                 return quantize_apply(annotated, scheme), left
         except RuntimeError as error:
             named = re.match(r"Layer (.+?):<class", str(error))
@@ -215,6 +195,32 @@ def _known_activation(layer: Any) -> bool:
     return activation is None or getattr(activation, "__name__", "") in _ACTIVATIONS
 
 
+def _proved_file(
+    model: keras.Model, trained: tf_keras.Model, x: Any, kind: str
+) -> tuple[bytes, Arrays, float]:
+    """The file of a model in training as it is now; `x` by the file's inputs; how far apart."""
+    widen_dead_ranges(trained)
+    content = _converted(trained)
+    _check_biases(model.name, content)
+    try:
+        runner = LiteRTModel(content)
+        feeds = arrays_by_name(model, runner, x)
+        answers = _trained_answers(trained, x)
+        apart = _apart(runner, feeds, dict(zip(names_of_outputs(model), answers, strict=True)))
+    except ValueError as error:
+        raise UserError(
+            f"scheme {kind}: the file of model {model.name!r} does not run: {error}. Quantize it "
+            "after training, with quantize."
+        ) from error
+    if not apart <= TRAINED_TOLERANCE:
+        raise UserError(
+            f"scheme {kind}: the file of model {model.name!r} answers differently from the model "
+            f"in training, by {apart:.2g} of the largest answer (root mean square), expected at "
+            f"most {TRAINED_TOLERANCE:g}. Quantize it after training, with quantize."
+        )
+    return content, feeds, apart
+
+
 def _converted(model: tf_keras.Model) -> bytes:
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -230,14 +236,36 @@ def _converted(model: tf_keras.Model) -> bytes:
             ) from error
 
 
-def _check_zeros(model: keras.Model, content: bytes) -> None:
-    """Holds the zeros in the file's kernels against those that the model came with."""
-    values = [np.asarray(each) for own in kernels(model).values() for each in own]
-    stored = [weight for weight in file_weights(content) if weight.values.ndim >= 2]
-    found = sum(weight.zeros for weight in stored) / sum(weight.values.size for weight in stored)
-    expected = zero_share(values)
-    if found < expected:
-        raise UserError(
-            f"model {model.name!r} lost zeros in training: {expected:.1%} before, {found:.1%} in "
-            "the file; give layers that tfmot leaves in float no zeros to keep, or prune less"
-        )
+def _some(batches: Iterator[Any]) -> Any:
+    """Some samples from all over the data."""
+    joined = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    step = math.ceil(len(keras.tree.flatten(joined)[0]) / _SAMPLES)
+    return keras.tree.map_structure(lambda array: array[::step], joined)
+
+
+def _trained_answers(model: tf_keras.Model, x: Any) -> list[np.ndarray]:
+    """What the trained model answers with its rounding, in the order of its outputs."""
+    return [np.asarray(each) for each in keras.tree.flatten(model(x, training=False))]
+
+
+def _apart(runner: LiteRTModel, feeds: Arrays, expected: Arrays) -> float:
+    """Root mean square of the difference, in parts of the largest answer; the worst output."""
+    found = runner.predict(feeds)
+    answers = found if isinstance(found, dict) else {runner.outputs[0].name: found}
+    apart = 0.0
+    for name, values in expected.items():
+        difference = np.sqrt(np.mean(np.square(answers[name].astype(np.float64) - values)))
+        apart = max(apart, float(difference) / (float(np.abs(values).max()) or 1.0))
+    return apart
+
+
+def _check_biases(name: str, content: bytes) -> None:
+    """Refuses a bias that did not fit its 32 bits, of which the converter says nothing."""
+    ends = np.iinfo(np.int32)
+    for weight in file_weights(content):
+        if weight.dtype == "int32" and np.isin(weight.values, (ends.min, ends.max)).any():
+            raise UserError(
+                f"model {name!r}: in the file a bias of {weight.name!r} does not fit 32 bits, "
+                "because the weights of its channel are next to 0. Quantize it after training, "
+                "with quantize."
+            )

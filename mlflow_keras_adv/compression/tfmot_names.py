@@ -15,8 +15,20 @@ with warnings.catch_warnings(), extra("compression"):
         cluster_weights,
     )
     from tensorflow_model_optimization.python.core.quantization.keras import quant_ops
+    from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve.cluster_preserve_quantize_registry import (  # noqa: E501
+        ClusterPreserveQuantizeRegistry,
+    )
     from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
         default_8bit_quantize_layout_transform as layout_module,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit.default_8bit_quantize_registry import (  # noqa: E501
+        Default8BitQuantizeRegistry,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+        QuantizeLayer,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+        QuantizeWrapper,
     )
     from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import (
         PruneRegistry,
@@ -26,10 +38,14 @@ Default8BitQuantizeLayoutTransform = layout_module.Default8BitQuantizeLayoutTran
 ModelTransformer = layout_module.model_transformer.ModelTransformer
 
 __all__ = [
+    "ClusterPreserveQuantizeRegistry",
     "ClusteringRegistry",
     "Default8BitQuantizeLayoutTransform",
+    "Default8BitQuantizeRegistry",
     "ModelTransformer",
     "PruneRegistry",
+    "QuantizeLayer",
+    "QuantizeWrapper",
     "cluster_weights",
     "layout_module",
     "quant_ops",

@@ -132,12 +132,17 @@ def score(
                 directions[name] = "max"
             elif name.endswith(("_error", "_loss", "_deviance")):
                 directions[name] = "min"
-    loss = configured.get("loss", compiled_with(model).get("loss"))
+    loss = configured.get("loss", loss_of(model))
     task = task_of(loss, answers) if isinstance(answers, np.ndarray) else None
     if task is None and metrics is None and not by_labels and labels is not None:
         task = _of_labels(model, labels, answers)
     scores = Scores(values, directions, joined, answers, labels, task)
     return _with_accuracy(scores) if metrics is None else scores
+
+
+def loss_of(model: keras.Model) -> Any:
+    """The loss that a model was compiled with; None without."""
+    return compiled_with(model, given=("metrics", "weighted_metrics")).get("loss")
 
 
 def batches(

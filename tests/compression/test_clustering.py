@@ -123,6 +123,23 @@ def test_a_layer_that_tfmot_cannot_cluster_is_left_and_shown() -> None:
 # What is refused.
 
 
+def test_attention_and_bidirectional_layers_come_back_with_each_weight_in_its_place() -> None:
+    keras.utils.set_random_seed(0)
+    rows = keras.Input((6, 4))
+    hidden = layers.Masking()(rows)
+    hidden = layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))(hidden)
+    hidden = layers.MultiHeadAttention(2, 3)(hidden, hidden)
+    model = keras.Model(rows, layers.Dense(3)(layers.GlobalAveragePooling1D()(hidden)))
+    model.compile("sgd", LOSS)
+    clustered = run(model, clusters=5, optimizer=keras.optimizers.SGD(0.0))
+    for row in clustered.layers:
+        assert row.distinct <= 5
+    # Not trained: biases are what they were, kernels are near.
+    for before, after in zip(model.weights, clustered.model.weights, strict=True):
+        apart = np.abs(np.asarray(before) - np.asarray(after)).max()
+        assert apart == 0 if "bias" in before.path else apart < 0.5, before.path
+
+
 @pytest.mark.parametrize("clusters", [0, 2, -3, 4.0, True])
 def test_too_few_clusters_are_refused(clusters: Any) -> None:
     with pytest.raises(ValueError, match="3 or more"):

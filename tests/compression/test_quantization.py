@@ -128,13 +128,14 @@ def test_int4_is_unpacked_as_litert_does() -> None:
     assert (stored.zeros, stored.size_bytes) == (1, 3)
 
 
+@pytest.mark.parametrize("left", [0, 1e-8])
 @pytest.mark.parametrize("scheme", [quantization.int8, quantization.int8_io, quantization.int16x8])
-def test_a_channel_without_weights_keeps_its_bias(scheme: quantization.Scheme) -> None:
+def test_a_channel_without_weights_keeps_its_bias(scheme: quantization.Scheme, left: float) -> None:
     keras.utils.set_random_seed(0)
     hidden = keras.layers.Dense(4, activation="relu")
     model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3)])
     kernel, _ = hidden.get_weights()
-    kernel[:, :2] = 0
+    kernel[:, :2] *= left
     hidden.set_weights([kernel, np.array([1.0, 0.0, 0.5, -0.5])])
     x = RANDOM.normal(size=(50, 4)).astype("float32")
     artifact = quantize(model, scheme, x)
@@ -222,7 +223,7 @@ def test_what_does_not_run_or_is_of_no_use_is_never_handed_out(converted: Artifa
 
 @pytest.mark.parametrize(
     ("x", "complaint"),
-    [(X[:0], "no samples"), (X[:, :5], "takes the shape"), ([X, X], "holds 2 arrays")],
+    [(X[:0], "no samples"), (X[:, :5], "takes the shape"), ({"a": X, "b": X}, "holds 2 arrays")],
     ids=["empty", "shape", "number"],
 )
 def test_samples_that_do_not_fit_are_refused(

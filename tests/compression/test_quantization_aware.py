@@ -1,12 +1,19 @@
 """Quantization-aware training: what the file holds, what stays in float, what is kept."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
+import tf_keras
 
+from mlflow_keras_adv.compression.bridge import to_tf_keras
+from mlflow_keras_adv.compression.fake_quantizers import calibrate
 from mlflow_keras_adv.compression.file_weights import file_weights
+from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.quantization_aware import quantize_aware
 from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -95,10 +102,110 @@ def test_what_tfmot_cannot_quantize_stays_in_float_and_is_named() -> None:
         model, (X, (Y, Y)), loss=[LOSS, LOSS], optimizer=STILL, epochs=1, verbose=0
     )
     assert artifact.float_layers == ("elu", "norm", "scale")
+    dtypes = {each.values.shape: each.dtype for each in file_weights(artifact.content)}
+    assert dtypes[2, 8] == dtypes[3, 8] == "int8"  # though what they take comes in float
     # Nothing was learned, so two Dense layers are off by their rounding alone: outputs are told
     # apart although tf_keras names them otherwise.
     assert artifact.difference < 16 / 256
     assert artifact.agreement is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sparsity", [True, False])
+def test_the_file_is_the_model_that_was_trained_with_biases_of_emptied_channels(
+    sparsity: bool,
+) -> None:
+    keras.utils.set_random_seed(0)
+    emptied = keras.layers.Conv2D(4, 3, activation="relu")
+    folded = keras.layers.Conv2D(4, 3, use_bias=False)
+    beta = keras.layers.BatchNormalization(momentum=1.0)
+    head = keras.layers.Dense(2, bias_initializer="ones", name="head")
+    layers = [emptied, folded, beta, keras.layers.ReLU(), keras.layers.Flatten(), head]
+    model = keras.Sequential([keras.Input((6, 6, 1)), *layers])
+    emptied.set_weights([emptied.get_weights()[0] * [0, 0, 1e-9, 1], np.array([1.0, 0, -0.5, 1])])
+    folded.set_weights([folded.get_weights()[0] * [1, 0, 0, 1]])
+    beta.beta.assign([1.0, 1.0, 0.5, 0.9])
+    artifact = quantize_aware(
+        model, (X, Y), loss=LOSS, optimizer=STILL, preserve_sparsity=sparsity, verbose=0
+    )
+    assert artifact.trained_difference is not None
+    assert artifact.trained_difference < 2 / 256
+    assert artifact.difference < 16 / 256
+
+
+@pytest.mark.slow
+def test_zeros_are_kept_in_every_layer_that_has_some_and_missed_in_none() -> None:
+    keras.utils.set_random_seed(0)
+    frozen = keras.layers.Conv2D(4, 3, name="frozen")
+    pruned = keras.layers.Conv2D(8, 1, name="pruned")
+    rows = keras.layers.Conv1D(4, 2, name="rows")
+    head = keras.layers.Dense(2, name="head")
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Normalization(mean=0.5, variance=0.1),
+            frozen,
+            keras.layers.DepthwiseConv2D(2, name="depthwise"),
+            pruned,
+            keras.layers.Reshape((9, 8)),
+            rows,
+            keras.layers.Flatten(),
+            head,
+        ]
+    )
+    frozen.trainable = False
+    for layer in (pruned, rows, head):
+        kernel, bias = layer.get_weights()
+        layer.set_weights([kernel * (np.arange(kernel.size).reshape(kernel.shape) % 3 == 0), bias])
+    artifact = quantize_aware(
+        model,
+        (X, Y),
+        loss=LOSS,
+        optimizer=keras.optimizers.Adam(0.01),
+        preserve_sparsity=True,
+        verbose=0,
+    )
+    assert artifact.float_layers == ("normalization", "rows")
+    stored = {each.values.shape: each for each in file_weights(artifact.content)}
+    for kernel in (pruned.kernel, rows.kernel, head.kernel):
+        zeros = np.moveaxis(np.asarray(kernel) == 0, -1, 0)
+        [found] = [
+            w
+            for shape, w in stored.items()
+            if shape[0] == len(zeros) and w.zeros > 1 and np.prod(shape) == zeros.size
+        ]
+        assert (found.values.reshape(zeros.shape)[zeros] == 0).all()
+        assert found.dtype == "int8"
+
+
+@pytest.mark.slow
+def test_clusters_are_trained_and_no_warning_says_otherwise(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keras.utils.set_random_seed(0)
+    hidden, last = keras.layers.Dense(12, activation="relu"), keras.layers.Dense(2)
+    model = keras.Sequential([keras.Input((36,)), hidden, last])
+    # Values 0, 1, 2; and without zeros, which must not end the keeping of those in the other.
+    last.set_weights([1.0 + np.arange(24).reshape(12, 2) % 2, np.zeros(2)])
+    hidden.set_weights([np.arange(432).reshape(36, 12) % 3 / 10, np.zeros(12)])
+    carried = to_tf_keras(model, X[:2].reshape(2, 36))
+    scheme = PreservingScheme(sparsity=True, clusters=True)
+    quantized = tfmot.quantization.keras.quantize_apply(
+        tfmot.quantization.keras.quantize_annotate_model(carried), scheme
+    )
+    preserving = Preserving(quantized, sparsity=True, clusters=True)
+    calibrate(quantized, [X.reshape(-1, 36)])
+    quantized.compile(tf_keras.optimizers.Adam(0.01), tf_keras.losses.MeanSquaredError())
+    with preserving.without_warning():
+        quantized.fit(X.reshape(-1, 36), Y, epochs=2, callbacks=[preserving], verbose=0)
+    assert "Gradients do not exist" not in caplog.text
+    preserving.check()
+    for layer, before in zip(quantized.layers[-2:], (hidden, last), strict=True):
+        [(kernel, _, _)] = layer._weight_vars
+        old, new = np.asarray(before.kernel), kernel.numpy()
+        assert len(np.unique(new)) == len(np.unique(old))
+        np.testing.assert_array_equal(new == 0, old == 0)
+        assert (new[old != 0] != old[old != 0]).all()
 
 
 @pytest.mark.slow
@@ -107,8 +214,11 @@ def test_a_recurrent_model_is_refused_with_what_to_do() -> None:
         [keras.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2, name="head")]
     )
     x = RANDOM.normal(size=(32, 5, 3)).astype("float32")
+    began: list[Any] = []
+    training = tf_keras.callbacks.LambdaCallback(on_train_begin=began.append)
     with pytest.raises(UserError, match="quantize it after training"):
-        quantize_aware(model, (x, Y[:32]), loss=LOSS, verbose=0)
+        quantize_aware(model, (x, Y[:32]), loss=LOSS, verbose=0, callbacks=[training])
+    assert not began
 
 
 def test_what_cannot_be_trained_quantized_is_refused() -> None:

@@ -1,0 +1,92 @@
+"""Samples of real data, in whatever form Keras takes data, as the arrays that a model takes."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_MOST = 1000  # taken of data that may have no end; some hundred are enough
+
+EXPECTED = (
+    "an array of shape (samples, …), a list or dict of such arrays, one for each input, a list of "
+    "samples or of batches, (x, y), a tf.data.Dataset, a keras.utils.PyDataset or a generator"
+)
+
+
+def read_samples(model: keras.Model, x: Any) -> Any:
+    """The arrays that a model takes, in its structure, one row a sample.
+
+    Args:
+        model: Of its inputs the ranks are used, where they are known.
+        x: See `EXPECTED`. What comes in batches may have labels and sample weights, which are left
+            out, and is read up to 1,000 samples.
+
+    Raises:
+        TypeError: Something else.
+        ValueError: No samples, or of shapes that do not fit together.
+    """
+    if isinstance(x, tf.data.Dataset):
+        x = _joined(model, iter(x))
+    elif isinstance(x, keras.utils.PyDataset):
+        batches = x.num_batches
+        numbers: Iterable[int] = itertools.count() if batches is None else range(batches)
+        x = _joined(model, (x[number] for number in numbers))
+    elif isinstance(x, Iterator):
+        x = _joined(model, x)
+    elif len(_ranks(model) or ()) == 1:
+        x = _of_one_input(model, x)
+    if isinstance(x, (str, bytes)) or not keras.tree.flatten(x):
+        raise ValueError(f"x holds no samples; give {EXPECTED}")
+    try:
+        arrays = keras.tree.map_structure(np.asarray, x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"x is a {type(x).__name__}; expected {EXPECTED}") from error
+    if any(each.ndim == 0 or each.dtype == object for each in keras.tree.flatten(arrays)):
+        raise TypeError(f"x is a {type(x).__name__} of no arrays; expected {EXPECTED}")
+    if any(len(each) == 0 for each in keras.tree.flatten(arrays)):
+        raise ValueError("x holds no samples; give some real ones, such as x_train[:200]")
+    return arrays
+
+
+def _of_one_input(model: keras.Model, x: Any) -> Any:
+    """What may be meant by a list or tuple, where there is one input."""
+    if isinstance(x, tuple) and 2 <= len(x) <= 3 and all(hasattr(each, "shape") for each in x):
+        return x[0]  # with its labels, as Keras' fit reads it
+    if not isinstance(x, (list, tuple)) or not x or not all(hasattr(e, "shape") for e in x):
+        return x if not isinstance(x, (list, tuple)) else np.asarray(x)
+    return _joined(model, iter(x), labelled=False)
+
+
+def _joined(model: keras.Model, parts: Iterator[Any], *, labelled: bool = True) -> Any:
+    """Batches, or single samples, put together."""
+    ranks = _ranks(model)
+    taken: list[Any] = []
+    count = 0
+    for part in parts:
+        inputs = part[0] if labelled and isinstance(part, tuple) else part
+        arrays = keras.tree.map_structure(np.asarray, inputs)
+        flat = keras.tree.flatten(arrays)
+        if ranks is not None and [each.ndim + 1 for each in flat] == ranks:
+            arrays = keras.tree.map_structure(lambda array: array[np.newaxis], arrays)
+        taken.append(arrays)
+        count += len(keras.tree.flatten(arrays)[0])
+        if count >= _MOST:
+            break
+    if not taken:
+        raise ValueError("x holds no samples; give some real ones, such as x_train[:200]")
+    try:
+        joined = keras.tree.map_structure(lambda *each: np.concatenate(each), *taken)
+    except ValueError as error:
+        raise ValueError(f"the samples in x do not fit together: {error}") from error
+    return keras.tree.map_structure(lambda array: array[:_MOST], joined)
+
+
+def _ranks(model: keras.Model) -> list[int] | None:
+    """How many axes each input has, that of the samples included."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs or any(each.shape is None for each in inputs):
+        return None
+    return [len(each.shape) for each in inputs]
