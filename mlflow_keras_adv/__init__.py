@@ -145,7 +145,10 @@ for _library in ("keras", "tf_keras"):
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = import_module(f"{__name__}.{_HOMES[name]}")
+    extras = import_module(f"{__name__}.extras")
+    extras.require_mlflow()
+    with extras.extra("tensorflow"):
+        home = import_module(f"{__name__}.{_HOMES[name]}")
     return home if _HOMES[name] == name else getattr(home, name)  # a package, or what it holds
 
 

@@ -22,7 +22,7 @@ def autolog(*, nested: bool = False, disable: bool = False) -> None:
     Args:
         nested: Give each fit inside a run a child of its own, `fit-1`, `fit-2`, …, as the folds of
             a cross-validation need.
-        disable: Puts `fit` and `search` back.
+        disable: Records no later `fit` or `search` any more.
     """
     global _enabled, _nested
     _enabled, _nested = not disable, nested

@@ -12,6 +12,7 @@ from mlflow_keras_adv.errors import UserError
 
 # The modules that the extras of pyproject.toml bring.
 EXTRAS = {
+    "tensorflow": ("tensorflow",),
     "compression": (
         "tensorflow_model_optimization",
         "tf_keras",
@@ -36,7 +37,28 @@ class MissingExtraError(UserError, ImportError):
         super().__init__(
             f'{", ".join(packages)} {are} not installed; the extra "{name}" brings {them}: '
             f'pip install "mlflow-keras-adv[{name}]"'
+            + (", or any build of it, such as tensorflow-cpu" if name == "tensorflow" else "")
         )
+
+
+class IncompleteMlflowError(UserError, ImportError):
+    """MLflow is not installed, or only the part of it that keeps no store."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "mlflow is not installed, or only mlflow-skinny, which has no store and no server; "
+            'expected all of it: pip install "mlflow>=3.6,<4"'
+        )
+
+
+def require_mlflow() -> None:
+    """Asks for the whole of MLflow: mlflow-skinny has its modules, and not what they need.
+
+    Raises:
+        IncompleteMlflowError: There is none, or only a part.
+    """
+    if any(find_spec(module) is None for module in ("mlflow", "sqlalchemy", "flask", "pandas")):
+        raise IncompleteMlflowError
 
 
 def missing(name: str) -> list[str]:
@@ -76,6 +98,7 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         # importlib.metadata raises it too, with the name of the distribution.
-        if (error.name or "").partition(".")[0].replace("-", "_") not in EXTRAS[name]:
+        package = (error.name or "").partition(".")[0]
+        if package.replace("-", "_") not in EXTRAS[name]:
             raise
-        raise MissingExtraError(name, str(error.name)) from None
+        raise MissingExtraError(name, package) from None

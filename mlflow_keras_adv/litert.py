@@ -2,9 +2,9 @@
 
 What is logged is an MLflow model folder:
 
-    data/litert/model.tflite           the file as it was given
-    data/litert/model.json             its sha256, which every loader checks
-    code/mlflow_keras_adv_litert.py    loads and runs it; a copy of `compression/runtime.py`
+    data/litert/model.tflite             the file as it was given
+    data/litert/model.json               its sha256, which every loader checks
+    code/mlflow_keras_adv_litert_….py    loads and runs it; a copy of `compression/runtime.py`
 
 `mlflow.pyfunc.load_model`, `mlflow models predict` and `mlflow models serve` need MLflow, NumPy and
 ai-edge-litert, neither TensorFlow nor this package. Callers send and get real numbers also where
@@ -23,12 +23,12 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 
@@ -37,12 +37,15 @@ from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.litert_signature import described, example_of, signature_of
+from mlflow_keras_adv.model_logging import LoggedAs, log_saved
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.served import check_served
 
 FLAVOR_NAME = "litert"
 _FOLDER = "litert"
-_LOADER = "mlflow_keras_adv_litert"
-_NOT_IN_NAMES = "/:.%\"'"
+# Named after its content: in one process each model is run by the copy that it brought along.
+_DIGEST = hashlib.sha256(Path(runtime.__file__).read_bytes()).hexdigest()
+_LOADER = f"mlflow_keras_adv_litert_{_DIGEST[:12]}"
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -151,7 +154,8 @@ def log_model(
 ) -> ModelInfo:
     """Logs a `.tflite` file as a LoggedModel of a run.
 
-    Before anything is created in the store, the file is run once.
+    Before anything is created in the store, the file is run once, and once each as a caller of
+    `mlflow.pyfunc` and as a scoring server runs it.
 
     Args:
         model: The file's content or its path.
@@ -169,56 +173,26 @@ def log_model(
             conda_env, pip_requirements, extra_pip_requirements.
 
     Returns:
-        MLflow's description of the model, with `model_id` and `model_uri`.
+        MLflow's description of the model, with `model_id` and `model_uri`. In a run of `track`
+        whose server does not answer, an id that becomes the true one in the metrics and tags of
+        that run, when the server is back and the model is delivered.
 
     Raises:
         ValueError: A bad name, or what `save_model` refuses.
-        UserError: There is no such file.
+        UserError: There is no such file, or the example is answered otherwise over JSON.
         mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
     """
-    bad = sorted(set(name) & set(_NOT_IN_NAMES))
-    if bad or not name:
-        raise ValueError(
-            f"a model cannot be called {name!r}: MLflow refuses {' '.join(bad) or 'empty names'}. "
-            "Use letters, digits, '-' and '_'."
-        )
-    with tempfile.TemporaryDirectory() as temporary:  # what is refused leaves no model behind
-        save_model(model, Path(temporary, "model"), **arguments)
-    active = mlflow.active_run()
-    if run_id is None and active is not None:
-        run_id = active.info.run_id
-    run = None if run_id is None else mlflow.get_run(run_id)
-    # Left to Model.log the model would be in the current experiment even if the run is in another,
-    # and the run's params would win over those given.
-    all_params = {**(run.data.params if run else {}), **(params or {})}
-    logged = mlflow.initialize_logged_model(
-        name=name,
-        source_run_id=run_id,
-        experiment_id=run.info.experiment_id if run else None,
-        params={key: str(value) for key, value in all_params.items()},
-        tags={key: str(value) for key, value in (tags or {}).items()},
-        model_type=model_type,
+    wanted = LoggedAs(
+        name, run_id, params or {}, tags or {}, step, model_type, registered_model_name, metadata
     )
-    try:
-        return Model.log(
-            artifact_path=None,
-            flavor=_Flavor,
-            run_id=run_id,
-            model_id=logged.model_id,
-            step=step,
-            metadata=metadata,
-            registered_model_name=registered_model_name,
-            model=model,
-            # It would import the copy of the loader into this process.
-            validate_serving_input=False,
-            **arguments,
-        )
-    except BaseException as error:
-        # Model.log has marked the model FAILED after an Exception, but not after Ctrl-C.
-        if not isinstance(error, Exception):
-            client = mlflow.MlflowClient()
-            client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
-        raise
+    save = partial(_save, _content(model), arguments)
+    with tempfile.TemporaryDirectory() as temporary:  # what is refused leaves no model behind
+        folder, described = Path(temporary, "model"), Model(metadata=metadata)
+        save(folder, described)
+        example = described.load_input_example(str(folder))
+        answer = partial(runtime.load(folder / "data" / _FOLDER).predict, example)
+        check_served(folder, example, answer)
+        return log_saved(save, folder, described, wanted)
 
 
 @keeps_random_state()
@@ -254,13 +228,8 @@ def _load_pyfunc(path: str) -> LiteRTModel:
     return runtime.load(path)
 
 
-class _Flavor:
-    """What `Model.log` has the folder written by."""
-
-    @staticmethod
-    def save_model(path: str, mlflow_model: Model, **arguments: Any) -> None:
-        arguments.pop("validate_serving_input")  # meant for Model.log, which hands it on
-        save_model(arguments.pop("model"), path, mlflow_model=mlflow_model, **arguments)
+def _save(content: bytes, arguments: Mapping[str, Any], path: Path, described: Model) -> None:
+    save_model(content, path, mlflow_model=described, **arguments)
 
 
 def _content(model: bytes | str | Path) -> bytes:

@@ -2,45 +2,53 @@
 
 What is logged is an MLflow model folder:
 
-    data/keras/model.keras             the model, without optimizer and compile arguments
-    data/keras/loading.json            where its custom objects are, what its inputs are called
-    code/mlflow_keras_adv_loader.py    loads it; a copy of `training/loading.py`
-    code/…                             the source of its custom objects
+    data/keras/model.keras               the model, without optimizer and compile arguments
+    data/keras/loading.json              where its custom objects are, how its inputs are fed
+    data/keras/code/…                    the modules of its custom objects
+    code/mlflow_keras_adv_loader_….py    loads it; a copy of `training/loading.py`
 
 `mlflow.pyfunc.load_model` and `mlflow models serve` need only Keras and MLflow to be installed,
 and so does `mlflow.keras.load_model` where there are no custom objects. There is one layout for all
 models: with `mlflow.keras` as loader of the plain ones they would be 5 kB smaller, but it cannot
-return several outputs and prints a progress bar for every request.
+return several outputs and prints a progress bar for every request. Its own code is not where MLflow
+would put it on `sys.path`: each model is loaded with the code that it brought along.
 """
 
 import json
+import logging
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import keras
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.model_signature import inputs_of, signature_of
+from mlflow_keras_adv.model_logging import LoggedAs, log_saved
+from mlflow_keras_adv.model_signature import Arrays, Taken, inputs_of, signature_of
 from mlflow_keras_adv.random_state import keeps_random_state
-from mlflow_keras_adv.tracking.run import Run, current_run, known_run
-from mlflow_keras_adv.tracking.store import answers
+from mlflow_keras_adv.served import TOLERANCE, check_served
 from mlflow_keras_adv.training import loading
-from mlflow_keras_adv.training.custom_objects import custom_objects, sources
-from mlflow_keras_adv.training.saving import check_round_trip, save_without_optimizer
+from mlflow_keras_adv.training.custom_objects import (
+    CustomObject,
+    code_files,
+    custom_objects,
+    with_own_names,
+)
+from mlflow_keras_adv.training.saving import save_without_optimizer
+
+_logger = logging.getLogger(__name__)
 
 _FOLDER = "keras"
-_LOADER = "mlflow_keras_adv_loader"
-_NOT_IN_NAMES = "/:.%\"'"
+_HALF = {"float16", "bfloat16"}
+_LONGEST_LIST = 2000  # characters
 
 
 @keeps_random_state()
@@ -52,6 +60,7 @@ def log_model(
     input_example: Any = None,
     signature: ModelSignature | None = None,
     code_paths: Sequence[str | Path] = (),
+    package_data: Sequence[str] = (),
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, object] | None = None,
     metadata: dict[str, Any] | None = None,
@@ -62,20 +71,28 @@ def log_model(
 ) -> ModelInfo:
     """Logs a finished model, uncompiled, as a LoggedModel of a run.
 
-    Before anything is created in the store, the model is saved, loaded again and compared on the
-    input example.
+    Before anything is created in the store, the model is saved, loaded by `mlflow.pyfunc` with the
+    code that it takes along, and compared on the input example, in Python and over JSON.
+
+    Of its own code it takes along what is needed: the modules of its custom objects and those that
+    they import, as far as they are not installed. The tag `code` says which these were.
 
     Args:
         model: A built model. It stays as it is: compiled, with its optimizer.
         name: What to call it, without any of `/ : . % " '`.
         run_id: The run that made it; default: the active run of this thread. The model goes to the
             run's experiment. Without any run it has none, and goes where MLflow would put it.
-        input_example: A few samples, shape (samples, …), of the dtype that callers will send; for a
-            model with several inputs a dict of such arrays by name, or a list. Stored as JSON.
+        input_example: A few samples, shape (samples, …), of the dtype that callers will send:
+            numbers, texts or bytes, as array, tensor, Series, DataFrame or nested list; for a model
+            with several inputs a dict of such by name, a DataFrame with a column each, or a list.
+            Stored as JSON.
         signature: Default: that of the input example and of what the model answers; the number of
-            samples is free, and so is every other axis that the model leaves free.
-        code_paths: Files and package folders to take along. The modules of custom objects, and the
-            local modules that these import, are taken along anyway.
+            samples is free, and so is every other axis that the model leaves free. For texts and
+            ragged rows it says `object`, with which MLflow lets every shape pass.
+        code_paths: Files to take along, and package folders of which all modules are. Needed where
+            an import cannot be read from the source.
+        package_data: Patterns of other files that the code reads, such as "net/vocab/*.txt",
+            relative to the folder that its packages are in. Nothing but modules travels unasked.
         params: Params of the model, beside those of the run, over which they win.
         tags: Tags of the model.
         metadata: Kept in the MLmodel file.
@@ -94,84 +111,65 @@ def log_model(
     Raises:
         ValueError: A bad name, a model without weights, no input example and no signature.
         UserError: Who loads the model could not import a custom object, or Keras cannot load what
-            was saved, or the loaded model answers differently.
+            was saved, or the loaded model does not answer, or differently.
         mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
     """
-    _check_name(name)
+    wanted = LoggedAs(
+        name, run_id, params or {}, tags or {}, step, model_type, registered_model_name, metadata
+    )
     if input_example is None and signature is None:
         raise ValueError(
             "log_model needs an input_example (a few samples, such as x[:2]) or a signature"
         )
     places = [_existing(path) for path in code_paths]
-    inputs, example, list_inputs = inputs_of(model, input_example)
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary, _FOLDER)
         data.mkdir()
         file = data / loading.MODEL_FILE
         save_without_optimizer(model, file)
-        signature = signature or signature_of(model, inputs, example)
+        taken = inputs_of(model, input_example, signature)
+        signature = signature or signature_of(model, taken)
         objects = custom_objects(model, file, places)
-        known = {each.name: each.value for each in objects if each.value is not None}
-        check_round_trip(model, file, inputs, custom_objects=known)
+        with_own_names(file, objects)
+        code = code_files(objects, places, package_data)
+        for path, source in code.items():
+            target = data / loading.CODE_FOLDER / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
         description = {
             "custom_objects": {each.name: each.place for each in objects},
-            "list_inputs": list_inputs,
-        }
+            "feeds": taken.feeds,
+        } | ({"code": loading.CODE_FOLDER} if code else {})
         (data / loading.LOADING_FILE).write_text(json.dumps(description, indent=2))
-        loader = shutil.copy(loading.__file__, Path(temporary, f"{_LOADER}.py"))
-        modules = {each.module for each in objects}
-        given = {place.name for place in places}
-        found = [source for source in sources(modules) if source.name not in given]
-        folder = {
-            "loader_module": _LOADER,
-            "data_path": str(data),
-            "code_paths": [str(path) for path in (loader, *places, *found)],
-            "signature": signature,
-            "input_example": example,
-            "pip_requirements": list(pip_requirements or _requirements(modules, found)),
-        }
-        run = current_run() if run_id is None else known_run(run_id)
-        if run is not None and not answers(run.tracking_uri):
-            return _hand_in(
-                run,
-                folder,
-                Path(temporary, "model"),
-                metadata=metadata,
-                name=name,
-                params=params,
-                tags=tags,
-                model_type=model_type,
-                step=step,
-                registered_model_name=registered_model_name,
-            )
-        logged = _create(name, run_id, params=params, tags=tags, model_type=model_type)
-        try:
-            return Model.log(
-                artifact_path=None,
-                flavor=_KerasFlavor,
-                run_id=logged.source_run_id,
-                model_id=logged.model_id,
-                step=step,
-                metadata=metadata,
-                registered_model_name=registered_model_name,
-                # It would import the copies of modules that this process has already.
-                validate_serving_input=False,
-                **folder,
-            )
-        except BaseException as error:
-            # Model.log has marked the model FAILED after an Exception, but not after Ctrl-C.
-            if not isinstance(error, Exception):
-                client = mlflow.MlflowClient()
-                client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
-            raise
+        if code:
+            said = _said(code)
+            _logger.info("The model %s takes along %s", name, said)
+            wanted = replace(wanted, tags={"code": said, **wanted.tags})
+        save = partial(
+            _save,
+            data=data,
+            signature=signature,
+            input_example=taken.example,
+            pip_requirements=list(pip_requirements or _requirements(objects, code)),
+        )
+        folder, described = Path(temporary, "model"), Model(metadata=metadata)
+        save(folder, described)
+        _check(model, folder, taken)
+        return log_saved(save, folder, described, wanted)
 
 
 @keeps_random_state()
-def load_model(model_uri: str) -> keras.Model:
+def load_model(model_uri: str, *, custom_objects: Mapping[str, Any] | None = None) -> keras.Model:
     """Loads a Keras model that was logged by `log_model` or by `mlflow.keras`.
+
+    Its custom layers are made of the code that was logged with it, also where this program has
+    imported a module of the same name: their classes are not the program's.
 
     Args:
         model_uri: `models:/m-…`, `models:/name/version`, `runs:/<run id>/<name>` or a folder.
+        custom_objects: Classes and functions of this program to use instead, by the names that
+            Keras calls them: `{"package>Scale": Scale}`, or `{"Scale": Scale}` if `Scale` is not
+            registered with Keras.
 
     Returns:
         The model, uncompiled.
@@ -187,99 +185,55 @@ def load_model(model_uri: str) -> keras.Model:
             f"{model_uri} is not a Keras model: its flavors are {', '.join(flavors)}. "
             "Load it with mlflow.pyfunc.load_model."
         )
-    code = flavors.get(mlflow.pyfunc.FLAVOR_NAME, {}).get(mlflow.pyfunc.CODE)
-    if code:  # for good, as MLflow does: a module may import another when it runs
-        sys.path.insert(0, str(Path(folder, code)))
-    return loading.load(Path(folder, flavors["keras"]["data"]))
+    data, code = Path(folder, flavors["keras"]["data"]), None
+    if not (data / loading.CODE_FOLDER).is_dir():  # logged by version 0.1, or by mlflow.keras
+        code = flavors.get(mlflow.pyfunc.FLAVOR_NAME, {}).get(mlflow.pyfunc.CODE)
+    return loading.load(data, code and Path(folder, code), custom_objects)
 
 
-class _KerasFlavor:
-    """What `Model.log` has the folder written by: python_function, and Keras' flavor beside it."""
-
-    @staticmethod
-    def save_model(path: str, mlflow_model: Model, **arguments: Any) -> None:
-        arguments.pop("validate_serving_input", None)  # meant for Model.log, which hands it on
-        mlflow_model.add_flavor(
-            "keras",
-            data=f"data/{_FOLDER}",
-            keras_version=keras.__version__,
-            keras_backend=keras.backend.backend(),
-            save_exported_model=False,
+def _save(path: Path, described: Model, *, data: Path, **arguments: Any) -> None:
+    """Writes the folder: python_function, and Keras' flavor beside it."""
+    described.add_flavor(
+        "keras",
+        data=f"data/{_FOLDER}",
+        keras_version=keras.__version__,
+        keras_backend=keras.backend.backend(),
+        save_exported_model=False,
+    )
+    loader = f"mlflow_keras_adv_loader_{loading.DIGEST[:12]}"
+    with tempfile.TemporaryDirectory() as temporary:
+        mlflow.pyfunc.save_model(
+            str(path),
+            loader_module=loader,
+            data_path=str(data),
+            code_paths=[str(shutil.copy(loading.__file__, Path(temporary, f"{loader}.py")))],
+            mlflow_model=described,
+            **arguments,
         )
-        mlflow.pyfunc.save_model(path, mlflow_model=mlflow_model, **arguments)
 
 
-def _hand_in(
-    run: Run,
-    folder: dict[str, Any],
-    path: Path,
-    *,
-    metadata: dict[str, Any] | None,
-    name: str,
-    params: Mapping[str, object] | None,
-    tags: Mapping[str, object] | None,
-    **logged: Any,
-) -> ModelInfo:
-    """Leaves the model to the journal of its run, whose store does not answer."""
-    described = Model(run_id=run.run_id, metadata=metadata)
-    _KerasFlavor.save_model(str(path), described, **folder)
-    described.model_id = run.log_model_folder(
-        path, name=name, params=_texts(params), tags=_texts(tags), **logged
-    )
-    now = time.time_ns() // 1_000_000
-    pending = LoggedModel(
-        run.experiment_id,
-        described.model_id,
-        name,
-        artifact_location=str(path),
-        creation_timestamp=now,
-        last_updated_timestamp=now,
-        status=LoggedModelStatus.PENDING,
-    )
-    return described.get_model_info(pending)
+def _check(model: keras.Model, folder: Path, taken: Taken) -> None:
+    def answer() -> Arrays:
+        return loading.named_outputs(model, model(taken.inputs, training=False))
+
+    half = any(layer.compute_dtype in _HALF for layer in model._flatten_layers())
+    try:
+        check_served(folder, taken.sent, answer, tolerance=30 * TOLERANCE if half else TOLERANCE)
+    except UserError as error:
+        raise UserError(
+            f"{model.name!r}: {error}\nDo get_config() and build() of its custom layers say all "
+            "that it takes to make them? What a module reads or imports in ways that cannot be "
+            "seen in its source is taken along by code_paths and package_data."
+        ) from error.__cause__
 
 
-def _texts(values: Mapping[str, object] | None) -> dict[str, str]:
-    return {key: str(value) for key, value in (values or {}).items()}
-
-
-def _create(
-    name: str,
-    run_id: str | None,
-    *,
-    params: Mapping[str, object] | None,
-    tags: Mapping[str, object] | None,
-    model_type: str | None,
-) -> LoggedModel:
-    """A PENDING LoggedModel.
-
-    Left to `Model.log` it would be in the current experiment even if the run is in another, and the
-    run's params would win over those given.
-    """
-    active = mlflow.active_run()
-    if run_id is None and active is not None:
-        run_id = active.info.run_id
-    run = None if run_id is None else mlflow.get_run(run_id)
-    all_params = {**(run.data.params if run else {}), **(params or {})}
-    return mlflow.initialize_logged_model(
-        name=name,
-        source_run_id=run_id,
-        experiment_id=run.info.experiment_id if run else None,
-        params=_texts(all_params),
-        tags=_texts(tags),
-        model_type=model_type,
-    )
-
-
-def _check_name(name: str) -> None:
-    if not name:
-        raise ValueError("a model needs a name; got an empty one")
-    bad = sorted(set(name) & set(_NOT_IN_NAMES))
-    if bad:
-        raise ValueError(
-            f"a model cannot be called {name!r}: MLflow refuses {' '.join(bad)} in names. "
-            "Use '-' instead."
-        )
+def _said(code: Mapping[str, Path]) -> str:
+    """What is taken along, in a sentence."""
+    size = sum(file.stat().st_size for file in code.values())
+    listed = ", ".join(code)
+    if len(listed) > _LONGEST_LIST:
+        listed = f"{listed[:_LONGEST_LIST].rpartition(',')[0]}, …"
+    return f"{len(code)} files, {size / 1000:.1f} kB: {listed}"
 
 
 def _existing(path: str | Path) -> Path:
@@ -288,9 +242,10 @@ def _existing(path: str | Path) -> Path:
     return Path(path).resolve()
 
 
-def _requirements(modules: Iterable[str], shipped: Iterable[Path]) -> list[str]:
+def _requirements(objects: Iterable[CustomObject], code: Iterable[str]) -> list[str]:
     """Pinned as installed; found out without running the model in a subprocess, as MLflow would."""
-    tops = {module.partition(".")[0] for module in modules} - {path.stem for path in shipped}
+    shipped = {path.partition("/")[0].partition(".")[0] for path in code}
+    tops = {each.module.partition(".")[0] for each in objects} - shipped
     owners = packages_distributions() if tops else {}  # it reads all that is installed: a second
     custom = [owners[top][0] for top in sorted(tops) if top in owners]
     names = ["mlflow", "tensorflow", "keras", "numpy", *custom]

@@ -1,5 +1,6 @@
 """Comparison of runs: one table, one picture, one sentence, on the run that is their parent."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -11,6 +12,9 @@ from mlflow_keras_adv.comparison.view import say_where, view_address
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.store import answers
+
+_logger = logging.getLogger(__name__)
 
 
 @keeps_random_state()
@@ -89,7 +93,8 @@ def log_comparison(
 
     Logs the table `comparison.json`, the figure `learning_curves.png`, the `final/…` metrics of the
     winner (a parent without metrics shows an empty chart page) and the tag `winner`. Prints where
-    MLflow's own chart page shows the nested runs.
+    MLflow's own chart page shows the nested runs. While the store does not answer nothing is
+    compared, with a warning: the values are in journals, and can be compared when they are there.
 
     Args:
         run: The parent.
@@ -101,11 +106,21 @@ def log_comparison(
         curves: Metric keys of the figure's panels.
 
     Returns:
-        The winner's name.
+        The winner's name; of several candidates none, "", while the store does not answer.
 
     Raises:
         ValueError: If no candidate has the metric `select_by`.
     """
+    if not answers(run.tracking_uri):
+        _logger.warning(
+            "The runs %s are not compared: their store does not answer, and has not all of them. "
+            "Call log_comparison() again when it does.",
+            ", ".join(variants),
+        )
+        winner = candidates[0] if candidates is not None and len(candidates) == 1 else ""
+        if winner:
+            run.set_tags({"winner": winner})
+        return winner
     for each in variants.values():
         each.flush(GRACE_SECONDS)  # what is not in the store yet would be missing
     client = MlflowClient()

@@ -26,6 +26,7 @@ import requests
 from werkzeug.security import generate_password_hash
 
 from mlflow_keras_adv.tracking import courier
+from tests.compression import page as topologies
 from tests.faults.table import rows_of, write
 from tests.lock_holders import lock_holders
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
@@ -154,6 +155,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options that write the tables, and pictures of what a browser shows."""
     parser.addoption("--faults-table", type=Path, help="page to write the table of faults to")
     parser.addoption("--peers-table", type=Path, help="page to write the table of peers to")
+    parser.addoption("--topologies-table", type=Path, help="page to write the table of nets to")
     parser.addoption("--screenshots", type=Path, help="folder to keep screenshots in")
 
 
@@ -178,3 +180,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     page = session.config.getoption("--peers-table")
     if page is not None and (peer_rows := peers.rows_of(session.config)):
         peers.write(page, peer_rows)
+    page = session.config.getoption("--topologies-table")
+    if page is not None and (net_rows := topologies.rows_of(session.config)):
+        topologies.write(page, net_rows)

@@ -13,6 +13,9 @@ from typing import Any, Self
 
 import requests
 
+# Of the interpreter whose MLflow serves: in the matrix of versions, that of an older environment.
+SERVER_PYTHON = os.environ.get("MLFLOW_SERVER_PYTHON", sys.executable)
+
 
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on."""
@@ -55,7 +58,7 @@ class MlflowServer:
         self.address = f"http://127.0.0.1:{port}"
         self.database = f"sqlite:///{folder / 'mlflow.db'}"
         self._folder = folder
-        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        self._command = [SERVER_PYTHON, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         self._command += ["--port", str(port), "--workers", "1", *options]
         self._command += ["--backend-store-uri", self.database]
         self._command += ["--artifacts-destination", str(folder / "artifacts")]

@@ -1,10 +1,13 @@
-"""Who has installed less than README says is told so: `pip install -e .`, in an own environment."""
+"""Who has installed less than README says is told so: the extra `tensorflow` alone, by itself."""
 
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import keras
@@ -34,15 +37,28 @@ ASKING = {"distill": ["--quantize", "true"]}
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project, with the environment `venv` in it."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source distribution and the wheel, built of what is in the repository."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    copy_project(source)
+    shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("images"))
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def bare(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lessons without the package's source, and `venv`, in which its wheel is installed."""
     folder = copy_project(tmp_path_factory.mktemp("bare"))
-    for name in ("README.md", "LICENSE"):  # which pyproject.toml names
-        shutil.copy(ROOT / name, folder)
+    shutil.rmtree(folder / "mlflow_keras_adv")
     uv = str(Path(sys.executable).with_name("uv"))
     for arguments in (
         ["venv", "--python", sys.executable, "venv"],
-        ["pip", "install", "--python", "venv/bin/python", "-e", "."],
+        ["pip", "install", "--python", "venv/bin/python", f"{built[1]}[tensorflow]"],
     ):
         done = subprocess.run([uv, *arguments], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -57,6 +73,50 @@ def call(bare: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [program, *command[1:]], cwd=bare, env=shell, capture_output=True, text=True, timeout=600
     )
+
+
+def test_what_is_built_is_fit_for_an_index(built: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    with zipfile.ZipFile(built[1]) as wheel:
+        (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+        description = message_from_bytes(wheel.read(metadata)).get_payload()
+    assert "# mlflow_keras_adv" in description
+    assert re.findall(r"\]\((?!https?:)", description) == []  # beside it there are no files
+
+
+USED = """
+import sys, keras, mlflow, numpy as np
+import mlflow_keras_adv as mka
+assert "site-packages" in mka.__file__, mka.__file__
+x, y = np.eye(4, dtype="float32"), np.arange(4)
+runs = []
+for rate in (0.1, 0.5):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(rate), loss)
+    with mka.track(f"rate {rate}", log_system_metrics=False) as run:
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[mka.MlflowLogger()])
+    runs.append(run.run_id)
+with mlflow.start_run() as plain:
+    pass
+mka.compare(runs, output="report.html")
+client = mlflow.MlflowClient()
+print([len(client.get_metric_history(run, "batch/loss")) for run in runs])
+print(client.get_run(plain.info.run_id).data.tags["mlflow_keras_adv"])  # of the plugin
+"""
+
+
+def test_the_wheel_records_compares_and_plugs_in(bare: Path) -> None:
+    done = call(bare, "python", "-c", USED)
+    assert done.returncode == 0, done.stderr
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert done.stdout.splitlines()[-2:] == ["[3, 3]", version]
+    assert "rate 0.5" in (bare / "report.html").read_text()
+    helped = call(bare, "mlflow-keras-adv", "--help")
+    assert helped.returncode == 0
+    assert "sync" in helped.stdout
 
 
 def sentence(extra: str) -> str:

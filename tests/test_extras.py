@@ -12,8 +12,16 @@ from typing import Any
 
 import pytest
 
+import mlflow_keras_adv as mka
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.extras import EXTRAS, MissingExtraError, extra, missing, require
+from mlflow_keras_adv.extras import (
+    EXTRAS,
+    MissingExtraError,
+    extra,
+    missing,
+    require,
+    require_mlflow,
+)
 from tests.test_imports import imports_of
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +29,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = sorted(
     path for folder in ("mlflow_keras_adv", "projects") for path in (ROOT / folder).rglob("*.py")
 )
-EXTRA_OF = {module: name for name, modules in EXTRAS.items() for module in modules}
+# TensorFlow is asked for where a public name is looked up, and where an entry point begins.
+EXTRA_OF = {
+    module: name for name, modules in EXTRAS.items() for module in modules if name != "tensorflow"
+}
 # Distributions that are not called as their module is.
 CALLED = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
@@ -32,13 +43,13 @@ def names_of(requirements: list[str]) -> list[str]:
 
 def test_the_modules_are_those_of_pyproject() -> None:
     for name, modules in EXTRAS.items():
-        brought = names_of(PROJECT["optional-dependencies"][name])
+        brought = set(names_of(PROJECT["optional-dependencies"][name])) - {PROJECT["name"]}
         assert sorted(modules) == sorted(each.replace("-", "_") for each in brought)
 
 
 def test_what_is_imported_is_declared() -> None:
     tops = {each.split(".")[0] for source in SOURCES for each in imports_of(source.read_text())}
-    tops -= {*sys.stdlib_module_names, *EXTRA_OF, "mlflow_keras_adv", "projects"}
+    tops -= {*sys.stdlib_module_names, *EXTRA_OF, "tensorflow", "mlflow_keras_adv", "projects"}
     declared = names_of(PROJECT["dependencies"])
     assert {CALLED.get(top, top.replace("_", "-")) for top in tops} <= set(declared)
 
@@ -171,6 +182,53 @@ for name in ("bridge", "clustering", "conversion", "dead_channels", "graphs", "k
 shutil.rmtree(folder)
 print(json.dumps(said))
 """
+
+
+NO_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = None
+import mlflow_keras_adv as mka
+with mka.track("only tracked", log_system_metrics=False) as run:  # needs none
+    run.log_metrics({"m": 1.0}, step=1)
+try:
+    mka.MlflowLogger
+except ImportError as error:
+    print(error)
+"""
+TENSORFLOW = (
+    'tensorflow is not installed; the extra "tensorflow" brings it: pip install '
+    '"mlflow-keras-adv[tensorflow]", or any build of it, such as tensorflow-cpu'
+)
+
+
+def test_without_tensorflow_runs_are_tracked_and_a_callback_says_what_to_install() -> None:
+    command = [sys.executable, "-c", NO_TENSORFLOW]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == TENSORFLOW
+
+
+def test_without_tensorflow_an_entry_point_says_what_to_install() -> None:
+    program = (
+        "import sys, runpy; sys.modules['tensorflow'] = None; "
+        "runpy.run_module('projects.distill', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: {TENSORFLOW}\n"
+
+
+def test_a_part_of_mlflow_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_mlflow()
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)  # what mlflow-skinny does not bring
+    with pytest.raises(ImportError, match="only mlflow-skinny") as told:
+        _ = mka.track
+    assert isinstance(told.value, UserError)
+
+
 # Nothing of an extra is in them.
 BARE = {"Artifact", "constant", "polynomial"}
 

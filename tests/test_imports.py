@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mlflow_keras_adv"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
-STORE = {"numpy", "mlflow"}
+STORE = {"numpy", "mlflow", "packaging"}
 TRAINING = {"numpy", "tensorflow", "keras"}
 LITERT = {"tf_keras", "tensorflow_model_optimization", "ai_edge_litert", "litert_quantizer"}
 MEETING = STORE | TRAINING | {"pandas", "matplotlib"}
 
-# Imports NumPy and nothing else, and looks at libraries only where somebody has loaded them.
-EVERYWHERE = {"random_state"}
+# `random_state` imports NumPy and nothing else, and looks at libraries only where somebody has
+# loaded them. A module of `compat` is named after the package that it is about.
+EVERYWHERE = {"random_state", "compat"}
 
 # What each room may import beside the standard library and the rooms in the second set.
 ROOMS = {
@@ -25,6 +26,11 @@ ROOMS = {
     "when_imported.py": (set(), set()),
     "random_state.py": ({"numpy"}, set()),
     "extras.py": (set(), {"errors"}),
+    "compat/__init__.py": (set(), set()),
+    "compat/keras.py": (TRAINING, set()),
+    "compat/mlflow.py": (STORE, set()),
+    "compat/system.py": (set(), set()),
+    "compat/tested.py": (set(), set()),
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),
     "tracking/": (STORE, {"errors", "tracking"}),
     "training/": (TRAINING, {"errors", "training"}),
@@ -38,10 +44,15 @@ ROOMS = {
         {"errors", "tracking", "comparison", "doctor", "registry", "side_by_side"},
     ),
     "doctor.py": (STORE, {"errors", "tracking"}),
-    "litert.py": (STORE | {"pandas"}, {"errors", "extras", "compression", "litert_signature"}),
+    "litert.py": (
+        STORE | {"pandas"},
+        {"errors", "extras", "compression", "litert_signature", "model_logging", "served"},
+    ),
     "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
     "model_signature.py": (MEETING, {"training"}),
-    "models.py": (MEETING, {"errors", "tracking", "training", "model_signature"}),
+    "model_logging.py": (STORE, {"tracking"}),
+    "models.py": (MEETING, {"errors", "training", "model_signature", "model_logging", "served"}),
+    "served.py": (STORE, {"errors"}),
     "measure.py": (MEETING, {"errors", "tracking", "training", "compression", "models"}),
     "measure_file.py": (
         STORE | {"pandas"},
@@ -67,7 +78,7 @@ ROOMS = {
 
 
 def room_of(module: str) -> str:
-    return module if "/" not in module else module.split("/")[0] + "/"
+    return module if module in ROOMS or "/" not in module else module.split("/")[0] + "/"
 
 
 def imports_of(source: str) -> list[str]:
@@ -99,6 +110,8 @@ def test_a_module_imports_only_what_its_room_may_know(module: str) -> None:
         top, *rest = imported.split(".")
         if top == "mlflow_keras_adv":
             assert "*" in rooms or rest[0] in rooms, f"{module} may not know {imported}"
+            about = {*rest[1:2]} & {"keras", "mlflow"} if rest[0] == "compat" else set()
+            assert about <= third_party, f"{module} may not know {imported}"
         elif top not in sys.stdlib_module_names:
             assert top in third_party, f"{module} may not import {imported}"
 

@@ -19,7 +19,7 @@ import pytest
 import requests
 from mlflow.entities import LoggedModelStatus
 
-from mlflow_keras_adv import models
+from mlflow_keras_adv import model_logging
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.models import load_model, log_model
 from mlflow_keras_adv.tracking.run import track
@@ -148,7 +148,9 @@ def test_the_logged_folder_says_what_a_caller_must_know(tmp_path: Path, run_id: 
     assert json.loads((folder / "input_example.json").read_text()) == X[:2].tolist()
     pinned = [f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")]
     assert (folder / "requirements.txt").read_text().split() == pinned
-    assert [path.name for path in (folder / "code").iterdir()] == ["mlflow_keras_adv_loader.py"]
+    [loader] = (folder / "code").iterdir()
+    assert loader.name.startswith("mlflow_keras_adv_loader_")
+    assert not (folder / "data" / "keras" / "code").exists()
     assert mlflow.models.Model.load(folder).model_size_bytes > 0
 
 
@@ -276,7 +278,7 @@ if __name__ == "__main__":
     model = keras.Sequential([keras.Input((4,)), Scale(), Shift(by=2.0), dense])
     info = mka.log_model(model, name="m", input_example=x)
     loaded = mka.load_model(info.model_uri)
-    assert type(loaded.layers[1]) is Shift, "the running script is not imported a second time"
+    assert type(loaded.layers[1]) is not Shift, "what the script is tomorrow is not what it was"
     print(json.dumps([info.model_uri, model.predict(x, verbose=0).tolist()]))
 """
 FRESH = """
@@ -289,7 +291,8 @@ names = ("mo_layers", "steps", "mlflow_keras_adv")
 assert [find_spec(name) for name in names] == [None] * 3
 import mlflow, numpy
 model = mlflow.pyfunc.load_model(sys.argv[2])
-assert "/artifacts/code/" in sys.modules["mlflow_keras_adv"].__file__
+assert "mlflow_keras_adv" not in sys.modules
+assert any(name.endswith(".mlflow_keras_adv") for name in sys.modules)
 print(json.dumps(model.predict(numpy.array(json.loads(sys.argv[1]), "float32")).tolist()))
 """
 
@@ -320,21 +323,6 @@ def test_custom_objects_load_in_a_process_that_has_only_the_model(
     uri, expected = printed(source, str(ROOT), "-m", "steps.train", x)
     # Both predict in a compiled graph on the same machine: the same sums in the same order.
     assert printed(elsewhere, "", "-c", FRESH, x, uri, str(ROOT)) == expected
-
-
-def test_custom_objects_of_an_imported_module_load_in_the_process_that_logged_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_id: str
-) -> None:
-    written(tmp_path, "mo_layers.py", LAYERS)
-    written(tmp_path, "mo_constants.py", "FACTOR = 3.0")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    layers = import_module("mo_layers")
-    dense = keras.layers.Dense(3, activation=layers.squash)
-    model = keras.Sequential([keras.Input((4,)), layers.Scale(), dense])
-    info = log_model(model, name="m", run_id=run_id, input_example=X[:2])
-    loaded = load_model(info.model_uri)
-    assert type(loaded.layers[0]) is layers.Scale
-    np.testing.assert_array_equal(loaded(X), model(X))
 
 
 @pytest.mark.slow
@@ -372,7 +360,7 @@ def test_the_model_answers_over_http(tmp_path: Path, run_id: str) -> None:
 def test_a_bad_name_is_refused_before_anything_is_created(
     client: mlflow.MlflowClient, experiment: str, name: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"cannot be called|needs a name"):
+    with pytest.raises(ValueError, match="cannot be called"):
         log_model(classifier(), name=name, input_example=X[:2])
     assert client.search_logged_models([experiment]) == []
 
@@ -462,7 +450,7 @@ def test_a_model_that_is_logged_in_an_outage_is_the_same_model_afterwards(
 ) -> None:
     model = classifier()
     with track(log_system_metrics=False) as run:
-        monkeypatch.setattr(models, "answers", lambda uri: False)
+        monkeypatch.setattr(model_logging, "answers", lambda uri: False)
         info = log_model(
             model, name="m", input_example=X[:2], tags={"variant": "a"}, params={"p": 1}
         )

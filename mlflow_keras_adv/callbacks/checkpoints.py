@@ -38,6 +38,9 @@ class Checkpoints(EitherKeras):
     of other layers that draw. A training without them goes on to the last bit, if its examples come
     in the same order; one with dropout goes on with other masks.
 
+    Keras' `SwapEMAWeights` validates the averaged weights. For checkpoints of those, put this
+    callback behind a `SwapEMAWeights(swap_on_epoch=True)`, as with `ModelCheckpoint`.
+
     Args:
         monitor: Name of the value in the epoch's logs that decides. NaN and infinity never win.
         mode: "min", "max" or "auto"; see `Monitor`.

@@ -1,16 +1,14 @@
 """EitherKeras: what every callback of ours has in common, in `fit` of Keras 3 and of tf_keras."""
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.fits import AsksForTheEnd, know_fits
-
-_logger = logging.getLogger(__name__)
 
 
 class EitherKeras(keras.callbacks.Callback, AsksForTheEnd):
@@ -22,7 +20,7 @@ class EitherKeras(keras.callbacks.Callback, AsksForTheEnd):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._fences: dict[str, Fence] = {}
         know_fits()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -44,18 +42,16 @@ class EitherKeras(keras.callbacks.Callback, AsksForTheEnd):
 def _sparing(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(hook)
     def sparing(self: EitherKeras, *args: Any, **kwargs: Any) -> None:
-        try:
-            hook(self, *args, **kwargs)
-        except Exception as error:
-            if name == "on_train_begin" and isinstance(error, UserError):
-                raise
-            if name not in self._said:
-                self._said.add(name)
-                _logger.warning(
-                    "%s.%s failed, the training goes on without: %r",
-                    type(self).__name__,
-                    name,
-                    error,
-                )
+        said: UserError | None = None
+        what = f"{type(self).__name__}.{name}"
+        with self._fences.setdefault(name, Fence(what, tries_again=True))():
+            try:
+                hook(self, *args, **kwargs)
+            except UserError as error:
+                if name != "on_train_begin":
+                    raise
+                said = error
+        if said is not None:
+            raise said
 
     return sparing

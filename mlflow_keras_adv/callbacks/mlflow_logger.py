@@ -21,6 +21,7 @@ from mlflow_keras_adv.tracking.process_end import before_the_end, grace_left
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
 from mlflow_keras_adv.tracking.sigterm import raises_terminated
 from mlflow_keras_adv.training.batches import steps_per_execution
+from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.session import join_session, session_of
 from mlflow_keras_adv.training.settings import (
@@ -99,7 +100,8 @@ class MlflowLogger(EitherKeras):
     @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training: from here on each step writes its row."""
-        self.leave()  # nobody may have seen the last training raise
+        if not self._stands_aside():
+            self.leave()  # nobody may have seen the last training raise
         around = training_around_own(self.model)
         if around is not None and around in _run_of:
             return  # its steps are steps of that training, which is on record
@@ -152,6 +154,21 @@ class MlflowLogger(EitherKeras):
             record, self._record = self._record, None
             record.end(InterruptedTrainingError())
 
+    def _stands_aside(self) -> bool:
+        """Keeps the record of a training in whose callbacks this one is given to another `fit`."""
+        record, inner = self._record, training_of(self.model)
+        if record is None or inner is None or not record.is_around(inner):
+            return False
+
+        def take_up_again(_: BaseException | None) -> None:
+            self._record = record
+            self.set_model(record.model)
+            self.set_params(record.fit_params)
+
+        inner.at_end(take_up_again)
+        self._record = None
+        return True
+
 
 class InterruptedTrainingError(RuntimeError):
     """Stands for whatever ended a training without a word."""
@@ -172,7 +189,8 @@ class _Record:
         self._own: AbstractContextManager[Run] | None = None
         self._let_go: Callable[..., None] | None = None
         self._ended = False
-        self._model = model
+        self.model = model
+        self.fit_params = fit_params
         self._arguments = {} if self._training is None else self._training.arguments
         # None in a CallbackList of the user's own that was given none.
         self._fit_settings = fit_settings(self._arguments, fit_params or {})
@@ -180,13 +198,14 @@ class _Record:
         self._settings: dict[str, object] = {}
         self._described: dict[str, Any] = {}
         self._recorded: set[str] = set()
+        self._describing = Fence(f"Recording all settings of {model.name}", tries_again=True)
         self._said: set[str] = set()
         self._resumed = False
         self._late: tuple[int, Mapping[str, Any], set[str]] | None = None
-        self.run = self._open(run_id, model)
-        self.run.counts["trainings"] += 1
-        self._file_suffix = f"-{n}" if (n := self.run.counts["trainings"]) > 1 else ""
         try:
+            self.run = self._open(run_id, model)
+            self.run.counts["trainings"] += 1
+            self._file_suffix = f"-{n}" if (n := self.run.counts["trainings"]) > 1 else ""
             self.session = join_session(model, token=fit_params)
             self.session.subscribe(self._receive)
             # The end of a `track` sees to it where nobody knows of the training's own.
@@ -200,12 +219,13 @@ class _Record:
         if around is not None and (session := session_of(around.model)) is not None:
             session.read()  # steps are numbered in the order in which they were made
         run = attach_run(run_id) if run_id is not None else current_run()
+        own: AbstractContextManager[Run] | None = None
         if run is None:
-            self._own = track()
+            own = track()
         elif run_id is None and around is not None and _run_of.get(around) == run.run_id:
-            self._own = run.child(model.name)  # another model has curves of its own
-        if self._own is not None:
-            run = self._own.__enter__()
+            own = run.child(model.name)  # another model has curves of its own
+        if own is not None:
+            run, self._own = own.__enter__(), own
         assert run is not None
         if self._training is not None:
             _run_of[self._training] = run.run_id
@@ -216,6 +236,16 @@ class _Record:
             self._undo.append(lambda: terminated.__exit__(None, None, None))
             self._let_go = run.hold()
         return run
+
+    def is_around(self, inner: Training) -> bool:
+        """Whether `inner` is a `fit` that a callback of the training on this record calls."""
+        training = self._training
+        return (
+            training is not None
+            and training is not inner
+            and training.is_under_way
+            and training.is_of_this_thread
+        )
 
     def epoch_begin(self, epoch: int) -> None:
         self._log_late()
@@ -270,15 +300,15 @@ class _Record:
 
     def _close(self, error: BaseException | None) -> None:
         while self._undo:
-            self._undo.pop()()
+            with Fence("What ends with a record", tries_again=True)():
+                self._undo.pop()()
         if self._own is not None:
             traceback = None if error is None else error.__traceback__
             self._own.__exit__(None if error is None else type(error), error, traceback)
-            return
-        if not self.run.is_held:
-            # Somebody else's run, which may end any moment: it has by then what it was handed.
-            self.run.settle(grace_left(GRACE_SECONDS))
-        if self._let_go is not None:
+        elif self._let_go is not None:
+            if not self.run.is_held:
+                # Somebody else's run, which may end any moment: it has by then what it was handed.
+                self.run.settle(grace_left(GRACE_SECONDS))
             self._let_go(error)
 
     def _log_late(self) -> None:
@@ -321,19 +351,16 @@ class _Record:
 
     def _describe(self, describe: Callable[..., None], *arguments: Any) -> None:
         """Whatever a model or optimizer of the user's own answers, its training goes on."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a lambda in a schedule, say: nothing is saved
-                describe(*arguments)
-        except Exception as error:
-            self._say(f"The settings of {self._model.name} are not fully recorded: {error!r}")
+        with self._describing(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a lambda in a schedule, say: nothing is saved
+            describe(*arguments)
 
     def _log_model(self) -> None:
         # Only now: a model that builds itself in its first step has no weights before.
-        self._params |= flatten({"model": model_settings(self._model)})
+        self._params |= flatten({"model": model_settings(self.model)})
         self.run.log_params(self._params)
-        self.run.set_tags(environment_tags(self._model))
-        self.run.log_text(model_summary(self._model), f"model_summary{self._file_suffix}.txt")
+        self.run.set_tags(environment_tags(self.model))
+        self.run.log_text(model_summary(self.model), f"model_summary{self._file_suffix}.txt")
 
     def _log_optimizers(self, names: Sequence[str]) -> None:
         """Logs the settings of those that trained: one that a model merely holds has not."""
@@ -358,12 +385,12 @@ class _Record:
                 else "If the step was traced before the loop began, use loop.function(step)."
             )
             self._say(
-                f"No optimizer of {self._model.name} made an update that could be seen (looked at: "
+                f"No optimizer of {self.model.name} made an update that could be seen (looked at: "
                 f"{looked_at}), so gradient norms and learning rates are not recorded. {advice}"
             )
         if self._batches and self.session.in_fit and "batch/loss" not in self._recorded:
             self._say(
-                f"The train_step of {self._model.name} neither calls self.compute_loss nor returns "
+                f"The train_step of {self.model.name} neither calls self.compute_loss nor returns "
                 "a loss, so batch/loss is not recorded; the epoch's train/loss is."
             )
 

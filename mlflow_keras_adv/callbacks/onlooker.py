@@ -1,8 +1,8 @@
 """Onlooker: where a callback beside `MlflowLogger` stands: at which training, run and step."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
 from mlflow_keras_adv.training.batches import steps_per_execution
+from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.session import join_session
 from mlflow_keras_adv.training.trainings import training_of
@@ -35,7 +36,7 @@ class Onlooker:
         self._hand_out = receive
         self._session = join_session(callback.model, token=callback.params)
         self._session.subscribe(self._receive)
-        self._said: set[str] = set()
+        self._fences: dict[str, Fence] = {}
         self._withdraw = [run.on_exit(callback.leave)]
         if (training := training_of(callback.model)) is not None:
             self._withdraw.append(training.at_end(lambda _: callback.leave()))
@@ -89,19 +90,13 @@ class Onlooker:
             withdraw()
         self._session.unsubscribe(self._receive)
 
-    @contextmanager
-    def spares_training(self, task: str) -> Iterator[None]:
+    def spares_training(self, task: str) -> AbstractContextManager[None]:
         """Ends the block, and not the training, when something in it fails; says so once.
 
         Args:
             task: What is done in the block, as the subject of a sentence.
         """
-        try:
-            yield
-        except Exception as error:
-            if task not in self._said:
-                self._said.add(task)
-                _logger.warning("%s failed, the training goes on without: %r", task, error)
+        return self._fences.setdefault(task, Fence(task, tries_again=True))()
 
     def _receive(self, readings: Readings) -> None:
         steps = self.run.axis.steps_of(readings, readings.batches)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from mlflow_keras_adv.comparison.artifacts import Artifacts
+from mlflow_keras_adv.compat.mlflow import image_key
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def _named(paths: Sequence[str]) -> dict[str, str]:
         if not path.lower().endswith(_TYPES):
             continue
         series = _SERIES.match(path)
-        name = f"images/{series['key'].replace('~', '/')}" if series else path
+        name = f"images/{image_key(series['key'])}" if series else path
         order = (int(series["step"]), int(series["time"]), path) if series else (0, 0, path)
         found[name] = max(found.get(name, order), order)
     return {name: path for name, (_, _, path) in found.items()}

@@ -12,6 +12,12 @@ from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
+from mlflow_keras_adv.compression.proof import (
+    prove,
+    prove_graph,
+    prove_outputs,
+    prove_weights,
+)
 from mlflow_keras_adv.compression.tfmot_names import ClusteringRegistry, cluster_weights, tfmot
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
@@ -137,9 +143,10 @@ def cluster(
         )
 
     wrapped = tf_keras.models.clone_model(carried, clone_function=wrap)
+    prove("cluster_weights", carried, wrapped, tuning.sample, changed=chosen)
+    _returned(wrapped, tuning.sample, model, chosen)  # what cannot be had is known before
     tuning.fit(tuning.in_tf_keras(wrapped, compiled), [])
-    stripped = tfmot.clustering.keras.strip_clustering(wrapped)
-    result = to_keras(stripped, tuning.sample, like=model)
+    result = _returned(wrapped, tuning.sample, model, chosen)
     rows = _table(result, chosen)
     for row in rows:
         if row.name in preserved and row.sparsity < before[row.name]:
@@ -148,6 +155,18 @@ def cluster(
                 f"{row.sparsity:.1%} after. Give it more clusters, or a smaller learning rate."
             )
     return Clustered(result, rows)
+
+
+def _returned(
+    wrapped: tf_keras.Model, sample: Any, like: keras.Model, chosen: Mapping[str, int]
+) -> keras.Model:
+    """What has been clustered, as a model of Keras 3."""
+    stripped = tfmot.clustering.keras.strip_clustering(wrapped)
+    check_weights(stripped)  # NaN is equal to nothing
+    prove_graph("strip_clustering", wrapped, stripped)
+    prove_weights("strip_clustering", wrapped, stripped, changed=chosen)
+    prove_outputs("strip_clustering", wrapped, stripped, sample)
+    return to_keras(stripped, sample, like=like)
 
 
 def _chosen(

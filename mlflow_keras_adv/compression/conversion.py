@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.keras import export_litert
 from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.file_layers import operations_of_layers
@@ -131,7 +132,7 @@ def _runner(model: keras.Model, x: Any, batch_size: int | None) -> LiteRTModel:
 
 
 def _exported(model: keras.Model, x: Any, batch_size: int | None) -> bytes:
-    options: dict[str, Any] = {}
+    signature: list[Any] | None = None
     if batch_size is not None:
         arrays = keras.tree.flatten(x)
         inputs = getattr(model, "inputs", None) or [None] * len(arrays)
@@ -143,12 +144,12 @@ def _exported(model: keras.Model, x: Any, batch_size: int | None) -> bytes:
             )
             for array, each in zip(arrays, inputs, strict=True)
         ]
-        options["input_signature"] = [keras.tree.pack_sequence_as(x, specs)]
+        signature = [keras.tree.pack_sequence_as(x, specs)]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow's own, about what it does itself
         file = Path(folder, "model.tflite")
         try:
-            model.export(file, format="litert", verbose=False, **options)
+            export_litert(model, file, signature, x)
         except Exception as error:  # what the converter raises has no end
             message = str(error).strip().splitlines() or [repr(error)]
             raise ValueError(f"it cannot be converted: {message[0]}") from error

@@ -138,6 +138,17 @@ def calibrate(model: tf_keras.Model, batches: Iterable[Any]) -> None:
             variables["max_var"].assign(high)
 
 
+def measure_weights(model: tf_keras.Model) -> None:
+    """Sets the ranges of all weights to their own, as each step of the training does.
+
+    Args:
+        model: From tfmot's `quantize_apply`; its ranges are written, nothing else.
+    """
+    for layer in model.layers:
+        for weight, quantizer, held in getattr(layer, "_weight_vars", []):
+            quantizer(weight, True, weights=held)
+
+
 def widen_dead_ranges(model: tf_keras.Model) -> None:
     """Gives channels whose weights are all 0, or next to it, a range that their bias fits.
 

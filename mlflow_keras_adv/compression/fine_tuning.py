@@ -69,7 +69,7 @@ class FineTuning:
         self._callbacks = list(settings.pop("callbacks", None) or [])
         given = (loss, loss_weights, metrics, weighted_metrics)
         own = {key: v for key, v in zip(CONFIGURED, given, strict=True) if v is not None}
-        self._configured = {**compiled_with(model), **own}
+        self._configured = {**compiled_with(model, own), **own}
         if "loss" not in self._configured:
             raise UserError(
                 f"model {model.name!r} is not compiled with a loss to train on; pass loss=…, as "

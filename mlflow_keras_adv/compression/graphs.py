@@ -3,7 +3,8 @@
 Neither library has public names for the calls in a functional model.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
@@ -45,18 +46,31 @@ def is_graph(operation: Any) -> bool:
 
 
 def named_operations(model: Any) -> list[tuple[str, Any]]:
-    """Layers and operations of a model and of those nested in it, with their names across."""
+    """Layers and operations of a model and of those nested in it, with their names across.
+
+    The names differ from each other, also where a layer is called `head.dense` beside a model
+    `head` with a layer `dense`.
+    """
     found: dict[int, tuple[str, Any]] = {}
+    taken: set[str] = set()
 
     def visit(inner: Any, prefix: str) -> None:
         for operation in operations(inner):
             if is_graph(operation):
                 visit(operation, f"{prefix}{operation.name}.")
-            else:
-                found.setdefault(id(operation), (prefix + operation.name, operation))
+            elif id(operation) not in found:
+                name = unused(prefix + operation.name, taken)
+                taken.add(name)
+                found[id(operation)] = (name, operation)
 
     visit(model, "")
     return list(found.values())
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """The name, with a number if it is taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def operations(model: Any) -> Iterator[Any]:

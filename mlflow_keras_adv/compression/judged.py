@@ -5,7 +5,7 @@ be translated: the loss, its weights, the metrics, how labels and sample weights
 outputs and what the logs are called are Keras 3's own code, on what the other model answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -21,30 +21,40 @@ with extra("compression"):
 CONFIGURED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
 
-def compiled_with(model: keras.Model) -> dict[str, Any]:
+def compiled_with(model: keras.Model, given: Collection[str] = ()) -> dict[str, Any]:
     """What a model was compiled with; metrics, which keep a state, as new ones of the same kind.
 
     Args:
         model: A model of Keras 3; one that was not compiled gives nothing.
+        given: Left out, as they are given anew.
 
     Returns:
-        Those of `CONFIGURED` that were given.
+        Those of `CONFIGURED` that the model has.
+
+    Raises:
+        UserError: Of a metric that cannot be made anew.
     """
     # get_compile_config() is public, but of a function it keeps a name at best.
     kept = getattr(model, "_compile_config", None)
     config = dict(kept.config) if kept is not None else {"loss": getattr(model, "loss", None)}
     found = {key: config[key] for key in CONFIGURED if config.get(key) is not None}
+    found = {key: value for key, value in found.items() if key not in given}
     for key in found.keys() & {"metrics", "weighted_metrics"}:
         found[key] = keras.tree.map_structure(_renewed, found[key])
     return found
 
 
 def _renewed(metric: Any) -> Any:
-    return type(metric).from_config(metric.get_config()) if _is_metric(metric) else metric
-
-
-def _is_metric(metric: Any) -> bool:
-    return isinstance(metric, keras.metrics.Metric)
+    if not isinstance(metric, keras.metrics.Metric):
+        return metric
+    try:
+        return type(metric).from_config(metric.get_config())
+    except Exception as error:  # what a class of the user raises has no end
+        raise UserError(
+            f"the metric {metric.name!r} ({type(metric).__name__}) of the compiled model cannot be "
+            f"made anew from its get_config(): {error}. Give metrics=… and weighted_metrics=…, or "
+            "say there all that it takes."
+        ) from error
 
 
 class Judge:
@@ -170,6 +180,5 @@ def names_of_outputs(model: keras.Model) -> list[str]:
         return sorted(structure, key=lambda key: named[key])
     names: list[str] = []
     for name in model.output_names:
-        taken = sum(each == name or each.startswith(f"{name}_") for each in names)
-        names.append(f"{name}_{taken}" if name in names else name)
+        names.append(graphs.unused(name, names))
     return names

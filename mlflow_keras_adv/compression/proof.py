@@ -7,7 +7,7 @@ be proved is refused by name, before any training.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,7 @@ def prove(
     sample: Any,
     *,
     tolerance: float = TOLERANCE,
-    changed: Mapping[str, Any] | None = None,
+    changed: Collection[str] = (),
 ) -> None:
     """Proves that a step has kept the graph, the weights and the outputs of a model.
 
@@ -41,14 +41,14 @@ def prove(
             belong to, `name.…`; tfmot's wrappers count as what they wrap, without rounding.
         sample: Inputs of both.
         tolerance: How far outputs may be apart, as a share of the largest.
-        changed: By layer, what is allowed to be other than before: its weights are not compared. If
+        changed: Layers that are meant to be other than before: their weights are not compared. If
             there are any, neither are the outputs.
 
     Raises:
         UserError: Naming the layer, the weight or the output that is not what it was.
     """
     prove_graph(step, before, after)
-    prove_weights(step, before, after, changed=frozenset(changed or ()))
+    prove_weights(step, before, after, changed=changed)
     if not changed:
         prove_outputs(step, before, after, sample, tolerance=tolerance)
 
@@ -78,7 +78,7 @@ def prove_graph(step: str, before: Any, after: Any) -> None:
     Raises:
         UserError: Naming a layer that is missing, new, or fed otherwise.
     """
-    names = {name for name, _ in graphs.named_operations(before)}
+    names = {unwrapped_name(each, name) for name, each in graphs.named_operations(before)}
     names |= set(_input_names(before))
     one, other = _read(before, names), _read(after, names)
     there = Counter(number for _, number, _ in other.calls)
@@ -155,6 +155,10 @@ def unwrapped_name(layer: Any, name: str) -> str:
     return str(layer.layer.name) if is_wrapper(layer) else name
 
 
+def _unwrapped(layer: Any) -> Any:
+    return layer.layer if is_wrapper(layer) else layer
+
+
 def is_wrapper(layer: Any) -> bool:
     """Whether tfmot has put this around a layer; tf_keras has wrappers too, which are layers."""
     return _is_of_tfmot(layer) and hasattr(layer, "layer")
@@ -174,9 +178,7 @@ def owner_of(name: str, names: set[str]) -> str | None:
 # The weights
 
 
-def prove_weights(
-    step: str, before: Any, after: Any, *, changed: frozenset[str] = frozenset()
-) -> None:
+def prove_weights(step: str, before: Any, after: Any, *, changed: Collection[str] = ()) -> None:
     """Proves that every weight is where it was: in its layer, of its value, trained or not.
 
     Args:
@@ -188,7 +190,8 @@ def prove_weights(
     Raises:
         UserError: Naming the layer.
     """
-    layers = graphs.named_layers(before)
+    named = graphs.named_layers(before).items()
+    layers = {unwrapped_name(each, name): _unwrapped(each) for name, each in named}
     found: dict[str, list[tuple[np.ndarray, bool]]] = {name: [] for name in layers}
     for own, layer in graphs.named_layers(after).items():
         name = unwrapped_name(layer, own)
@@ -229,12 +232,34 @@ def prove_outputs(
 ) -> None:
     """Proves that two models answer alike, in inference mode and without rounding.
 
+    They do so on the sample and on random numbers in its range: a few real samples may be alike, or
+    empty in places.
+
     Raises:
         UserError: Naming the output.
     """
     arrays = keras.tree.flatten(sample)
     if not arrays or any(len(array) == 0 for array in arrays):
         raise UserError("batch is empty; give a few samples of what the model takes, such as x[:8]")
+    _compare_outputs(step, one, other, sample, tolerance)
+    generator = np.random.default_rng(0)
+    other_sample = keras.tree.map_structure(lambda array: _like(array, generator), sample)
+    if all(np.isfinite(answer).all() for answer in answers_of(one, other_sample)):
+        _compare_outputs(step, one, other, other_sample, tolerance)
+
+
+def _like(array: Any, generator: np.random.Generator) -> np.ndarray:
+    """Numbers of the shape, the kind and the range of an array."""
+    values = np.asarray(array)
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        return generator.permuted(values, axis=0)
+    low, high = values.min(), values.max()
+    if values.dtype.kind in "iu":
+        return generator.integers(low, high, size=values.shape, dtype=values.dtype, endpoint=True)
+    return generator.uniform(low, high, size=values.shape).astype(values.dtype)
+
+
+def _compare_outputs(step: str, one: Any, other: Any, sample: Any, tolerance: float) -> None:
     expected, answers = answers_of(one, sample), answers_of(other, sample)
     for position, (a, b) in enumerate(zip(expected, answers, strict=True)):
         largest = np.max(np.abs(a), initial=0)

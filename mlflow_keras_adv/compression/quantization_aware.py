@@ -18,6 +18,7 @@ from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, 
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fake_quantizers import (
     calibrate,
+    measure_weights,
     widen_dead_ranges,
     with_borders,
 )
@@ -135,33 +136,22 @@ def quantize_aware(
     prove("quantize_apply", carried, quantized, tuning.sample)
     preserving = Preserving(quantized, sparsity=preserve_sparsity, clusters=preserve_clusters)
     calibrate(quantized, tuning.calibration())
+    measure_weights(quantized)
     trained = tuning.in_tf_keras(quantized, compiled)
+    kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
+    kind += "" if io == "float32" else f"_{io}_io"
+    x = _some(tuning.calibration())
+    _proved_file(model, trained, x, kind, io)  # what cannot be had is known before the training
     with preserving.without_warning():
         tuning.fit(trained, [preserving])
     preserving.check()
-    widen_dead_ranges(quantized)
-    content = _converted(trained, io)
-    _check_biases(model.name, content)
+    content, feeds, apart = _proved_file(model, trained, x, kind, io)
     kernels = [each.values for each in file_weights(content) if each.dtype == "int8"]
     preserving.check_file(kernels)
-    runner = LiteRTModel(content)
-    x = _some(tuning.calibration())
-    feeds = arrays_by_name(model, runner, x)
-    answers = answers_of(model, x)
-    names = names_of_outputs(model)
-    if set(answers) != {tensor.name for tensor in runner.outputs}:
+    answers, names = answers_of(model, x), names_of_outputs(model)
+    if set(answers) != set(names):
         answers = dict(zip(names, answers.values(), strict=True))
-    kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
-    kind += "" if io == "float32" else f"_{io}_io"
     artifact = compare(content, kind, feeds, answers, float_layers=tuple(sorted(left)))
-    rounded = dict(zip(names, _trained_answers(trained, x), strict=True))
-    apart = _apart(runner, feeds, rounded)
-    if not apart <= TRAINED_TOLERANCE:
-        raise UserError(
-            f"scheme {kind}: the file of model {model.name!r} answers differently from the model "
-            f"that was trained, by {apart:.2g} of the largest answer (root mean square), expected "
-            f"at most {TRAINED_TOLERANCE:g}. Quantize it after training, with quantize."
-        )
     artifact = replace(artifact, trained_difference=apart)
     if min_agreement is not None:
         check_agreement(artifact, min_agreement)
@@ -259,7 +249,33 @@ def _known_activation(layer: Any) -> bool:
     return activation is None or getattr(activation, "__name__", "") in _ACTIVATIONS
 
 
-def _converted(model: tf_keras.Model, io: str = "float32") -> bytes:
+def _proved_file(
+    model: keras.Model, trained: tf_keras.Model, x: Any, kind: str, io: str
+) -> tuple[bytes, Arrays, float]:
+    """The file of a model in training as it is now; `x` by the file's inputs; how far apart."""
+    widen_dead_ranges(trained)
+    content = _converted(trained, io)
+    _check_biases(model.name, content)
+    try:
+        runner = LiteRTModel(content)
+        feeds = arrays_by_name(model, runner, x)
+        answers = _trained_answers(trained, x)
+        apart = _apart(runner, feeds, dict(zip(names_of_outputs(model), answers, strict=True)))
+    except ValueError as error:
+        raise UserError(
+            f"scheme {kind}: the file of model {model.name!r} does not run: {error}. Quantize it "
+            "after training, with quantize."
+        ) from error
+    if not apart <= TRAINED_TOLERANCE:
+        raise UserError(
+            f"scheme {kind}: the file of model {model.name!r} answers differently from the model "
+            f"in training, by {apart:.2g} of the largest answer (root mean square), expected at "
+            f"most {TRAINED_TOLERANCE:g}. Quantize it after training, with quantize."
+        )
+    return content, feeds, apart
+
+
+def _converted(model: tf_keras.Model, io: str) -> bytes:
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = _BORDERS[io]

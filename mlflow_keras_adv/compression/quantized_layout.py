@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from mlflow_keras_adv.compression.graphs import unused
 from mlflow_keras_adv.compression.proof import is_wrapper
 from mlflow_keras_adv.compression.tfmot_names import (
     Default8BitQuantizeLayoutTransform,
@@ -94,7 +95,7 @@ class _Transformer(ModelTransformer):
             else:
                 # The name of a Lambda is a pattern by which tfmot finds it.
                 own = name if kind == "Lambda" else f"{replaced}.{re.sub(r'_[0-9]+$', '', name)}"
-                new = next(each for each in _numbered(own) if each not in taken)
+                new = unused(own, taken)
             taken.add(new)
             node.layer["name"] = node.layer["config"]["name"] = new
 
@@ -107,11 +108,3 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 def _inputs(node: Any) -> list[str]:
     return [] if node is None else [each.layer["config"]["name"] for each in node.input_layers]
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    number = 1
-    while True:
-        yield f"{name}_{number}"
-        number += 1

@@ -1,7 +1,7 @@
 """Runs a `.tflite` file with LiteRT: arrays in, arrays out.
 
-This file travels with every model of the LiteRT flavor, as the module `mlflow_keras_adv_litert`. So
-a model loads without this package and without TensorFlow; this file may need NumPy and LiteRT only.
+This file travels with every model of the LiteRT flavor, as a module named after its content. So a
+model loads without this package and without TensorFlow; this file may need NumPy and LiteRT only.
 The folder that it loads holds `model.tflite` and `model.json`:
 
     {"sha256": "…", "size_bytes": 57544, "params": {"num_threads": 2}}
@@ -9,6 +9,7 @@ The folder that it loads holds `model.tflite` and `model.json`:
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -239,7 +240,13 @@ def load(folder: str | Path) -> LiteRTModel:
     return LiteRTModel(content, **params)
 
 
-_load_pyfunc = load  # the hook of MLflow's python_function flavor
+def _load_pyfunc(path: str) -> LiteRTModel:
+    """The hook of MLflow's python_function flavor."""
+    code = Path(path, "../../code").resolve()
+    # MLflow put it there for this file, which is imported by now.
+    if [each.name for each in code.glob("*.py")] == [Path(__file__).name]:
+        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != code]
+    return load(path)
 
 
 def _interpreter(content: bytes, num_threads: int) -> Any:

@@ -7,8 +7,10 @@ import keras
 import tensorflow as tf
 
 from mlflow_keras_adv.compression.bridge import to_keras
+from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning
 from mlflow_keras_adv.compression.masks import Target, share
+from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.schedules import Renewals
 from mlflow_keras_adv.compression.sparsity_curve import SparsityCurve
 from mlflow_keras_adv.compression.tfmot_names import PruneRegistry, tfmot
@@ -77,7 +79,10 @@ def prune(
             sparsity_m_by_n=target if isinstance(target, tuple) else None,
         )
 
+    strip = tfmot.sparsity.keras.strip_pruning
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
+    prove("prune_low_magnitude", model, wrapped, tuning.sample)
+    prove("strip_pruning", wrapped, strip(wrapped), tuning.sample)  # what will be done at the end
     masks = [mask for layer in wrapped.layers for _, mask, _ in getattr(layer, "pruning_vars", [])]
     # tfmot makes m-by-n masks once, on the first step.
     curve = SparsityCurve(masks, [1, *plan.steps], start=0.0)
@@ -88,7 +93,9 @@ def prune(
             tf_keras.callbacks.LambdaCallback(on_train_batch_end=curve.after_batch),
         ],
     )
-    stripped = tfmot.sparsity.keras.strip_pruning(wrapped)
+    stripped = strip(wrapped)
+    check_weights(stripped)  # NaN is equal to nothing
+    prove("strip_pruning", wrapped, stripped, tuning.sample)
     return to_keras(stripped, tuning.sample, like=like), curve.values
 
 

@@ -31,6 +31,7 @@ from mlflow.entities import Metric
 from mlflow.models.evaluation.artifacts import CsvEvaluationArtifact, ImageEvaluationArtifact
 from mlflow.models.evaluation.base import EvaluationArtifact, EvaluationResult, ModelEvaluator
 
+from mlflow_keras_adv.compat.mlflow import load_evaluation_artifact
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
 
@@ -239,7 +240,7 @@ def _log_artifacts(run_id: str, contents: Mapping[str, "pd.DataFrame | Figure"])
             else:
                 content.savefig(file)
                 artifact = ImageEvaluationArtifact(uri)
-                artifact._load(str(file))
+                load_evaluation_artifact(artifact, str(file))
             artifacts[f"{_FOLDER}/{Path(name).stem}"] = artifact
         MlflowClient().log_artifacts(run_id, folder, _FOLDER)
     return artifacts

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.tracking import fluent
 
+from mlflow_keras_adv.compat.mlflow import active_experiment_id
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry import audit
@@ -205,7 +205,7 @@ def _check_reason(reason: str) -> None:
 
 def _experiment(experiment_id: str | None) -> str:
     run = current_run()
-    return str(experiment_id or (run.experiment_id if run else fluent._get_experiment_id()))
+    return str(experiment_id or (run.experiment_id if run else active_experiment_id()))
 
 
 def _open_run(stack: ExitStack) -> Run:

@@ -1,6 +1,6 @@
 """MLflow's stacks of active runs, one for each thread; here, one for each asyncio task in it.
 
-Private names of MLflow, and used here alone: only `mlflow.end_run()` takes a run off a stack, and
+Only `mlflow.end_run()` takes a run off a stack, and
 it sets the run's status in the same call; what stays on it is ended once more when the process
 exits. And MLflow asks for the thread alone, so that of two tasks that take turns in one thread each
 would log to the run of the other.
@@ -13,18 +13,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow.entities import Run
-from mlflow.tracking import fluent
+from mlflow.tracking.fluent import ActiveRun
+
+from mlflow_keras_adv.compat.mlflow import (
+    active_runs,
+    active_runs_of_all_threads,
+    note_last_active_run,
+    replace_active_runs,
+)
 
 
 @dataclass(eq=False)
 class _Entry:
     """A run that was made active, and the task that did it; None outside of asyncio."""
 
-    run: fluent.ActiveRun
+    run: ActiveRun
     task: "asyncio.Task[Any] | None"
 
 
-class Stack(MutableSequence[fluent.ActiveRun]):
+class Stack(MutableSequence[ActiveRun]):
     """The active runs of a thread, as far as the task that asks has to do with them.
 
     Not seen is what another task that goes on made active, unless this one was begun inside. Where
@@ -34,10 +41,10 @@ class Stack(MutableSequence[fluent.ActiveRun]):
         found: Those that are active already.
     """
 
-    def __init__(self, found: list[fluent.ActiveRun]) -> None:
+    def __init__(self, found: list[ActiveRun]) -> None:
         self._entries = [_Entry(run, None) for run in found]
 
-    def everything(self) -> list[fluent.ActiveRun]:
+    def everything(self) -> list[ActiveRun]:
         """The runs of all tasks."""
         return [entry.run for entry in self._entries]
 
@@ -49,7 +56,7 @@ class Stack(MutableSequence[fluent.ActiveRun]):
                 return True
         return False
 
-    def insert(self, index: int, value: fluent.ActiveRun) -> None:
+    def insert(self, index: int, value: ActiveRun) -> None:
         """Makes a run active, in the task that runs."""
         entry, seen = _Entry(value, _task()), self._seen()
         follows = seen[index] if 0 <= index < len(seen) else None
@@ -92,10 +99,10 @@ _begun_inside: ContextVar[tuple[_Entry, ...]] = ContextVar("begun_inside", defau
 
 def stack_of_this_thread() -> Stack:
     """MLflow's own, made one that tells tasks apart."""
-    found = fluent._active_run_stack.get()
+    found = active_runs()
     if not isinstance(found, Stack):
-        found = Stack(found)
-        fluent._active_run_stack.set(found)
+        found = Stack(list(found))
+        replace_active_runs(found)
     return found
 
 
@@ -104,7 +111,7 @@ def activate(run: Run) -> None:
 
     What `mlflow.start_run` does after it has opened a run.
     """
-    stack_of_this_thread().append(fluent.ActiveRun(run))
+    stack_of_this_thread().append(ActiveRun(run))
 
 
 def deactivate(run_id: str, stack: Stack) -> None:
@@ -115,7 +122,7 @@ def deactivate(run_id: str, stack: Stack) -> None:
         stack: That of the thread which made it active.
     """
     if stack.drop(run_id):
-        fluent._last_active_run_id.set(run_id)  # for `mlflow.last_active_run()`
+        note_last_active_run(run_id)  # for `mlflow.last_active_run()`
 
 
 def is_active(run_id: str | None) -> bool:
@@ -138,10 +145,10 @@ def forget(run_id: str) -> None:
 
 
 def _stacks() -> Iterator[Any]:
-    yield from fluent._active_run_stack.get_all_thread_values().values()
+    yield from active_runs_of_all_threads()
 
 
-def _all_of(stack: Any) -> list[fluent.ActiveRun]:
+def _all_of(stack: Any) -> list[ActiveRun]:
     return stack.everything() if isinstance(stack, Stack) else list(stack)
 
 

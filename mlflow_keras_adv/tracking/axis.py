@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from mlflow_keras_adv.compat.mlflow import last_metrics
 from mlflow_keras_adv.tracking.names import KINDS, KeyTable
 
 _logger = logging.getLogger(__name__)
@@ -152,8 +153,7 @@ def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
     try:
         data = client.get_run(run_id).data
         key_tables = {kind: KeyTable(kind, getattr(data, kind), data.tags) for kind in KINDS}
-        # Private, but the public dict has no steps.
-        ours = [metric for metric in data._metric_objs if metric.key.startswith(_ON_THE_AXIS)]
+        ours = [metric for metric in last_metrics(data) if metric.key.startswith(_ON_THE_AXIS)]
         if not ours:
             return EarlierRecord(key_tables=key_tables)
         points = client.get_metric_history(run_id, "train/epoch")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
@@ -10,6 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.entities import PagedList
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from mlflow_keras_adv.compat.mlflow import log_model_artifact
 from mlflow_keras_adv.tracking.carry_target import Carried, RejectedError, Target
 from mlflow_keras_adv.tracking.names import UID_TAG
 
@@ -78,7 +80,7 @@ def fill_model(target: Target, model: LoggedModel, carried: Carried) -> None:
         target.ask(client.set_logged_model_tags, model_id, tags)
     target.upload(
         model.artifact_location,
-        client.log_model_artifact,
+        partial(log_model_artifact, client),
         model_id,
         carried,
         prefix=f"model {model.name}: ",

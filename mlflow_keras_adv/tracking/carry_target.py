@@ -14,6 +14,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.file_utils import local_file_uri_to_path
 
+from mlflow_keras_adv.compat.mlflow import refused_though_stored
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -158,6 +160,10 @@ class Target:
             )
         except RejectedError as error:
             self.active_run(run_id)
+            stored = self.ask(refused_though_stored, self.client, run_id, entities)
+            if stored:
+                left = [each for index, each in enumerate(entities) if index not in stored]
+                return len(stored) + self.log(run_id, left, carried)
             if len(entities) == 1:
                 carried.refuse(entities[0].key, error)
                 return 0

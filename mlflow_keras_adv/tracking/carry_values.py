@@ -139,7 +139,7 @@ def fill_outputs(target: Target, run: Run, there: Run, carried: Carried) -> None
     here, known = run.outputs or RunOutputs([]), there.outputs or RunOutputs([])
     before = {each.model_id for each in known.model_outputs}
     missing = [
-        LoggedModelOutput(target.ids[each.model_id], each.step)
+        LoggedModelOutput(model_id=target.ids[each.model_id], step=each.step)  # type: ignore[arg-type, unused-ignore]
         for each in here.model_outputs
         if _is_carried(target, each.model_id, "output", carried)
         and target.ids[each.model_id] not in before

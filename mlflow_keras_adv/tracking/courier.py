@@ -9,7 +9,6 @@ needs it any more.
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -29,6 +28,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
+from mlflow_keras_adv.compat.system import after_fork_in_child, be_nice, hands_on_pipes
 from mlflow_keras_adv.tracking.items import Points, Series
 from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.records import decode, encode
@@ -123,7 +123,7 @@ def count(tracking_uri: str, points: int) -> None:
 
 def courier_to(tracking_uri: str) -> Courier | None:
     """The courier of this process to a store that has had many values; None without."""
-    if _sent[tracking_uri] <= POINTS_BEFORE:
+    if _sent[tracking_uri] <= POINTS_BEFORE or not hands_on_pipes():
         return None
     with _starting:
         if tracking_uri not in _couriers:
@@ -146,7 +146,7 @@ def dismiss(courier: Courier) -> None:
 
 def serve(file_descriptor: int) -> None:
     """The work of the process: takes calls until the trainer is gone."""
-    os.nice(NICENESS)
+    be_nice(NICENESS)
     with Connection(file_descriptor) as pipe:
         try:
             client = MlflowClient(pipe.recv())
@@ -223,4 +223,4 @@ def _in_a_child() -> None:
     _couriers.clear()
 
 
-os.register_at_fork(after_in_child=_in_a_child)
+after_fork_in_child(_in_a_child)

@@ -18,6 +18,7 @@ from mlflow.utils.validation import (
     MAX_TAG_VAL_LENGTH,
 )
 
+from mlflow_keras_adv.compat.mlflow import refused_though_stored
 from mlflow_keras_adv.tracking.attempts import AbandonedError, Attempts
 from mlflow_keras_adv.tracking.co_writers import CoWriters
 from mlflow_keras_adv.tracking.courier import batches, count, courier_to, dismiss
@@ -118,13 +119,28 @@ class Delivery:
         except AbandonedError:
             raise
         except Exception as error:
-            if len(entities) > 1 and self._run_takes_values():
+            stored = self._refused_though_stored(entities)
+            if stored:
+                self.send([each for at, each in enumerate(entities) if at not in stored])
+            elif len(entities) > 1 and self._run_takes_values():
                 middle = len(entities) // 2
                 self.send(entities[:middle])
                 self.send(entities[middle:])
             else:
                 for entity in entities:
                     self.refuse(entity.key, str(error), points=isinstance(entity, Metric))
+
+    def _refused_though_stored(self, entities: Sequence[Metric | Param | RunTag]) -> list[int]:
+        sent = [
+            next(iter(self._model_ids.values(Points([each])))) if isinstance(each, Metric) else each
+            for each in entities
+        ]
+        try:
+            return self.attempts.until_answered(
+                lambda: refused_though_stored(self._client, self._run_id, sent)
+            )
+        except MlflowException:  # the run may be gone
+            return []
 
     def write(self, item: Record | Refusal | End | Flush) -> None:
         """Delivers one item.
@@ -288,6 +304,10 @@ class Delivery:
     def _deliver_model(self, model: Model) -> None:
         tags = {name: self._model_ids.true(text) for name, text in model.tags.items()}
         deliver_model(self._client, self._run_id, replace(model, tags=tags))
+        # What they name may have been delivered meanwhile, by another thread that did not see them.
+        late = {name: self._model_ids.true(text) for name, text in tags.items()}
+        if late != tags:
+            self._client.set_logged_model_tags(self._model_ids.true(model.uid), late)
 
     def _delete(self, artifact_file: str) -> None:
         """Tries once: not every artifact store can delete, or lets everyone do so."""

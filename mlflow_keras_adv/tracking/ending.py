@@ -6,10 +6,10 @@ then waits for the system metrics. Here both happen on other threads, within a g
 
 import asyncio
 import logging
-import os
 import traceback
 from collections import deque
 
+from mlflow_keras_adv.compat.system import after_fork_in_child
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from mlflow_keras_adv.tracking.system_metrics import stop_watching
@@ -70,7 +70,7 @@ def settle_ended(seconds: float, *, but: int = 0) -> None:
 
 
 _unsettled: deque[RunWriter] = deque()
-os.register_at_fork(after_in_child=_unsettled.clear)
+after_fork_in_child(_unsettled.clear)
 
 
 def _settle(writer: RunWriter, seconds: float) -> bool:

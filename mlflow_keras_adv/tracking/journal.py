@@ -12,7 +12,6 @@ to the user, and hold no credentials.
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, Self
 
+from mlflow_keras_adv.compat.system import after_fork_in_child, lock
 from mlflow_keras_adv.tracking.marks import Marks
 from mlflow_keras_adv.tracking.settled import Settled
 
@@ -346,7 +346,7 @@ def _in_a_child() -> None:
     left_here.clear()
 
 
-os.register_at_fork(after_in_child=_in_a_child)
+after_fork_in_child(_in_a_child)
 
 
 def _locked(folder: Path) -> IO[bytes]:
@@ -357,7 +357,7 @@ def _locked(folder: Path) -> IO[bytes]:
     """
     file = (folder / _LOCK).open("ab")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file)
     except OSError:
         file.close()
         raise

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
+from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.tracking.home import journals_folder
 from mlflow_keras_adv.tracking.journal import Journal
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
@@ -53,7 +54,7 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
     Returns:
         What became of the metric values that were handed in to it.
     """
-    client = MlflowClient(uri_with_login(journal.about.tracking_uri))
+    client = client_of(uri_with_login(journal.about.tracking_uri))
     last_word = _age(journal.folder)
     writer = RunWriter(journal.about.run_id, client, journal)
     died = end_run and journal.about.ends_run and not writer.has_ended

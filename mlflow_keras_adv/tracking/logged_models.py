@@ -13,6 +13,8 @@ from mlflow_keras_adv.tracking.names import UID_TAG
 
 # The ids of models that the store does not know yet begin so.
 UID_PREFIX = "pending-"
+# The tag by which a run or a model names the model that it comes from.
+PARENT_TAG = "parent_model_id"
 # Why a file or a model cannot be delivered whose copy should be in the journal.
 COPY_IS_GONE = "its copy in the journal is gone, and the store has none"
 
@@ -85,14 +87,49 @@ def deliver_model(client: MlflowClient, run_id: str, model: Model) -> None:
     (model_id, *twins) = [each.model_id for each in found]
     for twin in twins:  # MLflow sends a request again when its answer was lost
         client.delete_logged_model(twin)
+    _correct_references(client, run.info.experiment_id, model.uid, model_id)
     outputs = run.outputs.model_outputs if run.outputs else []
     if model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, model.step)])
+    _link_metrics(client, run_id, model_id, model.step)
     _write_ids(model.path, client, run_id, model_id)
     client.log_model_artifacts(model_id, str(model.path))
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     if model.registered_model_name is not None:
         _register(client, model.registered_model_name, run_id, model_id, model)
+
+
+def _correct_references(client: MlflowClient, experiment_id: str, uid: str, model_id: str) -> None:
+    """Gives the store's id to those who named the model and were delivered before it."""
+    condition = f"tags.`{PARENT_TAG}` = '{uid}'"
+    for child in client.search_logged_models([experiment_id], filter_string=condition):
+        client.set_logged_model_tags(child.model_id, {PARENT_TAG: model_id})
+    for run in client.search_runs([experiment_id], condition):
+        client.set_tag(run.info.run_id, PARENT_TAG, model_id)
+
+
+def _link_metrics(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
+    """Has the model show the values of its run at its step, as `Model.log` does.
+
+    A store keeps equal points of a run once.
+    """
+    linked = [
+        Metric(
+            point.key,
+            point.value,
+            point.timestamp,
+            point.step,
+            model_id,
+            point.dataset_name,
+            point.dataset_digest,
+            run_id,
+        )
+        for key in client.get_run(run_id).data.metrics
+        for point in client.get_metric_history(run_id, key)
+        if point.step == step and point.model_id is None
+    ]
+    if linked:
+        client.log_batch(run_id, metrics=linked)
 
 
 def _models_of(client: MlflowClient, experiment_id: str, uid: str) -> list[LoggedModel]:

@@ -20,12 +20,11 @@ from mlflow.environment_variables import (
     MLFLOW_TRACKING_URI,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import fluent
-from mlflow.tracking._tracking_service import utils as tracking_service
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from mlflow_keras_adv.compat.mlflow import chosen_experiment_id, chosen_tracking_uri
 from mlflow_keras_adv.tracking.carry import EXPERIMENT_ID_TAG
 from mlflow_keras_adv.tracking.carry_target import CONTINUES_TAG
 from mlflow_keras_adv.tracking.home import offline_artifacts, offline_uri, state_folder
@@ -120,7 +119,7 @@ class _Switch:
         with self._changing:
             if self.depth == 0:
                 self.target = mlflow.get_tracking_uri()
-                self._found = (tracking_service._tracking_uri, MLFLOW_TRACKING_URI.get_raw())
+                self._found = (chosen_tracking_uri(), MLFLOW_TRACKING_URI.get_raw())
                 state_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
                 mlflow.set_tracking_uri(offline_uri())
             self.depth += 1
@@ -142,7 +141,7 @@ _switch = _Switch()
 def _experiment_id(client: MlflowClient) -> str:
     """The offline experiment for that which MLflow's fluent API would use."""
     name, tags = MLFLOW_EXPERIMENT_NAME.get(), {}
-    chosen = fluent._active_experiment_id
+    chosen = chosen_experiment_id()
     if chosen is None and not name:
         chosen = MLFLOW_EXPERIMENT_ID.get() or DEFAULT_EXPERIMENT_ID
     if chosen is not None:

@@ -2,23 +2,28 @@
 
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import is_http_uri
 
+from mlflow_keras_adv.compat.mlflow import active_experiment_id
+from mlflow_keras_adv.compat.tested import warn_of_untried
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.names import UID_TAG
 from mlflow_keras_adv.tracking.offline import create_run, go_where_it_answers, is_offline
-from mlflow_keras_adv.tracking.store import opening_runs
+from mlflow_keras_adv.tracking.store import may_succeed_later, opening_runs
 
 
 @keeps_random_state()
@@ -40,6 +45,7 @@ def open_run(
     Raises:
         UserError: If the store rejects it.
     """
+    warn_of_untried()
     resumed = run_id or MLFLOW_RUN_ID.get()
     go_where_it_answers(stores)
     if is_offline():
@@ -52,16 +58,15 @@ def open_run(
     uid = uuid.uuid4().hex
     stack_of_this_thread()  # `mlflow.start_run` puts the run on it
     with opening_runs():
-        active = mlflow.start_run(
-            run_id=run_id,  # without it, MLflow takes MLFLOW_RUN_ID out of the environment
-            run_name=None if resumed else name,
-            nested=True,
-            tags=None if resumed else {UID_TAG: uid},
-            log_system_metrics=False,  # they go through the journal: see `watch_machine`
+        if resumed is not None:
+            # Without an id of ours, MLflow takes MLFLOW_RUN_ID out of the environment.
+            return _start(run_id=run_id)
+        tags = {UID_TAG: uid}
+        info = _created(
+            lambda: _start(run_name=name, tags=tags), active_experiment_id, uid, adopt=_start
         )
-        if resumed is None:
-            _delete_twins(active.info, uid)
-    return active.info
+        _delete_twins(info, uid)
+        return info
 
 
 @keeps_random_state()
@@ -92,10 +97,39 @@ def open_child(
                 experiment_id = _experiment_of(client.get_run(parent_run_id).info)
             uid = uuid.uuid4().hex
             tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uid})
-            child = client.create_run(experiment_id, tags=tags, run_name=name)
-            _delete_twins(child.info, uid)
+            info = _created(
+                lambda: client.create_run(experiment_id, tags=tags, run_name=name).info,
+                lambda: experiment_id,
+                uid,
+            )
+            _delete_twins(info, uid)
+            child = client.get_run(info.run_id)
     activate(child)
     return child.info
+
+
+def _start(run_id: str | None = None, **options: Any) -> RunInfo:
+    # The load of the machine goes through the journal: see `watch_machine`.
+    return mlflow.start_run(run_id, nested=True, log_system_metrics=False, **options).info
+
+
+def _created(
+    create: Callable[[], RunInfo],
+    experiment_id: Callable[[], str],
+    uid: str,
+    adopt: Callable[[str], RunInfo] = lambda run_id: MlflowClient().get_run(run_id).info,
+) -> RunInfo:
+    """A run that is created once more if the first answer was lost, unless it is there.
+
+    MLflow's client does so itself before 3.18, and not any more from then on.
+    """
+    try:
+        return create()
+    except MlflowException as error:
+        if not may_succeed_later(error):
+            raise
+        found = MlflowClient().search_runs([experiment_id()], f"tags.`{UID_TAG}` = '{uid}'")
+        return adopt(found[0].info.run_id) if found else create()
 
 
 def _experiment_of(parent: RunInfo) -> str:

@@ -1,7 +1,6 @@
 """Outbox: the threads that take what is handed in for a run to its journal, and on to its store."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from weakref import WeakSet
 
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
+from mlflow_keras_adv.compat.system import after_fork_in_child
 from mlflow_keras_adv.tracking.attempts import AbandonedError
 from mlflow_keras_adv.tracking.delivery import Delivery
 from mlflow_keras_adv.tracking.items import (
@@ -383,4 +383,4 @@ def _in_a_child() -> None:
         outbox._begin_with_nothing()
 
 
-os.register_at_fork(after_in_child=_in_a_child)
+after_fork_in_child(_in_a_child)

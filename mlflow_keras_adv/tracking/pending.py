@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from threading import Lock
 from typing import Self
 from weakref import WeakSet
 
+from mlflow_keras_adv.compat.system import after_fork_in_child
 from mlflow_keras_adv.tracking.items import (
     Artifact,
     Deletion,
@@ -341,4 +341,4 @@ def _forget() -> None:
         pending.__init__(pending._open_journal)  # type: ignore[misc]
 
 
-os.register_at_fork(after_in_child=_forget)
+after_fork_in_child(_forget)

@@ -118,7 +118,7 @@ def _series(rows: int, types: Mapping[str, str], data: bytes) -> Series:
         return array
 
     steps, timestamps_ms = next_array("<i8"), next_array("<i8")
-    columns = {
+    columns: dict[str, np.ma.MaskedArray[Any, Any]] = {
         name: np.ma.masked_array(next_array(kind), next_array("?")) for name, kind in types.items()
     }
     return Series(columns, steps, timestamps_ms)

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 
+from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking import active
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
@@ -54,7 +55,7 @@ class Run(RunWriter):
         self.pid = pid = os.getpid()
         super().__init__(
             info.run_id,
-            MlflowClient(mlflow.get_tracking_uri()),
+            client_of(mlflow.get_tracking_uri()),
             in_use=lambda: pid == os.getpid() and active.is_active(info.run_id),
             key_tables=earlier.key_tables,
         )

@@ -10,12 +10,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlflow
-from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 from mlflow.utils.uri import get_uri_scheme, is_http_uri
 
+from mlflow_keras_adv.compat.mlflow import file_store_is_closed
 from mlflow_keras_adv.errors import UserError
 
 PROBE_SECONDS = 5.0
@@ -49,7 +49,7 @@ def require_store(uri: str) -> None:
             ) from error
     elif path := re.fullmatch(r"sqlite(?:\+\w+)?:///(?!:memory:|file:)([^?]+).*", uri):
         _require_writable(Path(path[1]))
-    elif get_uri_scheme(uri) in ("", "file") and not MLFLOW_ALLOW_FILE_STORE.get():
+    elif get_uri_scheme(uri) in ("", "file") and file_store_is_closed():
         raise UserError(
             f"The tracking store {uri} is a folder of files, which MLflow has closed for new runs "
             "(a folder mlruns/ of older runs makes it the default). "

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.tracking import offline
 from mlflow_keras_adv.tracking.carry import carry
 from mlflow_keras_adv.tracking.carry_target import Carried
@@ -97,7 +98,7 @@ def _sync_runs(uri: str, runs: list[Run], outcome: Outcome, progress: Callable[[
     ids = _Ids(state_folder() / "offline-ids.json", uri)
     try:
         probe(uri)
-        for carried in carry(here, MlflowClient(uri), list(waiting), ids, progress):
+        for carried in carry(here, client_of(uri), list(waiting), ids, progress):
             run, place = waiting.pop(carried.run_id), carried.target_run_id
             if place is None:
                 outcome.pending.append(f"{_named(run)} for {uri}: {_said(carried)}")

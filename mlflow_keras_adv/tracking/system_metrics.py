@@ -8,8 +8,8 @@ import logging
 from threading import Thread
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.tracking import fluent
 
+from mlflow_keras_adv.compat.mlflow import monitor_arguments, monitors
 from mlflow_keras_adv.tracking.process_end import started
 from mlflow_keras_adv.tracking.writer import RunWriter
 
@@ -28,7 +28,8 @@ class MachineMonitor(SystemMetricsMonitor):
     """
 
     def __init__(self, run: RunWriter, *, resumed: bool) -> None:
-        super().__init__(run.run_id, resume_logging=resumed, tracking_uri=run.tracking_uri)
+        known = monitor_arguments(run.tracking_uri)
+        super().__init__(run.run_id, resume_logging=resumed, **known)
         self._run = run
         self._said = False
 
@@ -85,7 +86,7 @@ def watch_machine(run: RunWriter, *, resumed: bool) -> None:
     except Exception as error:  # no reason to end a training
         _logger.warning("Run %s is without the load of the machine: %r", run.run_id, error)
         return
-    fluent.run_id_to_system_metrics_monitor[run.run_id] = monitor
+    monitors()[run.run_id] = monitor
     monitor.start()
 
 
@@ -96,7 +97,7 @@ def stop_watching(run_id: str) -> Thread | None:
         Of MLflow's own, which belongs to a run of `mlflow.start_run()`: a thread on which it says
         its last words, and which need not be waited for.
     """
-    monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
+    monitor = monitors().pop(run_id, None)
     if isinstance(monitor, MachineMonitor):
         monitor.finish()
     elif monitor is not None:

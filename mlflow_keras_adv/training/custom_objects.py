@@ -5,11 +5,10 @@ imported their modules, so the modules travel with the model.
 """
 
 import ast
-import importlib.util
 import json
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -19,7 +18,14 @@ from typing import Any
 import keras
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.training.loading import main_module_name
+from mlflow_keras_adv.training.loading import ModelCode, code_of, main_module_name, rewrite
+from mlflow_keras_adv.training.needed_modules import (
+    Files,
+    dotted_name,
+    modules_in,
+    needed_files,
+    source_of,
+)
 
 _NO_LAMBDA = (
     "the model holds a Python lambda (a Lambda layer, or an activation or regularizer written as "
@@ -27,8 +33,6 @@ _NO_LAMBDA = (
     "function in a module, instead."
 )
 _KERAS = {"builtins", "keras", "keras_hub", "keras_cv", "keras_nlp"}  # Keras finds these itself
-_OWN_PACKAGE = __name__.partition(".")[0]
-_INSTALLED = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ class CustomObject:
         module: The module to import, as a fresh process sees it: never `__main__`.
         qualname: Its name in the module, dotted for a nested class.
         value: The object itself; None where only its name is known.
+        code: Of the model that it was loaded with; None for what the program imported.
     """
 
     name: str
     module: str
     qualname: str
     value: Any
+    code: ModelCode | None = None
 
     @property
     def place(self) -> str:
@@ -78,39 +84,86 @@ def custom_objects(
         name = part["config"] if is_function else part.get("registered_name")
         if name is None:  # data, or one of Keras' own classes
             continue
-        value = keras.saving.get_registered_object(name) or in_use.get(name)
+        # Another class may have been registered since: a module that was loaded anew.
+        value = in_use.get(name) or keras.saving.get_registered_object(name)
         if is_function:
             module = "builtins" if value is None else value.__module__
         else:
             module = part["module"] or "__main__"  # which Keras writes as None
         if module.partition(".")[0] not in _KERAS:
             qualname = part["class_name"] if value is None else value.__qualname__
-            found[name] = _locate(CustomObject(name, module, qualname, value), code_paths)
-    return list(found.values())
+            one = CustomObject(name, module, qualname, value, code_of(module))
+            if one.code is not None:
+                own = one.code.own_name
+                one = replace(one, name=own(name), module=own(module))
+            known = found.setdefault(one.name, one)
+            if known.code is not one.code:
+                raise UserError(
+                    f"the model holds two versions of {one.name!r}: one of a model that was loaded "
+                    "and another one. A model has one code; log its parts as models of their own."
+                )
+    return [_locate(each, code_paths) for each in found.values()]
 
 
-def sources(modules: Iterable[str]) -> list[Path]:
-    """The package folders and files of `modules` and of every local module that these import.
+def code_files(
+    objects: Iterable[CustomObject],
+    code_paths: Sequence[Path] = (),
+    package_data: Sequence[str] = (),
+) -> Files:
+    """The files that custom objects need; see `needed_files`.
 
-    Installed distributions are left out: they are requirements. This package is taken along if it
-    is imported, since no index has it.
+    Raises:
+        UserError: Two models that were loaded bring different files of one name.
+    """
+    found: Files = {}
+    codes: dict[ModelCode | None, set[str]] = {}
+    for each in objects:
+        codes.setdefault(each.code, set()).add(each.module)
+    for code, modules in (codes or {None: set()}).items():
+        base = None if code is None else code.folder
+        files = needed_files(modules, code_paths, package_data, base=base)
+        if code is not None:  # its data were asked for when it was logged
+            kept = (path for path in code.folder.rglob("*") if path.is_file())
+            data = {path.relative_to(code.folder).as_posix(): path for path in kept}
+            files |= {
+                name: path for name, path in data.items() if not name.endswith((".py", ".pyc"))
+            }
+        for name, file in files.items():
+            if found.setdefault(name, file).read_bytes() != file.read_bytes():
+                raise UserError(
+                    f"the model needs two versions of {name}, of which a model that was loaded "
+                    "brought one. A model has one code; log its parts as models of their own."
+                )
+    return found
+
+
+def with_own_names(path: Path, objects: Iterable[CustomObject]) -> None:
+    """Has a file call the objects of loaded models as the files call them that those came from.
 
     Args:
-        modules: Dotted names of importable modules.
+        path: A `.keras` file.
+        objects: Its custom objects.
     """
-    found: dict[str, Path] = {}
-    waiting = [module.partition(".")[0] for module in modules]
-    while waiting:
-        top = waiting.pop()
-        source = _source_of(top)
-        if top in found or top in sys.stdlib_module_names or source is None:
-            continue
-        if top == _OWN_PACKAGE:
-            found[top] = source
-        elif not _INSTALLED.intersection(source.parts):
-            found[top] = source
-            waiting.extend(_imports_of(source))
-    return [found[top] for top in sorted(found)]
+    codes = {each.code for each in objects} - {None}
+    if not codes:
+        return
+
+    def own(text: str) -> str:
+        for code in codes:
+            text = code.own_name(text) if code is not None else text
+        return text
+
+    changed = path.with_suffix(".new")
+    rewrite(path, changed, lambda config: _mapped(config, own))
+    changed.replace(path)
+
+
+def _mapped(config: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(config, dict):
+        return {key: _mapped(value, change) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_mapped(value, change) for value in config]
+    return change(config) if isinstance(config, str) else config
 
 
 def _parts(config: Any) -> Iterator[dict[str, Any]]:
@@ -141,18 +194,21 @@ def _in_use(model: keras.Model) -> dict[str, Any]:
 def _locate(found: CustomObject, code_paths: Sequence[Path]) -> CustomObject:
     """The same object where another process finds it."""
     module = main_module_name() if found.module == "__main__" else found.module
+    if found.code is not None:  # it was found before
+        return found
     try:
         value = attrgetter(found.qualname)(sys.modules[found.module])
     except (AttributeError, KeyError):  # defined in a function, or its module is gone
         module = None
-    if module is not None and _source_of(module.partition(".")[0]) is not None:
+    if module is not None and source_of(module.partition(".")[0]) is not None:
         if found.module == "__main__":
             _refuse_unguarded_script(found.qualname)
         return replace(found, module=module, value=value)
     short = found.qualname.rpartition(".")[2]
     for code_path in code_paths:
-        for dotted, file in _python_files(code_path):
-            if short in _definitions(file):
+        for file in modules_in(code_path) if code_path.is_dir() else [code_path]:
+            if file.suffix == ".py" and short in _definitions(file):
+                dotted = dotted_name(file.relative_to(code_path.parent).as_posix())
                 return replace(found, module=dotted, qualname=short)
     raise UserError(
         f"{found.qualname!r} is defined in {found.module!r} where no other process can import it "
@@ -172,42 +228,6 @@ def _refuse_unguarded_script(qualname: str) -> None:
             "`if __name__ == '__main__':`. Loading the model would run the script. Put what it "
             f"does under such a line, or move {qualname!r} to a module."
         )
-
-
-def _source_of(top: str) -> Path | None:
-    """The folder of the top-level package `top`, or the file of the top-level module."""
-    if top == main_module_name():  # sys.path may lack the script's folder
-        return Path(str(sys.modules["__main__"].__file__)).resolve()
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:  # a module made by hand has none
-        return None
-    if spec is None or (spec.origin is None and top not in sys.modules):
-        return None  # not there, or a folder without __init__.py that happens to have this name
-    if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations))).resolve()
-    if spec.origin is not None and spec.origin.endswith(".py"):
-        return Path(spec.origin).resolve()
-    return None  # built in, or compiled
-
-
-def _imports_of(source: Path) -> set[str]:
-    """Top-level names that the Python files of `source` import, in functions too."""
-    names: set[str] = set()
-    for _, file in _python_files(source):
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Import):
-                names.update(alias.name.partition(".")[0] for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                names.add(node.module.partition(".")[0])
-    return names
-
-
-def _python_files(source: Path) -> Iterator[tuple[str, Path]]:
-    """The Python files of a package folder or of a single file, with dotted module names."""
-    for file in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
-        parts = file.relative_to(source.parent).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
 
 
 def _definitions(file: Path) -> set[str]:

@@ -11,14 +11,16 @@ class Fence:
     """Keeps what fails in ours from a training: the first failure is said.
 
     Args:
-        what: What is recorded inside of it, as the subject of the warning.
+        what: What is recorded or done inside of it, as the subject of the warning.
+        tries_again: Whether it is tried again after a failure; else the record of it ends.
 
     Attributes:
         whole: Whether nothing has failed yet.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, tries_again: bool = False) -> None:
         self._what = what
+        self._tries_again = tries_again
         self.whole = True
 
     @contextmanager
@@ -29,6 +31,9 @@ class Fence:
         except Exception as error:
             if self.whole:
                 self.whole = False
-                _logger.warning(
-                    "%s: not recorded any more, the training goes on without. %r", self._what, error
+                says = (
+                    "%s failed, the training goes on without: %r"
+                    if self._tries_again
+                    else "%s: not recorded any more, the training goes on without. %r"
                 )
+                _logger.warning(says, self._what, error)

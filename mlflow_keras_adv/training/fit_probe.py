@@ -144,8 +144,12 @@ class FitProbe:
             for name, value in returned.items()
             if _is_scalar(value) and not (name == "loss" and self._loss_is_seen)
         }
-        for name, value in list(scalars.items())[:MAX_RETURNED]:
-            self.recorder.write(name, over_replicas(value, mean=True))
+        self.recorder.write_all(
+            {
+                name: over_replicas(value, mean=True)
+                for name, value in list(scalars.items())[:MAX_RETURNED]
+            }
+        )
 
 
 _stepping = threading.local()  # the model whose train_step runs

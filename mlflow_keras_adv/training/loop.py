@@ -80,7 +80,7 @@ class Loop:
         self._verbose = verbose
         self._session: _Spared | None = None
         self._epochs: weakref.ref[_Epochs] | None = None
-        self._recording = Fence("What a loop records")
+        self._recording = Fence("What a loop records", tries_again=True)
         self._callback_list: Any = None
         self._totals: dict[str, tuple[float, float]] = {}
         self._logged: dict[str, Any] = {}
@@ -252,16 +252,15 @@ class Loop:
         """
         if reduction not in ("sum", "mean"):
             raise ValueError(f"Received reduction={reduction!r}; expected 'sum' or 'mean'.")
-        recorder = recorder_of(next(iter(self._optimizers.values())))
-        cells: dict[str, Any] = {}
-        for name, value in values.items():
-            try:
-                cells |= _cells(f"batch/{name}", over_replicas(value, mean=reduction == "mean"))
-            except (TypeError, ValueError) as error:
-                self._say_left_out("record", name, error)
-        if cells:
-            with self._recording():
-                recorder.write_all(cells)
+        with self._recording():
+            cells: dict[str, Any] = {}
+            for name, value in values.items():
+                try:
+                    cells |= _cells(f"batch/{name}", over_replicas(value, mean=reduction == "mean"))
+                except (TypeError, ValueError) as error:
+                    self._say_left_out("record", name, error)
+            if cells:
+                recorder_of(next(iter(self._optimizers.values()))).write_all(cells)
 
     def log(self, **values: Any) -> None:
         """Adds values to the logs of the current epoch: `val_loss`, `val_accuracy`, a metric.
@@ -424,7 +423,7 @@ class _Epochs:
 def _backups_kept(callbacks: Iterable[Any]) -> Iterator[None]:
     """Keeps the files of BackupAndRestore: a loop that was left early may be taken up again.
 
-    `fit` calls no `on_train_end` after an exception, which a generator cannot tell from a `break`.
+    `fit` calls no `on_train_end` after an exception, but the other callbacks here need it.
     """
     deleting = [each for each in callbacks if getattr(each, "delete_checkpoint", False)]
     for callback in deleting:

@@ -1,15 +1,12 @@
 """Saving a finished model: what it predicts with, without what it was trained with."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-
-from mlflow_keras_adv.errors import UserError
 
 _saving = threading.RLock()
 
@@ -45,40 +42,6 @@ def save_without_optimizer(model: keras.Model, path: str | Path) -> None:
             for optimizer in _optimizers_of(layer):
                 answers.enter_context(_silenced(optimizer, "save_own_variables"))
         keras.saving.save_model(model, path)
-
-
-def check_round_trip(
-    model: keras.Model, path: Path, inputs: Any, *, custom_objects: Mapping[str, Any]
-) -> None:
-    """Loads what was saved at `path` and holds its answer against that of `model`.
-
-    Args:
-        model: What was saved.
-        path: The `.keras` file.
-        inputs: What the model takes, a few samples; None: only load it.
-        custom_objects: Classes and functions by the names that the file calls them.
-
-    Raises:
-        UserError: Keras cannot load the file, or the loaded model answers differently.
-    """
-    try:
-        loaded = keras.saving.load_model(path, custom_objects=dict(custom_objects), compile=False)
-    except Exception as error:
-        reason = str(error).rpartition("Exception encountered: ")[2]  # not the whole config
-        raise UserError(
-            f"model {model.name!r} was saved, but Keras cannot load it again: {reason}\n"
-            "Do get_config() and build() of its custom layers say all that it takes to make them?"
-        ) from error
-    if inputs is None:
-        return
-    expected = _answer(model, inputs)
-    if not _close(expected, _answer(loaded, inputs)) and _close(expected, _answer(model, inputs)):
-        # The second comparison: a model that draws random numbers cannot be held to its answer.
-        raise UserError(
-            f"model {model.name!r} answers differently after it was saved and loaded. Does a "
-            "custom layer's get_config() leave out an argument, or does a layer keep state outside "
-            "of its weights?"
-        )
 
 
 def _without_attribute(instance: Any, name: str) -> Any:
@@ -117,21 +80,3 @@ def _silenced(instance: object, method: str) -> Iterator[None]:
 
 def _nothing(*_: object) -> None:
     return None
-
-
-def _answer(model: keras.Model, inputs: Any) -> list[np.ndarray]:
-    outputs = keras.tree.flatten(model(inputs, training=False))
-    return [keras.ops.convert_to_numpy(output) for output in outputs]
-
-
-def _close(outputs: list[np.ndarray], others: list[np.ndarray]) -> bool:
-    """Whether answers are equal, but for another order of the same floating point sums."""
-    for a, b in zip(outputs, others, strict=True):
-        if a.dtype.kind != "f":
-            if not np.array_equal(a, b):
-                return False
-            continue
-        largest = np.max(np.abs(a), initial=0, where=np.isfinite(a))
-        if not np.allclose(a, b, rtol=0, atol=1e-3 * float(largest), equal_nan=True):
-            return False
-    return True

@@ -127,7 +127,7 @@ class TrainingSession:
 
     def subscribe(self, reader: Reader) -> None:
         """Hands every later reading to `reader`."""
-        self._readers[reader] = Fence("What a callback makes of the steps")
+        self._readers[reader] = Fence("What a callback makes of the steps", tries_again=True)
 
     def unsubscribe(self, reader: Reader) -> None:
         """Reads once more and takes `reader` off; the last one to leave closes the session."""

@@ -85,8 +85,13 @@ class Training:
 
     @property
     def is_of_this_thread(self) -> bool:
-        """Whether the thread that asks is the one that trains."""
-        return self._thread == threading.get_ident()
+        """Whether the thread that asks is the one that trains, and no fork of it."""
+        return self._thread == threading.get_ident() and self.is_of_this_process
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self in _under_way
 
 
 def training_of(model: Any) -> Training | None:

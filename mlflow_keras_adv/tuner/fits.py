@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 from mlflow_keras_adv.recorded_fits import RecordedFits
 
-_lock = threading.Lock()
-_blocks = 0  # of all threads
 _thread = threading.local()
 _fits = RecordedFits(lambda: getattr(_thread, "depth", 0) > 0)
 
@@ -23,16 +21,9 @@ def recorded_fits() -> Iterator[None]:
     As if an `MlflowLogger` had been passed to it; the user's callbacks are left alone, and so are
     the fits of other threads.
     """
-    global _blocks
-    with _lock:
-        _blocks += 1
-        _fits.put_on()
+    _fits.put_on()  # and stays: it adds nothing to a fit outside of such blocks
     _thread.depth = getattr(_thread, "depth", 0) + 1
     try:
         yield
     finally:
         _thread.depth -= 1
-        with _lock:
-            _blocks -= 1
-            if not _blocks:
-                _fits.take_off()

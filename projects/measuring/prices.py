@@ -16,7 +16,7 @@ LABELS = {
     "large": "1.3 M parameters, batch 128",
     "bare": "bare `fit`",
     "ours": "`MlflowLogger`, every step",
-    "ours_layers": "`MlflowLogger(layers=True)`, every step",
+    "ours_layers": "`MlflowLogger` with `LayerNorms`, every step",
     "mlflow_epoch": "MLflow's `MlflowCallback`, every epoch",
     "mlflow_step": "MLflow's `MlflowCallback`, every step",
     "wandb_step": "`WandbMetricsLogger`, every step, offline",

@@ -4,6 +4,7 @@ import copy
 import logging
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -488,11 +489,16 @@ def test_in_a_run_of_the_users_own_the_record_is_there_when_fit_returns(
         assert list(found["train/loss"]) == [7, 14]
 
 
-@pytest.mark.parametrize("how", ["autolog", "callback"])
+@pytest.mark.parametrize("how", ["autolog", "callback", "the same callback"])
 def test_a_fit_of_another_model_inside_of_one_has_curves_of_its_own(
     how: str, experiment: str, client: mlflow.MlflowClient, curves: Callable[[str], Any]
 ) -> None:
-    loggers = (lambda: []) if how == "autolog" else (lambda: [mka.MlflowLogger()])
+    own = [mka.MlflowLogger()]
+    loggers = {
+        "autolog": lambda: [],
+        "callback": lambda: [mka.MlflowLogger()],
+        "the same callback": lambda: own,
+    }[how]
     fit: dict[str, Any] = {"batch_size": BATCH, "verbose": 0, "shuffle": False}
 
     class Teaches(keras.callbacks.Callback):
@@ -521,6 +527,36 @@ def test_a_fit_of_another_model_inside_of_one_has_curves_of_its_own(
         assert list(inner["batch/loss"]) == list(range(1, 8))
         assert set(inner["optimizer/learning_rate"].values()) == {0.5}
     assert mlflow.active_run() is None
+
+
+@pytest.mark.parametrize("ends", ["well", "by an exception"])
+def test_a_fit_of_the_same_model_with_the_same_callback_inside_of_one(
+    ends: str, experiment: str, curves: Callable[[str], Any]
+) -> None:
+    """Its steps are steps of the training that is on record, which goes on behind it."""
+    logger = mka.MlflowLogger()
+    fit: dict[str, Any] = {"batch_size": BATCH, "verbose": 0, "shuffle": False}
+
+    class Raises(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if ends != "well" and batch == 2:
+                raise ValueError("the user's own")
+
+    class FitsAgain(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            with suppress(ValueError):
+                model.fit(X, Y, **fit, callbacks=[logger, Raises()])
+
+    model = net()
+    model.compile("sgd", crossentropy())
+    with mka.track("both", log_system_metrics=False) as run:
+        model.fit(X, Y, **fit, epochs=2, callbacks=[FitsAgain(), logger])
+    assert logger.model is model
+    found = curves(run.run_id)
+    inner = 7 if ends == "well" else 3
+    assert list(found["batch/loss"]) == list(range(1, 15 + 2 * inner))
+    assert list(found["train/loss"]) == [7 + inner, 14 + 2 * inner]
+    assert list(found["train/epoch"].values()) == [1, 2]
 
 
 def test_no_warning_comes_from_looking_at_settings(experiment: str) -> None:

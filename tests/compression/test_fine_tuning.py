@@ -194,6 +194,21 @@ def test_the_model_s_own_metrics_stay_as_they_are() -> None:
     assert float(own.count) == counted == ROWS
 
 
+class Needy(keras.metrics.Metric):
+    """Does not say what it takes to make it."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(name="needy")
+
+
+def test_a_metric_that_cannot_be_made_anew_is_named() -> None:
+    model = one()
+    model.compile("sgd", LOSSES["z"], metrics=[Needy(1)])
+    with pytest.raises(UserError, match=r"metric 'needy' \(Needy\).*get_config"):
+        trained_by_us(model, (X, CLASS), {})
+    assert "loss" in trained_by_us(model, (X, CLASS), {}, metrics=[])[1]
+
+
 @pytest.mark.parametrize("kind", [list, dict])
 @pytest.mark.parametrize("scheme", ["prune", "cluster", "quantize_aware"])
 def test_every_scheme_weighs_the_losses(scheme: str, kind: type) -> None:

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from mlflow_keras_adv import compression
 from mlflow_keras_adv.compression import quantization_aware
+from mlflow_keras_adv.compression.judged import compiled_with
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 
@@ -263,11 +264,18 @@ def compressed(model: keras.Model, scheme: str, *, epochs: int) -> tuple[Any, by
         if scheme == "int8":
             artifact = compression.quantize(artifact, compression.int8)
         return model, artifact.content
-    if scheme == "prune":
-        result: Any = compression.prune(model, data, sparsity=0.5, **fit)
-    elif scheme == "cluster":
-        result = compression.cluster(model, data, clusters=16, **fit)
-    else:
+    result: Any = None
+    if scheme in ("prune", "pcqat"):
+        result = compression.prune(model, data, sparsity=0.5, **fit)
+    if scheme == "pcqat":
+        result.model.compile(**compiled_with(model))
+    if scheme in ("cluster", "pcqat"):
+        source = model if result is None else result.model
+        result = compression.cluster(source, data, clusters=16, **fit)
+    if scheme == "pcqat":
+        result.model.compile(**compiled_with(model))
+        model = result.model
+    if scheme.endswith("qat"):
         trained: list[Any] = []  # tf_keras' model, which is not given to the user
         convert = quantization_aware._converted
 
@@ -276,7 +284,7 @@ def compressed(model: keras.Model, scheme: str, *, epochs: int) -> tuple[Any, by
             return convert(model, *args, **kwargs)
 
         quantization_aware._converted = seen
-        kept = {"preserve_sparsity": "p" in scheme[:-3], "preserve_clusters": "c" in scheme[:-3]}
+        kept = dict.fromkeys(("preserve_sparsity", "preserve_clusters"), scheme == "pcqat")
         artifact = compression.quantize_aware(model, data, **kept, **fit)
         return trained[-1], artifact.content
     return result.model, compression.convert(result.model, x[:200]).content

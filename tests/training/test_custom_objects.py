@@ -8,7 +8,7 @@ import keras
 import pytest
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.training.custom_objects import CustomObject, custom_objects, sources
+from mlflow_keras_adv.training.custom_objects import CustomObject, code_files, custom_objects
 from mlflow_keras_adv.training.saving import save_without_optimizer
 
 LAYER = """
@@ -115,23 +115,6 @@ def test_a_lambda_is_refused(tmp_path: Path, layer) -> None:
         found_in([layer()], tmp_path)
 
 
-def test_sources_follow_local_imports_and_leave_out_installed_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = written(tmp_path, "co_net/__init__.py", "").parent
-    written(tmp_path, "co_net/model.py", "import json, numpy\nfrom . import parts\n")
-    written(tmp_path, "co_net/parts.py", "def f():\n    from co_blocks.x import y\n")
-    blocks = written(tmp_path, "co_blocks/__init__.py", "import co_single, co_missing").parent
-    single = written(tmp_path, "co_single.py", "import co_net, mlflow_keras_adv as mka")
-    written(tmp_path, "co_unrelated.py", "")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import mlflow_keras_adv
-
-    own = Path(mlflow_keras_adv.__file__).parent
-    assert sources(["co_net.model"]) == [blocks, package, single, own]
-    assert sources(["keras", "json", "co_missing"]) == []
-
-
 SCRIPT = """
 import keras
 
@@ -166,7 +149,11 @@ def test_a_class_of_the_running_script_is_found_under_the_name_that_others_impor
     main = running(script, name, monkeypatch)
     [found] = found_in([main.Shift()], tmp_path)
     assert found.place == place
-    assert sources([found.module]) == [script if name is None else script.parent]
+    assert code_files([found]) == (
+        {"train.py": script}
+        if name is None
+        else {"steps/__init__.py": script.with_name("__init__.py"), "steps/train.py": script}
+    )
 
 
 def test_a_script_that_would_run_when_it_is_imported_is_refused(

@@ -3,6 +3,7 @@ import sys
 from importlib import invalidate_caches
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import keras
 import numpy as np
@@ -69,16 +70,22 @@ def test_several_outputs_have_names() -> None:
         named_outputs(listed, {"a": [X, X]})
 
 
+def feeds(kind: str, **dtypes: str) -> dict[str, Any]:
+    inputs = [{"name": name, "dtype": dtype, "shape": [None, 3]} for name, dtype in dtypes.items()]
+    return {"kind": kind, "inputs": inputs}
+
+
 def test_bfloat16_becomes_float32() -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
-    assert Predictor(model, None).predict(X).dtype == np.float32
+    assert Predictor(model, feeds("one", x="float32")).predict(X).dtype == np.float32
 
 
 def test_inputs_come_by_name_and_reach_the_model_in_its_order() -> None:
     left, right = keras.Input((3,), name="left"), keras.Input((3,), name="right")
     model = keras.Model([right, left], keras.layers.Subtract()([right, left]))
-    predictor = Predictor(model, ["right", "left"])
+    predictor = Predictor(model, feeds("list", right="float32", left="float32"))
     assert predictor.get_raw_model() is model
     np.testing.assert_array_equal(predictor.predict({"left": X, "right": 3 * X}), 3 * X - X)
-    single = Predictor(keras.Sequential([keras.Input((3,)), keras.layers.ReLU()]), None)
+    one = feeds("one", x="float32")
+    single = Predictor(keras.Sequential([keras.Input((3,)), keras.layers.ReLU()]), one)
     np.testing.assert_array_equal(single.predict(X.tolist()), np.maximum(X, 0))

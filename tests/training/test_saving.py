@@ -9,8 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.training.saving import check_round_trip, save_without_optimizer
+from mlflow_keras_adv.training.saving import save_without_optimizer
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
 
@@ -129,65 +128,6 @@ def test_optimizers_by_other_names_are_left_out_too(tmp_path: Path) -> None:
 def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has not been built"):
         save_without_optimizer(keras.Sequential([keras.layers.Dense(2)]), tmp_path / "m.keras")
-
-
-class Forgetful(keras.layers.Layer):
-    """Its get_config() leaves out what it multiplies by."""
-
-    def __init__(self, factor: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.factor = factor
-
-    def call(self, inputs: Any) -> Any:
-        return inputs * self.factor
-
-    def get_config(self) -> dict[str, Any]:
-        return keras.layers.Layer.get_config(self) | {"factor": 1.0}
-
-
-class Restless(keras.layers.Layer):
-    """Draws random numbers when it predicts."""
-
-    def call(self, inputs: Any) -> Any:
-        return inputs + keras.random.normal(keras.ops.shape(inputs))
-
-
-class Unloadable(keras.layers.Layer):
-    """Demands an argument that its get_config() does not give."""
-
-    def __init__(self, factor: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.factor = factor
-
-    def call(self, inputs: Any) -> Any:
-        return inputs * self.factor
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-
-def round_trip(layer: keras.layers.Layer, folder: Path) -> None:
-    model = keras.Sequential([keras.Input((3,)), layer])
-    save_without_optimizer(model, folder / "model.keras")
-    known = {type(layer).__name__: type(layer)}
-    check_round_trip(model, folder / "model.keras", X, custom_objects=known)
-
-
-def test_a_layer_that_forgets_an_argument_is_found_out(tmp_path: Path) -> None:
-    round_trip(Forgetful(1.0), tmp_path)
-    with pytest.raises(UserError, match="answers differently"):
-        round_trip(Forgetful(2.0), tmp_path)
-
-
-def test_a_layer_that_cannot_be_made_anew_is_found_out(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"cannot load it again: Unloadable.__init__\(\) missing .*factor"
-    ):
-        round_trip(Unloadable(2.0), tmp_path)
-
-
-def test_a_model_that_draws_random_numbers_passes(tmp_path: Path) -> None:
-    round_trip(Restless(), tmp_path)
 
 
 @pytest.mark.parametrize("trained", [False, True])

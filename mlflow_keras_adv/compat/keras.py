@@ -1,0 +1,55 @@
+"""Keras 3.8 to 3.15."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def export_litert(model: keras.Model, file: Path, input_signature: Any | None, sample: Any) -> None:
+    """Writes a model as a `.tflite` file, as `model.export(format="litert")` does from 3.13 on.
+
+    Args:
+        model: The model.
+        file: Where to.
+        input_signature: Specifications of the inputs, in a list; None for those of the model.
+        sample: Arrays for the inputs, which tell those of a model that does not.
+    """
+    if _exports_litert():
+        options = {} if input_signature is None else {"input_signature": input_signature}
+        model.export(file, format="litert", verbose=False, **options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        serve = functools.partial(model.__call__, training=False)
+        archive.add_endpoint("serve", serve, input_signature or _signature_of(model, sample))
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.TFLITE_BUILTINS,
+            tf.lite.OpsSet.SELECT_TF_OPS,
+        ]
+        converter.experimental_enable_resource_variables = True
+        file.write_bytes(converter.convert())
+
+
+def _exports_litert() -> bool:
+    major, minor = (int(part) for part in keras.__version__.split(".")[:2])
+    return (major, minor) >= (3, 13)
+
+
+def _signature_of(model: keras.Model, sample: Any) -> list[Any]:
+    known = getattr(model, "inputs", None)
+    arrays = keras.tree.flatten(sample)
+    inputs = known if known and len(known) == len(arrays) else [None] * len(arrays)
+    specs = [
+        tf.TensorSpec((None, *array.shape[1:]), array.dtype)
+        if each is None
+        else tf.TensorSpec(each.shape, each.dtype, each.name)
+        for array, each in zip(arrays, inputs, strict=True)
+    ]
+    return [keras.tree.pack_sequence_as(sample, specs)]

@@ -1,0 +1,192 @@
+"""MLflow 3.6 to 3.17, and servers of these releases."""
+
+import inspect
+import math
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient, environment_variables
+from mlflow.entities import Metric, Param, RunData, RunTag
+from mlflow.entities.metric import MetricWithRunId
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking import fluent
+from mlflow.tracking._tracking_service import utils as tracking_service
+from mlflow.tracking.fluent import ActiveRun
+from packaging.version import Version
+
+
+def file_store_is_closed() -> bool:
+    """Whether MLflow takes no runs in a folder of files. Needless from 3.13 on, where it is asked.
+
+    Before 3.13 such a store is open.
+    """
+    allowed = getattr(environment_variables, "MLFLOW_ALLOW_FILE_STORE", None)
+    return allowed is not None and not allowed.get()
+
+
+def client_of(tracking_uri: str) -> MlflowClient:
+    """A client of a store, whose artifacts go there too. Needless from 3.14 on, if not before.
+
+    Older clients look for the server of artifacts in the environment, whatever store they are of.
+    """
+    client = MlflowClient(tracking_uri)
+    if Version(mlflow.__version__) < Version("3.14"):
+
+        def own_repository(owner_id: str, *, resource: str = "run") -> ArtifactRepository:
+            if resource == "run":
+                location = client.get_run(owner_id).info.artifact_uri
+            else:
+                location = client.get_logged_model(owner_id).artifact_location
+            return get_artifact_repository(location, tracking_uri=tracking_uri)
+
+        vars(client._tracking_client)["_get_artifact_repo"] = own_repository
+    return client
+
+
+def log_model_artifact(
+    client: MlflowClient, model_id: str, path: str, artifact_path: str | None
+) -> None:
+    """Uploads a file to a LoggedModel. Needless from 3.16 on, where it is a method of the client.
+
+    Args:
+        client: The store.
+        model_id: The model.
+        path: The file.
+        artifact_path: The folder among the model's artifacts; None for their root.
+    """
+    if "artifact_path" in inspect.signature(client.log_model_artifact).parameters:
+        upload: Callable[..., None] = client.log_model_artifact
+        upload(model_id, path, artifact_path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, artifact_path or "", Path(path).name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        client.log_model_artifacts(model_id, folder)
+
+
+def monitor_arguments(tracking_uri: str) -> dict[str, Any]:
+    """Arguments for `SystemMetricsMonitor`, by name. Needless from 3.7 on, which knows the store.
+
+    Before, it asks that of the environment where a run goes on.
+    """
+    known = inspect.signature(SystemMetricsMonitor.__init__).parameters
+    return {"tracking_uri": tracking_uri} if "tracking_uri" in known else {}
+
+
+def refused_though_stored(
+    client: MlflowClient, run_id: str, entities: Sequence[Metric | Param | RunTag]
+) -> list[int]:
+    """Of what a store has refused in one call, the metric values that it holds all the same.
+
+    Servers before 3.16 refuse a value that they hold if it is NaN, or if it comes twice in one call
+    (for the run and for a model of it, say): needless when no such server is met any more. Of a
+    call with several entities only NaN is looked at; what came twice is found when they are sent
+    one by one.
+
+    Args:
+        client: The store.
+        run_id: The run.
+        entities: What was sent.
+
+    Returns:
+        Their indices.
+    """
+    alone = len(entities) == 1
+    by_key = defaultdict(list)
+    for index, entity in enumerate(entities):
+        if isinstance(entity, Metric) and (alone or math.isnan(entity.value)):
+            by_key[entity.key].append((index, entity))
+    stored: list[int] = []
+    models: dict[str, set[object]] = {}
+    for key, wanted in by_key.items():
+        held = {_identity(point) for point in client.get_metric_history(run_id, key)}
+        for index, metric in wanted:
+            model_id = metric.model_id
+            if model_id is not None and model_id not in models:
+                points = client.get_logged_model(model_id).metrics or []
+                models[model_id] = {(each.key, each.step, each.timestamp) for each in points}
+            at = (key, metric.step, metric.timestamp)
+            if _identity(metric) in held and (model_id is None or at in models[model_id]):
+                stored.append(index)
+    return stored
+
+
+def _identity(metric: Metric) -> tuple[int, int, float | None]:
+    """Step, time and value; the value is None for NaN, which equals nothing."""
+    return metric.step, metric.timestamp, None if math.isnan(metric.value) else metric.value
+
+
+def image_key(name: str) -> str:
+    """The key of an image by the name that `log_image` gives its file.
+
+    MLflow writes `~` for `/` from 3.12 on, and `#` up to 3.10.1: needless when no run of these is
+    compared any more.
+    """
+    return name.replace("~", "/").replace("#", "/")
+
+
+# What follows are private names of MLflow, for which it has no public ones.
+
+
+def active_runs() -> MutableSequence[ActiveRun]:
+    """MLflow's stack of the active runs of this thread, the innermost last."""
+    return fluent._active_run_stack.get()
+
+
+def replace_active_runs(stack: MutableSequence[ActiveRun]) -> None:
+    """Puts another list in the place of the stack of this thread."""
+    fluent._active_run_stack.set(stack)
+
+
+def active_runs_of_all_threads() -> list[MutableSequence[ActiveRun]]:
+    """The stacks of all threads."""
+    return list(fluent._active_run_stack.get_all_thread_values().values())
+
+
+def note_last_active_run(run_id: str) -> None:
+    """Makes a run that of `mlflow.last_active_run()` in this thread."""
+    fluent._last_active_run_id.set(run_id)
+
+
+def monitors() -> dict[str, SystemMetricsMonitor]:
+    """The monitors of the machine's load by the id of their run; `mlflow.end_run()` ends them."""
+    return fluent.run_id_to_system_metrics_monitor
+
+
+def chosen_experiment_id() -> str | None:
+    """The experiment that was chosen by `mlflow.set_experiment` in this process."""
+    return fluent._active_experiment_id
+
+
+def active_experiment_id() -> str:
+    """That of `mlflow.start_run`, which is created if only the environment names it."""
+    return str(fluent._get_experiment_id())
+
+
+def chosen_tracking_uri() -> str | None:
+    """The store that was chosen by `mlflow.set_tracking_uri` in this process."""
+    return tracking_service._tracking_uri
+
+
+def last_metrics(data: RunData) -> list[Metric]:
+    """The last value of each metric of a run, with its step."""
+    return list(data._metric_objs)
+
+
+def metric_intervals(run_ids: Sequence[str], key: str, points: int) -> Iterator[MetricWithRunId]:
+    """Evenly picked values of several runs, of a store that is no server."""
+    store = tracking_service._get_store()
+    yield from store.get_metric_history_bulk_interval(list(run_ids), key, points, None, None)
+
+
+def load_evaluation_artifact(artifact: Any, path: str) -> None:
+    """Has an artifact of an evaluation read its content from a file."""
+    artifact._load(path)

@@ -1,0 +1,166 @@
+"""The one road by which a model folder becomes a LoggedModel of its run, whatever is in it.
+
+Also while the store does not answer: then it goes to the journal of its run.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.model import ModelInfo
+
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.run import Run, current_run, known_run
+from mlflow_keras_adv.tracking.store import answers, may_succeed_later
+
+_NOT_IN_NAMES = "/:.%\"'"
+
+# Writes an MLflow model folder that does not exist yet, with the description that it completes.
+Save = Callable[[Path, Model], None]
+
+
+@dataclass(frozen=True)
+class LoggedAs:
+    """What a LoggedModel is called, and where it belongs.
+
+    Attributes:
+        name: Its name.
+        run_id: The run that made it; default: the active run of this thread.
+        params: Its params, beside those of the run, over which they win.
+        tags: Its tags.
+        step: The training step that it comes from.
+        model_type: For example "classifier".
+        registered_model_name: Registers a version of it too.
+        metadata: Kept in the MLmodel file.
+    """
+
+    name: str
+    run_id: str | None = None
+    params: Mapping[str, object] = field(default_factory=dict)
+    tags: Mapping[str, object] = field(default_factory=dict)
+    step: int = 0
+    model_type: str | None = None
+    registered_model_name: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        bad = sorted(set(self.name) & set(_NOT_IN_NAMES))
+        if bad or not self.name:
+            raise ValueError(
+                f"a model cannot be called {self.name!r}: MLflow refuses "
+                f"{' '.join(bad) or 'empty names'}. Use letters, digits, '-' and '_'."
+            )
+
+
+def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> ModelInfo:
+    """Makes a LoggedModel.
+
+    Args:
+        save: Writes the model once more, for the store.
+        folder: Where it was written before, and found right.
+        described: Its description, as it was written there.
+        wanted: What it is called, and where it belongs.
+
+    Returns:
+        MLflow's description of the model. In a run whose store does not answer its id is one that
+        becomes the true one in the metrics and tags of that run, when the model is delivered.
+
+    Raises:
+        mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
+    """
+    run = current_run() if wanted.run_id is None else known_run(wanted.run_id)
+    if run is None:
+        return _log(save, wanted)
+    # What the run was given before, its params and metrics, is the model's too.
+    if not answers(run.tracking_uri) or not run.settle(GRACE_SECONDS):
+        return _hand_in(run, folder, described, wanted)
+    try:
+        return _log(save, wanted)
+    except MlflowException as error:
+        if not may_succeed_later(error) or answers(run.tracking_uri):
+            raise
+        return _hand_in(run, folder, described, wanted)
+
+
+def _log(save: Save, wanted: LoggedAs) -> ModelInfo:
+    logged = _create(wanted)
+
+    class Flavor:
+        """What `Model.log` has the folder written by."""
+
+        @staticmethod
+        def save_model(path: str, mlflow_model: Model, **_: Any) -> None:
+            save(Path(path), mlflow_model)
+
+    try:
+        return Model.log(
+            artifact_path=None,
+            flavor=Flavor,
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
+            step=wanted.step,
+            metadata=wanted.metadata,
+            registered_model_name=wanted.registered_model_name,
+            validate_serving_input=False,  # it was, before anything was created
+        )
+    except BaseException as error:
+        # Model.log has marked the model FAILED after an Exception, but not after Ctrl-C.
+        if not isinstance(error, Exception):
+            client = mlflow.MlflowClient()
+            client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+        raise
+
+
+def _create(wanted: LoggedAs) -> LoggedModel:
+    """A PENDING LoggedModel.
+
+    Left to `Model.log` it would be in the current experiment even if the run is in another, and the
+    run's params would win over those given.
+    """
+    active, run_id = mlflow.active_run(), wanted.run_id
+    if run_id is None and active is not None:
+        run_id = active.info.run_id
+    run = None if run_id is None else mlflow.get_run(run_id)
+    return mlflow.initialize_logged_model(
+        name=wanted.name,
+        source_run_id=run_id,
+        experiment_id=run.info.experiment_id if run else None,
+        params=_texts({**(run.data.params if run else {}), **wanted.params}),
+        tags=_texts(wanted.tags),
+        model_type=wanted.model_type,
+    )
+
+
+def _hand_in(run: Run, folder: Path, described: Model, wanted: LoggedAs) -> ModelInfo:
+    """Leaves the model to the journal of its run, whose store does not answer."""
+    described.run_id = run.run_id
+    described.model_id = run.log_model_folder(
+        folder,
+        name=wanted.name,
+        params=_texts(wanted.params),
+        tags=_texts(wanted.tags),
+        model_type=wanted.model_type,
+        step=wanted.step,
+        registered_model_name=wanted.registered_model_name,
+    )
+    now = time.time_ns() // 1_000_000
+    pending = LoggedModel(
+        run.experiment_id,
+        described.model_id,
+        wanted.name,
+        artifact_location=str(folder),
+        creation_timestamp=now,
+        last_updated_timestamp=now,
+        status=LoggedModelStatus.PENDING,
+    )
+    return described.get_model_info(pending)
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}

@@ -1,0 +1,257 @@
+"""What differs between MLflow's releases, and the names of its that are private: each is there.
+
+The release that is installed is one of them; what another one has is injected.
+"""
+
+import ast
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient, environment_variables
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
+from mlflow.tracking import fluent
+
+import mlflow_keras_adv as mka
+from mlflow_keras_adv.compat import mlflow as compat
+from mlflow_keras_adv.tracking import store
+from mlflow_keras_adv.tracking.writer import RunWriter
+from tests.test_imports import MODULES, PACKAGE
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def run_id(client: MlflowClient, experiment: str) -> str:
+    return client.create_run(experiment).info.run_id
+
+
+# Values that a server before 3.16 refuses though it has them
+
+
+def test_what_a_store_holds_is_told_from_what_it_refuses(
+    client: MlflowClient, experiment: str, run_id: str
+) -> None:
+    model_id = client.create_logged_model(experiment, source_run_id=run_id).model_id
+    held = [Metric("a", NAN, 5, 1), Metric("a", 2.0, 5, 2), Metric("b", 1.0, 5, 1, model_id)]
+    client.log_batch(run_id, metrics=held)
+
+    def refused(*entities: Any) -> list[int]:
+        return compat.refused_though_stored(client, run_id, entities)
+
+    sent = [Param("p", "1"), Metric("a", NAN, 5, 1), Metric("a", NAN, 5, 2), Metric("a", 2.0, 5, 2)]
+    assert refused(*sent) == [1]  # of several, only NaN is looked at
+    assert refused(Metric("a", 2.0, 5, 2)) == [0]
+    assert refused(Metric("a", 2.0, 6, 2)) == []
+    assert refused(Metric("b", 1.0, 5, 1, model_id)) == [0]
+    assert refused(Metric("a", 2.0, 5, 2, model_id)) == []  # the run has it, the model has not
+    assert refused(Param("p", "1")) == []
+
+
+class OlderServer:
+    """`log_batch` of a server before 3.16: all of a batch is refused for one NaN that is there."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._log = client.log_batch
+        self._held: set[tuple[str, int, int]] = set()
+
+    def __call__(self, run_id: str, metrics: Any = (), *rest: Any, **named: Any) -> None:
+        nans = [(each.key, each.step, each.timestamp) for each in metrics if math.isnan(each.value)]
+        if len(set(nans)) < len(nans) or self._held & set(nans):
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed", BAD_REQUEST)
+        self._log(run_id, metrics, *rest, **named)
+        self._held |= set(nans)
+
+
+def test_a_value_that_is_sent_again_has_arrived_whatever_the_server_says(
+    client: MlflowClient,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(client, "log_batch", OlderServer(client))
+    client.log_batch(run_id, metrics=[Metric("a", NAN, 5, step) for step in range(1, 4)])
+    writer = RunWriter(run_id, client)
+    with caplog.at_level(logging.WARNING, "mlflow_keras_adv"):
+        for _ in range(2):
+            for step in range(1, 6):
+                values = {"a": NAN if step < 4 else step}
+                writer.log_series(
+                    {key: [value] for key, value in values.items()},  # type: ignore[dict-item]
+                    steps=[step],  # type: ignore[arg-type]
+                    timestamps_ms=[5],  # type: ignore[arg-type]
+                )
+        assert writer.flush(30)
+    points = client.get_metric_history(run_id, "a")
+    assert sorted((each.step, str(each.value)) for each in points) == [
+        *((step, "nan") for step in range(1, 4)),
+        *((step, f"{step}.0") for step in (4, 5)),
+    ]
+    assert not writer.refused
+    assert not caplog.records
+
+
+# A creation whose answer is lost: MLflow's client does not repeat it from 3.18 on
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_run_is_created_once_though_the_first_answer_is_lost(
+    arrived: bool,
+    nested: bool,
+    client: MlflowClient,
+    experiment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create, lost = MlflowClient.create_run, []
+
+    def loses_one(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        if lost:
+            return create(self, *args, **kwargs)
+        lost.append(create(self, *args, **kwargs) if arrived else None)
+        raise MlflowException("connection reset", INTERNAL_ERROR)
+
+    with mka.track("parent", log_system_metrics=False) as parent:
+        monkeypatch.setattr(MlflowClient, "create_run", loses_one)
+        with parent.child("again") if nested else mka.track("again", nested=True) as run:
+            run.log_metrics({"m": 1.0}, step=1)
+    found = client.search_runs([experiment])
+    assert {each.info.run_name: each.info.status for each in found} == {
+        "parent": "FINISHED",
+        "again": "FINISHED",
+    }
+    assert len(found) == 2
+    assert len(lost) == 1
+
+
+# Artifacts
+
+
+@pytest.mark.parametrize("release", ["3.6", "of today"])
+def test_a_file_goes_to_a_folder_of_a_model(
+    release: str,
+    client: MlflowClient,
+    experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    model_id = client.create_logged_model(experiment).model_id
+    if release == "3.6":
+        monkeypatch.setattr(client, "log_model_artifact", lambda model_id, local_path: None)
+    compat.log_model_artifact(client, model_id, str(tmp_path / "a.txt"), "in/here")
+    compat.log_model_artifact(client, model_id, str(tmp_path / "a.txt"), None)
+    root = client.get_logged_model(model_id).artifact_location
+    folder = Path(mlflow.artifacts.download_artifacts(root, dst_path=str(tmp_path / "down")))
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*.txt"))
+    assert found == [Path("a.txt"), Path("in/here/a.txt")]
+
+
+@pytest.mark.parametrize("release", ["3.6.0", "3.17.2"])
+def test_artifacts_go_to_the_store_of_the_client(
+    release: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment names another one, as it does while a training is offline."""
+    monkeypatch.setattr(mlflow, "__version__", release)
+    client = compat.client_of(server)
+    run = client.create_run("0").info.run_id
+    model = client.create_logged_model("0", source_run_id=run).model_id
+    (tmp_path / "a.txt").write_text("hello")
+    client.log_text(run, "hello", "b.txt")
+    compat.log_model_artifact(client, model, str(tmp_path / "a.txt"), None)
+    assert [each.path for each in client.list_artifacts(run)] == ["b.txt"]
+    assert [each.path for each in client.list_logged_model_artifacts(model)] == ["a.txt"]
+
+
+# Other differences
+
+
+@pytest.mark.parametrize(("allowed", "closed"), [(True, False), (False, True), (None, False)])
+def test_the_file_store_is_closed_where_mlflow_closes_it(
+    allowed: bool | None, closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "MLFLOW_ALLOW_FILE_STORE"
+    if allowed is None:  # MLflow before 3.13
+        monkeypatch.delattr(environment_variables, name, raising=False)
+    else:
+        monkeypatch.setenv(name, str(allowed).lower())
+        if not hasattr(environment_variables, name):
+            pytest.skip("this MLflow has no such setting")
+    if closed:
+        with pytest.raises(mka.UserError, match="a folder of files"):
+            store.require_store(tmp_path.as_uri())
+    else:
+        store.require_store(tmp_path.as_uri())
+
+
+@pytest.mark.parametrize("separator", ["#", "~"])
+def test_the_key_of_an_image_has_its_slashes_in_every_release(separator: str) -> None:
+    assert compat.image_key(f"val{separator}grid") == "val/grid"
+
+
+def test_a_monitor_is_made_with_what_this_mlflow_takes(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Older:
+        def __init__(self, run_id: str, resume_logging: bool = False) -> None: ...
+
+    assert set(compat.monitor_arguments(store)) <= {"tracking_uri"}
+    compat.SystemMetricsMonitor("0" * 32, **compat.monitor_arguments(store))
+    monkeypatch.setattr(compat, "SystemMetricsMonitor", Older)
+    assert compat.monitor_arguments(store) == {}
+
+
+# Private names: what breaks here says which of them a release of MLflow has changed
+
+
+def test_each_private_name_of_mlflow_is_what_it_was(
+    client: MlflowClient, experiment: str, store: str
+) -> None:
+    with mlflow.start_run() as run:
+        assert [each.info.run_id for each in compat.active_runs()] == [run.info.run_id]
+        assert any(list(each) == [run] for each in compat.active_runs_of_all_threads())
+        client.log_metric(run.info.run_id, "m", 1.0, step=7)
+    assert list(compat.active_runs()) == []
+    found = list(compat.active_runs())
+    compat.replace_active_runs(found)
+    assert fluent._active_run_stack.get() is found
+    compat.note_last_active_run(run.info.run_id)
+    last = mlflow.last_active_run()
+    assert last is not None
+    assert last.info.run_id == run.info.run_id
+
+    (metric,) = compat.last_metrics(client.get_run(run.info.run_id).data)
+    assert (metric.key, metric.value, metric.step) == ("m", 1.0, 7)
+    (point,) = compat.metric_intervals([run.info.run_id], "m", 10)
+    assert (point.run_id, point.step, point.value) == (run.info.run_id, 7, 1.0)
+
+    assert compat.active_experiment_id() == experiment
+    assert compat.chosen_experiment_id() is None
+    assert compat.chosen_tracking_uri() in (None, store)
+    assert compat.monitors() is fluent.run_id_to_system_metrics_monitor
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("compat/")])
+def test_no_private_name_of_mlflow_stands_elsewhere(module: str) -> None:
+    tree = ast.parse((PACKAGE / module).read_text())
+    imported = {"mlflow": "mlflow"}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlflow":
+            found += [
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if any(part.startswith("_") for part in f"{node.module}.{alias.name}".split("."))
+            ]
+            imported |= {alias.asname or alias.name: alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            owner = ast.unparse(node.value)
+            if owner in imported and not owner[0].isupper() and node.attr != "__version__":
+                found.append(f"{owner}.{node.attr}")
+    assert found == []
