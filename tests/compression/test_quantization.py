@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 import pytest
+from packaging.version import Version
 
 from mlflow_keras_adv.compression import quantization
 from mlflow_keras_adv.compression.conversion import TOLERANCE, Artifact, compare, convert
@@ -169,7 +170,8 @@ def test_a_recurrent_model_gets_a_fixed_number_of_samples_a_call() -> None:
     x = RANDOM.normal(size=(9, 5, 3)).astype("float32")
     artifact = convert(model, x)
     runner = LiteRTModel(artifact.content)
-    assert runner.rows == 1
+    # Before Keras 3.13 the file is converted without its help, and takes any number.
+    assert runner.rows == (1 if Version(keras.__version__) >= Version("3.13") else -1)
     expected = np.asarray(model(x))
     apart = np.abs(runner.predict(x) - expected).max()
     assert apart < TOLERANCE * np.abs(expected).max()
