@@ -139,8 +139,9 @@ def quantize_aware(
     measure_weights(quantized)
     trained = tuning.in_tf_keras(quantized, compiled)
     kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
+    kind += "" if io == "float32" else f"_{io}_io"
     x = _some(tuning.calibration())
-    _proved_file(model, trained, x, kind)  # what cannot be had is known before the training
+    _proved_file(model, trained, x, kind, io)  # what cannot be had is known before the training
     with preserving.without_warning():
         tuning.fit(trained, [preserving])
     preserving.check()
@@ -150,7 +151,6 @@ def quantize_aware(
     answers, names = answers_of(model, x), names_of_outputs(model)
     if set(answers) != set(names):
         answers = dict(zip(names, answers.values(), strict=True))
-    kind += "" if io == "float32" else f"_{io}_io"
     artifact = compare(content, kind, feeds, answers, float_layers=tuple(sorted(left)))
     artifact = replace(artifact, trained_difference=apart)
     if min_agreement is not None:
@@ -250,7 +250,7 @@ def _known_activation(layer: Any) -> bool:
 
 
 def _proved_file(
-    model: keras.Model, trained: tf_keras.Model, x: Any, kind: str, io: str = "float32"
+    model: keras.Model, trained: tf_keras.Model, x: Any, kind: str, io: str
 ) -> tuple[bytes, Arrays, float]:
     """The file of a model in training as it is now; `x` by the file's inputs; how far apart."""
     widen_dead_ranges(trained)
@@ -275,7 +275,7 @@ def _proved_file(
     return content, feeds, apart
 
 
-def _converted(model: tf_keras.Model, io: str = "float32") -> bytes:
+def _converted(model: tf_keras.Model, io: str) -> bytes:
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = _BORDERS[io]

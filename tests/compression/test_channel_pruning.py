@@ -83,9 +83,8 @@ def test_a_model_whose_removed_channels_were_zero_answers_the_same(
     assert pruned.parameters_after == pruned.model.count_params() < pruned.parameters_before
 
 
-@pytest.mark.parametrize("body", [plain, inception, fork])
-def test_it_trains_on_and_the_given_model_stays(body: Callable[[Any], Any]) -> None:
-    model = build(body)
+def test_it_trains_on_and_the_given_model_stays() -> None:
+    model = build(inception)
     before = model.get_weights()
     seen: list[float] = []
     each = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: seen.append(logs["loss"]))
