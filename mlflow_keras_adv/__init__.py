@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
     from mlflow_keras_adv.training.loop import Loop
     from mlflow_keras_adv.training.schedules import ConstantThenExponential, CyclicalRate, WarmUp
-    from mlflow_keras_adv.tuner.search import track_search
+    from mlflow_keras_adv.tuner.search import search_run_id, track_search
     from mlflow_keras_adv.variants import Technique, technique
 
 # Where each public name lives. It is imported on first use: TensorFlow takes seconds, and who only
@@ -87,6 +87,7 @@ _HOMES = {
     "registry": "registry",
     "technique": "variants",
     "track": "tracking.run",
+    "search_run_id": "tuner.search",
     "track_search": "tuner.search",
 }
 
@@ -128,6 +129,7 @@ __all__ = [
     "logged_claims",
     "measure_models",
     "registry",
+    "search_run_id",
     "technique",
     "track",
     "track_search",

@@ -121,6 +121,7 @@ def history(name: str) -> None:
 @click.option("--filter", "filter_string", default="", help="As \"params.lr = '0.01'\".")
 @click.option("--by", multiple=True, help="Param that makes a variant, or name; repeatable.")
 @click.option("--score", help="Metric to sort by; default: final/accuracy, else another.")
+@click.option("--mode", type=click.Choice(["min", "max"]), help="Which way the score is better.")
 @click.option("--max-runs", type=click.IntRange(1), default=500, show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the page here, too.")
 @click.option("--log/--no-log", default=True, help="Log page and table to a new run.")

@@ -1,18 +1,24 @@
 """What a finished model scores, weighs and takes, on record beside the model itself."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
-import numpy as np
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compression.footprint import footprint
+from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.score import Scores, agreement, batches, difference, loss_of, score
 from mlflow_keras_adv.models import log_model
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
+from mlflow_keras_adv.tracking.directions import direction, note
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.values import Dataset
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,11 @@ def log_finished_model(
     run: Run,
     model: keras.Model,
     x: Any,
-    y: np.ndarray | None = None,
+    y: Any = None,
     *,
     name: str,
+    sample_weight: Any = None,
+    metrics: Any = None,
     scores: Mapping[str, float] | None = None,
     dataset: Dataset | None = None,
     reference: keras.Model | None = None,
@@ -43,28 +51,70 @@ def log_finished_model(
 ) -> FinishedModel:
     """Logs a finished model as a LoggedModel, with its `final/…` metrics on the test split.
 
+    It is scored by what it was compiled with, as `model.evaluate` would: `final/loss` and the
+    metrics, of several outputs `final/<output>/<metric>`. A classifier has `final/accuracy`,
+    compiled with it or not. Which way each is better stands in the tag `directions.final`. A model
+    that cannot be scored is logged with what it weighs and takes, and a warning says why.
+
     The metrics stand at step 0 of the run, so that MLflow draws them as bars, and are linked to the
     model and the dataset, so that they stand in the table of models too.
 
     Args:
         run: The run that made the model.
-        model: A built model; with `y` or `reference` a classifier.
-        x: Test samples, shape [n, ...], or a list or dict of such arrays; two of them become the
-            model's input example.
-        y: Integer labels, shape [n]. Without them there is no `final/accuracy`.
+        model: A built model.
+        x: Test samples, shape [n, ...], or a list or dict of such arrays, a `tf.data.Dataset` or a
+            `keras.utils.PyDataset`; two of them become the model's input example.
+        y: Labels, in the structure of the outputs; a dataset brings its own. Without any the model
+            is not scored.
         name: What to call the model.
-        scores: What else it scores, by name, measured by the caller: a generator, an embedding or a
-            model with several outputs has no accuracy of its own.
+        sample_weight: As `evaluate` takes it; a dataset brings its own.
+        metrics: To score by, instead of what it was compiled with; see `metrics.score`.
+        scores: What else it scores, by name, measured by the caller.
         dataset: Name and digest of the data.
-        reference: A model of the same classes; `final/agreement` says how often both agree.
+        reference: A model that it should equal, as its teacher or the unpruned one:
+            `final/difference` and `final/difference_max` say how far their outputs are apart, in
+            parts of the reference's, and of classes or decisions `final/agreement` how often both
+            agree.
         parent_model_id: Id of the LoggedModel that this one comes from: teacher, unpruned, float.
     """
+    found = _scored(model, x, y, sample_weight, metrics)
+    measured = {**found.values}
+    if reference is not None:
+        measured |= _beside(found, model, reference, x)
+    few = keras.tree.map_structure(keras.ops.convert_to_numpy, next(iter(batches(x)))[0])
+    final = {**measured, **footprint(model, few), **(scores or {})}
     lineage = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
     tags: dict[str, Any] = {**lineage, "variant": name}
-    example = keras.tree.map_structure(lambda array: array[:2], x)
+    example = keras.tree.map_structure(lambda array: array[:2], few)
     info = log_model(model, name=name, run_id=run.run_id, input_example=example, tags=tags)
     run.set_tags(lineage)
-    final = {**footprint(model, x, y, reference=reference), **(scores or {})}
     named = {f"final/{key}": value for key, value in final.items()}
     run.log_metrics(named, step=0, model_id=info.model_id, dataset=dataset)
+    modes = {key: direction(key, {}) for key in named}
+    modes |= {f"final/{key}": mode for key, mode in found.directions.items()}
+    run.set_tags({f"{DIRECTIONS}final": note({key: mode for key, mode in modes.items() if mode})})
     return FinishedModel(info, final)
+
+
+def _scored(model: keras.Model, x: Any, y: Any, sample_weight: Any, metrics: Any) -> Scores:
+    try:
+        return score(model, x, y, sample_weight, metrics=metrics)
+    except UserError as error:
+        _logger.warning("Without scores on record: %s", error)
+        return score(model, x, metrics=[])
+
+
+def _beside(found: Scores, model: keras.Model, reference: keras.Model, x: Any) -> dict[str, float]:
+    """How far a model is from another one, on the same samples."""
+    other = score(reference, x, metrics=[])
+    if found.answers is None or found.task is None:
+        answers = score(model, x, metrics=[]).answers
+        found = replace(found, answers=answers, task=found.task or other.task)
+    try:
+        measured = difference(found.answers, other.answers)
+        loss = loss_of(model) or loss_of(reference)
+        share = agreement(found, other.answers, loss)
+    except (UserError, ValueError) as error:
+        _logger.warning("Without a comparison with the reference on record: %s", error)
+        return {}
+    return measured if share is None else {"agreement": share, **measured}

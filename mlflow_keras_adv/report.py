@@ -1,6 +1,7 @@
 """Comparison of runs: one table, one picture, one sentence, on the run that is their parent."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -10,6 +11,7 @@ from mlflow import MlflowClient
 
 from mlflow_keras_adv.comparison.view import say_where, view_address
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.directions import Mode, direction, recorded
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.store import answers
@@ -86,8 +88,9 @@ def log_comparison(
     variants: Mapping[str, Run],
     *,
     candidates: Sequence[str] | None = None,
-    select_by: str = "val/accuracy",
-    curves: Sequence[str] = ("train/loss", "val/accuracy"),
+    select_by: str | None = None,
+    mode: Mode | None = None,
+    curves: Sequence[str] = (),
 ) -> str:
     """Puts what its nested runs found on the parent run.
 
@@ -101,16 +104,36 @@ def log_comparison(
         variants: The nested runs by name. One that has not ended is waited for until what it was
             handed is in the store.
         candidates: Names among which the winner is chosen. Default: all.
-        select_by: Metric whose last value decides, the highest wins; of equals the one with fewer
+        select_by: Metric whose last value decides; of equals the one with fewer
             `final/gzip_bytes`. A validation metric: choosing by the test split would flatter it.
-        curves: Metric keys of the figure's panels.
+            Default: `val/accuracy`, else `val/loss`.
+        mode: Whether the highest ("max") or the lowest ("min") wins. Default: as the runs have
+            recorded it.
+        curves: Metric keys of the figure's panels. Default: `train/loss` and `select_by`.
 
     Returns:
         The winner's name; of several candidates none, "", while the store does not answer.
 
     Raises:
-        ValueError: If no candidate has the metric `select_by`.
+        ValueError: If no candidate has the metric `select_by`, or nobody knows which way it is
+            better.
     """
+    winner, _ = compare_variants(
+        run, variants, candidates=candidates, select_by=select_by, mode=mode, curves=curves
+    )
+    return winner
+
+
+def compare_variants(
+    run: Run,
+    variants: Mapping[str, Run],
+    *,
+    candidates: Sequence[str] | None,
+    select_by: str | None,
+    mode: Mode | None,
+    curves: Sequence[str],
+) -> tuple[str, str]:
+    """What `log_comparison` does; returns the metric that has decided, too."""
     if not answers(run.tracking_uri):
         _logger.warning(
             "The runs %s are not compared: their store does not answer, and has not all of them. "
@@ -120,30 +143,47 @@ def log_comparison(
         winner = candidates[0] if candidates is not None and len(candidates) == 1 else ""
         if winner:
             run.set_tags({"winner": winner})
-        return winner
+        return winner, select_by or ""
     for each in variants.values():
         each.flush(GRACE_SECONDS)  # what is not in the store yet would be missing
     client = MlflowClient()
     run_ids = {name: each.run_id for name, each in variants.items()}
     found = {name: client.get_run(run_id) for name, run_id in run_ids.items()}
     metrics = {name: each.data.metrics for name, each in found.items()}
-    scored = [name for name in candidates or variants if select_by in metrics[name]]
+    names = list(candidates or variants)
+    if select_by is None:
+        usual = ("val/accuracy", "val/loss")
+        select_by = next((k for k in usual if any(k in metrics[n] for n in names)), usual[0])
+    scored = [name for name in names if select_by in metrics[name]]
     if not scored:
         raise ValueError(
             f"Received runs without the metric {select_by!r}, which chooses the winner. Log it "
             "in each of them, or pass select_by=."
         )
-    winner = max(
-        scored, key=lambda n: (metrics[n][select_by], -metrics[n].get("final/gzip_bytes", 0))
-    )
+    mode = mode or direction(select_by, recorded(found.values()))
+    if mode not in ("min", "max"):
+        raise ValueError(
+            f"Nobody knows which way {select_by!r} is better. Pass mode='min' or mode='max'."
+        )
+    sign = 1 if mode == "max" else -1
+
+    def place(name: str) -> tuple[bool, float, float]:
+        value = metrics[name][select_by]
+        lost = math.isnan(value)  # NaN never wins
+        return not lost, 0.0 if lost else sign * value, -metrics[name].get("final/gzip_bytes", 0)
+
+    winner = max(scored, key=place)
     run.log_table(_table(metrics), "comparison.json")
-    run.log_figure(learning_curves(run_ids, curves), "learning_curves.png")
+    run.log_figure(
+        learning_curves(run_ids, curves or tuple(dict.fromkeys(("train/loss", select_by)))),
+        "learning_curves.png",
+    )
     run.log_metrics({k: v for k, v in metrics[winner].items() if k.startswith("final/")}, step=0)
     run.set_tags({"winner": winner})
     score = next((k for k in ("final/accuracy", select_by) if k in metrics[winner]), None)
     title = f"{run.name}: {', '.join(variants)}"
     say_where(view_address(list(found.values()), name=title, score=score, parent_run_id=run.run_id))
-    return winner
+    return winner, select_by
 
 
 def _table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:

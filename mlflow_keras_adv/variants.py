@@ -9,7 +9,8 @@ import numpy as np
 
 from mlflow_keras_adv.claims import Claim, log_claims
 from mlflow_keras_adv.measure import FinishedModel, log_finished_model
-from mlflow_keras_adv.report import log_comparison
+from mlflow_keras_adv.report import compare_variants
+from mlflow_keras_adv.tracking.directions import Mode
 from mlflow_keras_adv.tracking.run import Run, track
 from mlflow_keras_adv.tracking.values import Dataset
 
@@ -130,19 +131,25 @@ class Technique:
         self,
         *,
         candidates: Sequence[str] | None = None,
-        select_by: str = "val/accuracy",
-        curves: Sequence[str] = ("train/loss", "val/accuracy"),
+        select_by: str | None = None,
+        mode: Mode | None = None,
+        curves: Sequence[str] = (),
     ) -> str:
         """Puts the comparison of the variants on the run; see `log_comparison`.
 
         Returns:
             The winner's name.
         """
-        winner = log_comparison(
-            self.run, self.variants, candidates=candidates, select_by=select_by, curves=curves
+        winner, decided_by = compare_variants(
+            self.run,
+            self.variants,
+            candidates=candidates,
+            select_by=select_by,
+            mode=mode,
+            curves=curves,
         )
         chosen_before = candidates is not None and len(candidates) == 1  # by another measure
-        self._choice = "" if chosen_before else f"Best by {select_by}: {winner}."
+        self._choice = "" if chosen_before else f"Best by {decided_by}: {winner}."
         return winner
 
     def conclude(self, result: str, *claims: Claim, note: str = "") -> None:

@@ -9,6 +9,8 @@ Seconds; 500 runs take longest to be looked up.
     mlflow run . -e compare --env-manager local -P experiments=Default -P by=lr
 """
 
+from typing import Literal
+
 from pydantic import PositiveInt
 
 import mlflow_keras_adv as mka
@@ -21,6 +23,7 @@ def main(
     filter: str = "",
     by: str = "",
     score: str = "",
+    mode: Literal["", "min", "max"] = "",
     max_runs: PositiveInt = 500,
 ) -> None:
     """Compares runs on one page.
@@ -33,6 +36,7 @@ def main(
         by: Parameters that make a variant, separated by commas, name for the run's name; all of
             them where nothing is given.
         score: Metric to sort by; final/accuracy, else another, where nothing is given.
+        mode: Which way the score is better, where the runs do not say it.
         max_runs: The newest so many are compared.
     """
     with mka.track("comparison", tags={"technique": "comparison"}, log_system_metrics=False) as run:
@@ -42,6 +46,7 @@ def main(
             filter_string=filter,
             by=parts(by),
             score=score or None,
+            mode=mode or None,
             max_runs=max_runs,
         )
         run.describe(found.sentence)

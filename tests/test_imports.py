@@ -34,8 +34,12 @@ ROOMS = {
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),
     "tracking/": (STORE, {"errors", "tracking"}),
     "training/": (TRAINING, {"errors", "training"}),
-    "compression/": (TRAINING | LITERT, {"errors", "extras", "training", "compression"}),
-    "callbacks/": (MEETING, {"errors", "tracking", "training", "callbacks"}),
+    "metrics/": (TRAINING, {"errors", "metrics"}),
+    "compression/": (
+        TRAINING | LITERT,
+        {"errors", "extras", "metrics", "training", "compression"},
+    ),
+    "callbacks/": (MEETING, {"errors", "metrics", "tracking", "training", "callbacks"}),
     "autologging.py": (set(), {"tracking", "tuner", "recorded_fits"}),
     "recorded_fits.py": ({"keras"}, {"callbacks", "training"}),
     "claims.py": (STORE, {"errors", "tracking"}),
@@ -53,7 +57,7 @@ ROOMS = {
     "model_logging.py": (STORE, {"tracking"}),
     "models.py": (MEETING, {"errors", "training", "model_signature", "model_logging", "served"}),
     "served.py": (STORE, {"errors"}),
-    "measure.py": (MEETING, {"errors", "tracking", "training", "compression", "models"}),
+    "measure.py": (MEETING, {"metrics", "errors", "tracking", "training", "compression", "models"}),
     "measure_file.py": (
         STORE | {"pandas"},
         {"errors", "tracking", "compression", "litert", "measure"},
@@ -61,7 +65,7 @@ ROOMS = {
     "plugins/": (MEETING, {"errors", "callbacks", "compression", "plugins"}),
     "tuner/": (
         MEETING | {"keras_tuner", "sklearn"},
-        {"errors", "tracking", "recorded_fits", "tuner"},
+        {"errors", "tracking", "recorded_fits", "models", "tuner"},
     ),
     "figures.py": ({"numpy", "matplotlib"}, set()),
     "new_process.py": (STORE, {"errors"}),

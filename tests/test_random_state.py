@@ -262,6 +262,7 @@ ELSEWHERE = {
     "ConstantThenExponential": "arithmetic",
     "CyclicalRate": "arithmetic",
     "UserError": "an exception",
+    "search_run_id": "reads a file",
 }
 
 

@@ -4,7 +4,7 @@ import functools
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,8 +13,11 @@ import numpy as np
 
 from mlflow_keras_adv.callbacks.best import best_of
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
-from mlflow_keras_adv.callbacks.epoch_keys import EpochKeys
+from mlflow_keras_adv.callbacks.epoch_keys import PACE, EpochKeys
+from mlflow_keras_adv.metrics.directions import mode_of_name
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
+from mlflow_keras_adv.tracking.directions import note
 from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.process_end import before_the_end, grace_left
@@ -198,6 +201,8 @@ class _Record:
         self._settings: dict[str, object] = {}
         self._described: dict[str, Any] = {}
         self._recorded: set[str] = set()
+        self._directed: set[str] = set()
+        self._directions: dict[str, str] = {}
         self._describing = Fence(f"Recording all settings of {model.name}", tries_again=True)
         self._said: set[str] = set()
         self._resumed = False
@@ -267,9 +272,18 @@ class _Record:
         if self._examples:
             values["train/examples_per_second"] = self._examples / self._seconds
         self.run.log_metrics(values, step=self.run.axis.batches)
+        self._note_directions(values)
         self._late = self.run.axis.batches, logs, set(logs)
         self.run.set_tags(self.run.axis.offset_tags(self.session.batches_counted()))
         self._say_what_is_missing()
+
+    def _note_directions(self, keys: Iterable[str]) -> None:
+        if new := {key for key in keys if key.startswith(("train/", "val/"))} - self._directed:
+            self._directed |= new
+            metrics = getattr(self.model, "metrics", [])
+            modes = {key: mode_of_name(key.partition("/")[2], metrics) for key in new - PACE}
+            self._directions |= {key: mode for key, mode in modes.items() if mode}
+            self.run.set_tags({f"{DIRECTIONS}fit": note(self._directions)})
 
     def finish(self) -> None:
         """Ends the record of the steps; other callbacks may have more to do until `fit` returns."""

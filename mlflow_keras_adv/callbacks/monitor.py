@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
+
+from mlflow_keras_adv.metrics.directions import mode_of_name
 
 _logger = logging.getLogger(__name__)
 
@@ -77,23 +78,6 @@ def _described(value: Any) -> str:
 
 def _direction(name: str, model: Any) -> str:
     """Says "min", "max", or "auto" where neither the model nor Keras knows such a metric."""
-    own = _direction_of(name, model)  # a name may begin with `val_` by itself
-    return _direction_of(name.removeprefix("val_"), model) if own == "auto" else own
-
-
-def _direction_of(name: str, model: Any) -> str:
-    if name == "loss" or name.endswith("_loss"):
-        return "min"
-    for metric in getattr(model, "metrics", []):
-        for each in (metric, *getattr(metric, "metrics", [])):
-            if each.name == name and hasattr(each, "_direction"):
-                return _mode_of(each)
-    try:
-        return _mode_of(keras.metrics.get(name))
-    except ValueError:
-        return "auto"
-
-
-def _mode_of(metric: Any) -> str:
-    # Private, but where Keras' own EarlyStopping and ModelCheckpoint look.
-    return {"up": "max", "down": "min"}.get(getattr(metric, "_direction", ""), "auto")
+    metrics = getattr(model, "metrics", [])
+    own = mode_of_name(name, metrics)  # a name may begin with `val_` by itself
+    return own or mode_of_name(name.removeprefix("val_"), metrics) or "auto"

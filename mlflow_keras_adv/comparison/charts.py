@@ -11,7 +11,6 @@ import pandas as pd
 
 from mlflow_keras_adv.comparison.axes import Axis, axis, is_place
 from mlflow_keras_adv.comparison.groups import Group
-from mlflow_keras_adv.comparison.table import better
 from mlflow_keras_adv.comparison.texts import number, safe
 
 WIDTH, HEIGHT = 360, 230
@@ -118,7 +117,9 @@ def curves_chart(
     return Chart(title or key, "training batches", x_axis, y_axis, marks) if marks else None
 
 
-def cost_chart(score: str, cost: str, groups: Sequence[Group], coloured: int) -> Chart | None:
+def cost_chart(
+    score: str, cost: str, groups: Sequence[Group], coloured: int, sign: int
+) -> Chart | None:
     """A dot per variant, its score over its cost, and the line of those that none beats in both.
 
     Args:
@@ -126,6 +127,7 @@ def cost_chart(score: str, cost: str, groups: Sequence[Group], coloured: int) ->
         cost: Metric of the lower axis; less is better.
         groups: The variants.
         coloured: The first so many have colours.
+        sign: 1 if a higher score is better, -1 if a lower.
 
     Returns:
         None if fewer than two variants have both.
@@ -140,7 +142,6 @@ def cost_chart(score: str, cost: str, groups: Sequence[Group], coloured: int) ->
     y_axis = axis((y for _, y, *_ in places), BOTTOM, TOP, unit=score, log=False)
     if x_axis is None or y_axis is None or len(places) < 2:
         return None
-    sign = better(score) or 1
     front: list[tuple[float, float]] = []
     for x, y, *_ in sorted(places, key=lambda p: (p[0], -sign * p[1])):
         if not front or sign * y > sign * front[-1][1]:

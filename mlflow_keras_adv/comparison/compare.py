@@ -16,11 +16,17 @@ from mlflow_keras_adv.comparison.logged_tables import read_tables
 from mlflow_keras_adv.comparison.page import MAX_COLOURS, Contents, curve_keys, render
 from mlflow_keras_adv.comparison.pictures import read_pictures
 from mlflow_keras_adv.comparison.selection import TECHNIQUE, Selection, select_runs
-from mlflow_keras_adv.comparison.table import comparison_frame, deciding_metric, sort_groups
+from mlflow_keras_adv.comparison.table import (
+    better,
+    comparison_frame,
+    deciding_metric,
+    sort_groups,
+)
 from mlflow_keras_adv.comparison.texts import number, safe
 from mlflow_keras_adv.comparison.view import say_where, view_address
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.directions import Mode, recorded
 from mlflow_keras_adv.tracking.run import current_run, track
 
 MAX_RUNS = 500
@@ -72,6 +78,7 @@ def compare(
     filter_string: str = "",
     by: Sequence[str] = (),
     score: str | None = None,
+    mode: Mode | None = None,
     max_runs: int = MAX_RUNS,
     output: str | os.PathLike[str] | None = None,
     log: bool = True,
@@ -85,7 +92,10 @@ def compare(
         experiments: Names or ids of experiments.
         filter_string: As for `mlflow.search_runs`; holds for the experiments and for nested runs.
         by: Params that make a variant, `name` for the run's name. Default: name and all params.
-        score: Metric that the variants are sorted by. Default: `final/accuracy`, else another.
+        score: Metric that the variants are sorted by. Default: `final/accuracy`, else another one
+            that all of them have; without such, nothing is ranked.
+        mode: Whether more ("max") or less ("min") of it is better. Default: as the runs have
+            recorded it, or as a common name says.
         max_runs: The newest so many are compared.
         output: Where to write the page, too.
         log: Whether to log it: to the run that this thread is in, else to a new one.
@@ -94,8 +104,8 @@ def compare(
         The table and the page.
 
     Raises:
-        UserError: Nothing is named or found, no run has the metric `score`, the file cannot be
-            written, or the store does not answer.
+        UserError: Nothing is named or found, no run has the metric `score`, nobody knows which way
+            it is better, the file cannot be written, or the store does not answer.
         ValueError: If `max_runs` is below 1.
     """
     if max_runs < 1:
@@ -109,8 +119,16 @@ def compare(
             f"None of the {len(selection.runs)} runs has the metric {score!r}. They have: "
             f"{', '.join(_some_metrics(groups))}."
         )
-    score = score or deciding_metric(groups)
-    groups = sort_groups(groups, score)
+    directions = recorded(selection.runs)
+    score = score or deciding_metric(groups, directions)
+    if score is not None and mode is not None:
+        directions[score] = mode
+    if score is not None and not better(score, directions):
+        raise UserError(
+            f"Nobody knows which way {score!r} is better. Pass mode='min' or mode='max' "
+            "(--mode on the command line)."
+        )
+    groups = sort_groups(groups, score, directions)
     title = _title(groups, selection)
     ordered = [run for group in groups for run in group.runs]
     address = view_address(ordered, name=title, score=score)
@@ -125,6 +143,7 @@ def compare(
             made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             groups=groups,
             score=score,
+            directions=directions,
             curves=read_curves(drawn, curve_keys(shown)),
             pictures=pictures,
             tables=tables,
@@ -177,7 +196,10 @@ def _title(groups: Sequence[Group], selection: Selection) -> str:
 def _sentence(groups: Sequence[Group], score: str | None) -> str:
     best = groups[0].value(score) if score else None
     if score is None or best is None:
-        return f"{len(groups)} variants; see comparison/report.html."
+        return (
+            f"{len(groups)} variants, not ranked: they share no metric of which it is known which "
+            "way it is better. Pass score= and mode=; see comparison/report.html."
+        )
     # A description is Markdown: a name in it is code, and so no link, image or HTML.
     name = safe(groups[0].name).replace("`", "'")
     return f"First of {len(groups)} by {score}: `{name}`, {number(best.mean, score)}."

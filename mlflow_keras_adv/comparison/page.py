@@ -4,7 +4,7 @@ All that is in it was written by somebody: Jinja escapes every value, and the pa
 a browser load nothing and run nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from mlflow_keras_adv.comparison.logged_tables import TableSeries
 from mlflow_keras_adv.comparison.pictures import Picture
 from mlflow_keras_adv.comparison.table import better, metric_keys
 from mlflow_keras_adv.comparison.texts import safe, with_spread
+from mlflow_keras_adv.tracking.directions import Mode
 
 # What a page shows; the table that is logged beside it has all of it.
 MAX_COLOURS = 10
@@ -39,6 +40,7 @@ class Contents:
         made: When, in words.
         groups: The variants, the best first.
         score: The metric that they are sorted by.
+        directions: Of metrics, which way they are better, as the runs have recorded it.
         curves: Histories of the first `MAX_COLOURS` variants.
         pictures: Of the first `MAX_COLOURS` variants.
         tables: The same.
@@ -55,6 +57,7 @@ class Contents:
     pictures: Sequence[Picture] = ()
     tables: Sequence[TableSeries] = ()
     experiments: dict[str, str] = field(default_factory=dict)
+    directions: Mapping[str, Mode] = field(default_factory=dict)
     notes: Sequence[str] = ()
     address: str | None = None
 
@@ -92,7 +95,7 @@ def render(contents: Contents) -> str:
         experiments=contents.experiments,
         notes=notes,
         link=contents.address,
-        columns=[_column(key, contents.groups) for key in keys[:MAX_METRICS]],
+        columns=[_column(key, contents.groups, contents.directions) for key in keys[:MAX_METRICS]],
         params=params[:MAX_PARAMS],
         costs=_costs(contents),
         curves=_curves(CURVES, shown, contents.curves),
@@ -120,7 +123,7 @@ def _tiles(contents: Contents) -> list[dict[str, Any]]:
             if key and (value := group.value(key)) and is_place(value.mean)
         ]
         if key and having and key not in [tile["key"] for tile in tiles]:
-            sign = better(key) or 1
+            sign = better(key, contents.directions) or 1
             value, index = max(having, key=lambda each: (sign * each[0].mean, -each[1]))
             mean, std = with_spread(value.mean, value.std, key)
             tile = {"key": key, "mean": mean, "std": std if value.count > 1 else ""}
@@ -128,12 +131,12 @@ def _tiles(contents: Contents) -> list[dict[str, Any]]:
     return tiles
 
 
-def _column(key: str, groups: Sequence[Group]) -> dict[str, Any]:
+def _column(key: str, groups: Sequence[Group], directions: Mapping[str, Mode]) -> dict[str, Any]:
     """A column of the table of results."""
     values = [group.value(key) for group in groups]
     means = [v.mean for v in values if v and is_place(v.mean)]
     low, high = (min(means), max(means)) if means else (0.0, 0.0)
-    sign = better(key)
+    sign = better(key, directions)
     best = (high if sign > 0 else low) if sign and high > low else None
     section, _, name = key.rpartition("/")
     cells = [_cell(v, key, len(g.runs), low, high) for v, g in zip(values, groups, strict=True)]
@@ -159,8 +162,9 @@ def _costs(contents: Contents) -> list[Chart]:
     if contents.score is None:
         return []
     keys = set(metric_keys(contents.groups))
+    sign = better(contents.score, contents.directions) or 1
     drawn = [
-        cost_chart(contents.score, cost, contents.groups, MAX_COLOURS)
+        cost_chart(contents.score, cost, contents.groups, MAX_COLOURS, sign)
         for cost in COSTS
         if cost in keys and cost != contents.score
     ]

@@ -1,20 +1,21 @@
 """The numbers of the variants side by side, as a table."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from mlflow_keras_adv.comparison.groups import Group, differing
+from mlflow_keras_adv.tracking.directions import Mode, direction
 
 # What comes first in a table; curves of batches and the machine's load are no result.
 _ORDER = ("final/", "val/", "train/", "")
 _NO_RESULT = ("batch/", "gradient/", "optimizer/", "system/", "final/claim/")
 _SCORES = ("final/accuracy", "val/accuracy", "trial/score")
-_LOWER = re.compile(
-    r"loss|error|(^|[/_])(mse|mae|rmse|mape|perplexity|latency|size)([/_]|$)|_bytes$|_ms(_|$)"
+# What a model takes: the axis of a chart, and no measure of how good it is.
+_COST = re.compile(
+    r"_bytes$|_ms(_|$)|latency|flops|parameters|nonzeros|sparsity|/epoch$|per_second$"
 )
-_HIGHER = re.compile(r"accuracy|auc|precision|recall|f1|agreement|score$")
 
 
 def metric_keys(groups: Sequence[Group]) -> list[str]:
@@ -27,28 +28,36 @@ def metric_keys(groups: Sequence[Group]) -> list[str]:
     return sorted(results, key=lambda key: (place[key], key))
 
 
-def better(key: str) -> int:
-    """Which values of a metric are better, by its name: 1 the higher, -1 the lower, 0 unknown."""
-    if _LOWER.search(key):
-        return -1
-    return 1 if _HIGHER.search(key) else 0
+def better(key: str, directions: Mapping[str, Mode]) -> int:
+    """Which values of a metric are better: 1 the higher, -1 the lower, 0 unknown."""
+    return {"max": 1, "min": -1, None: 0}[direction(key, directions)]
 
 
-def deciding_metric(groups: Sequence[Group]) -> str | None:
-    """The metric that the variants are sorted by unasked; None where they have none."""
+def deciding_metric(groups: Sequence[Group], directions: Mapping[str, Mode]) -> str | None:
+    """The metric that the variants are sorted by unasked: one that most of them have.
+
+    Returns:
+        None where nobody knows of any which way it is better.
+    """
     keys = metric_keys(groups)
-    ranked = [*_SCORES, *(key for key in keys if better(key) > 0), *keys]
-    return next((key for key in ranked if key in keys), None)
+    having = {key: sum(group.value(key) is not None for group in groups) for key in keys}
+    shared = [key for key in keys if 2 * having[key] >= len(groups)]
+    known = [key for key in shared if better(key, directions) and not _COST.search(key)]
+    losses = [key for key in known if key.endswith("loss")]
+    ranked = [*(key for key in _SCORES if key in known), *(k for k in known if k not in losses)]
+    return next(iter([*ranked, *losses]), None)
 
 
-def sort_groups(groups: Sequence[Group], score: str | None) -> list[Group]:
+def sort_groups(
+    groups: Sequence[Group], score: str | None, directions: Mapping[str, Mode]
+) -> list[Group]:
     """The best first; what has no such metric, or NaN, comes last."""
 
     def place(group: Group) -> tuple[bool, float]:
         value = group.value(score) if score else None
         if score is None or value is None or value.mean != value.mean:
             return True, 0.0
-        return False, value.mean if better(score) < 0 else -value.mean
+        return False, value.mean if better(score, directions) < 0 else -value.mean
 
     return sorted(groups, key=place)
 

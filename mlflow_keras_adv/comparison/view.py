@@ -23,8 +23,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.comparison.groups import differing
-from mlflow_keras_adv.comparison.table import better
 from mlflow_keras_adv.comparison.view_charts import chart_state
+from mlflow_keras_adv.tracking.directions import direction, recorded
 from mlflow_keras_adv.tracking.offline import is_offline
 from mlflow_keras_adv.tracking.store import answers, lasting_uri, without_password
 
@@ -65,7 +65,7 @@ def view_address(
     facets = {
         "searchFilter": query,
         "orderByKey": f"metrics.`{score}`" if score else "tags.`mlflow.runName`",
-        "orderByAsc": not score or better(score) < 0,
+        "orderByAsc": not score or direction(score, recorded(runs)) == "min",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],

@@ -43,13 +43,18 @@ def _exports_litert() -> bool:
 
 
 def _signature_of(model: keras.Model, sample: Any) -> list[Any]:
-    known = getattr(model, "inputs", None)
-    arrays = keras.tree.flatten(sample)
-    inputs = known if known and len(known) == len(arrays) else [None] * len(arrays)
-    specs = [
-        tf.TensorSpec((None, *array.shape[1:]), array.dtype)
-        if each is None
-        else tf.TensorSpec(each.shape, each.dtype, each.name)
-        for array, each in zip(arrays, inputs, strict=True)
+    """Of a model that knows its inputs, theirs; else those of the sample, in any number."""
+    own = getattr(model, "_inputs_struct", None)  # private: its inputs in their structure
+    if own is None and getattr(model, "inputs", None):
+        own = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+    if own is not None:
+        return [
+            keras.tree.map_structure(
+                lambda each: tf.TensorSpec(each.shape, each.dtype, each.name), own
+            )
+        ]
+    return [
+        keras.tree.map_structure(
+            lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), sample
+        )
     ]
-    return [keras.tree.pack_sequence_as(sample, specs)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow_keras_adv.compression.artifact import Artifact
     from mlflow_keras_adv.compression.bridge import to_keras, to_tf_keras
+    from mlflow_keras_adv.compression.channel_pruning import prune_channels
     from mlflow_keras_adv.compression.clustering import cluster
     from mlflow_keras_adv.compression.conversion import convert
     from mlflow_keras_adv.compression.pruning import prune
@@ -37,6 +38,7 @@ _HOMES = {
     "int8_io": "quantization",
     "polynomial": "schedules",
     "prune": "pruning",
+    "prune_channels": "channel_pruning",
     "quantize": "quantization",
     "quantize_aware": "quantization_aware",
     "to_keras": "bridge",
@@ -58,6 +60,7 @@ __all__ = [
     "int16x8",
     "polynomial",
     "prune",
+    "prune_channels",
     "quantize",
     "quantize_aware",
     "to_keras",

@@ -1,6 +1,7 @@
 """What a conversion gives: a `.tflite` file, and how it compares with what it was made of."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ class Artifact:
         feeds: The data, by the inputs' names.
         trained_difference: Of a file from training, how far it is from the trained model with its
             rounding: root mean square, in parts of the largest answer. None for others.
+        operations: Of a float file, by layer with kernels, its operations' names in the file.
     """
 
     content: bytes
@@ -35,6 +37,7 @@ class Artifact:
     expected: Arrays
     feeds: Arrays
     trained_difference: float | None = None
+    operations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Writes the file.

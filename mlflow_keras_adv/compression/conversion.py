@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import tensorflow as tf
 from mlflow_keras_adv.compat.keras import export_litert
 from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.copying import check_weights
+from mlflow_keras_adv.compression.file_layers import operations_of_layers
 from mlflow_keras_adv.compression.footprint import agreement, highest
-from mlflow_keras_adv.compression.kernels import check_not_quantized
+from mlflow_keras_adv.compression.kernels import check_not_quantized, matrices
 from mlflow_keras_adv.compression.precision import half_tolerance, in_float32
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.samples import read_samples
@@ -59,7 +61,9 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
     if exact is not model:
         compare(runner.content, "float32", feeds, answers_of(exact, x), tolerance=TOLERANCE)
     tolerance = half_tolerance(model) or TOLERANCE
-    return compare(runner.content, "float32", feeds, expected, tolerance=tolerance)
+    artifact = compare(runner.content, "float32", feeds, expected, tolerance=tolerance)
+    operations = operations_of_layers(runner.content, matrices(exact))
+    return replace(artifact, operations=operations)
 
 
 def compare(

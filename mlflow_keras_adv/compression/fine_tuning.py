@@ -5,11 +5,12 @@ from typing import Any
 
 import keras
 
-from mlflow_keras_adv.compression.judged import CONFIGURED, Judge, compiled_with, judged
+from mlflow_keras_adv.compression.judged import judged
 from mlflow_keras_adv.compression.layer_translation import TO_TF_KERAS, translate
 from mlflow_keras_adv.compression.training_data import read_training_data
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
+from mlflow_keras_adv.metrics.judge import CONFIGURED, Judge, compiled_with
 
 with extra("compression"):
     import tf_keras

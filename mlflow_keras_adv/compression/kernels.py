@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from mlflow_keras_adv.compression.graphs import is_graph, named_layers
 from mlflow_keras_adv.errors import UserError
@@ -31,6 +32,15 @@ def kernels(model: keras.Model) -> dict[str, list[keras.Variable]]:
         if own and not isinstance(layer, _DEPTHWISE):
             found.setdefault(name, []).extend(own)
     return found
+
+
+def matrices(model: keras.Model) -> dict[str, list[np.ndarray]]:
+    """The weights of rank 2 and more of each layer, trainable or not, by the names of `kernels`."""
+    found = {
+        name: [np.asarray(weight) for weight in layer.weights if len(weight.shape) > 1]
+        for name, layer in _layers(model, "")
+    }
+    return {name: own for name, own in found.items() if own}
 
 
 def check_not_quantized(model: keras.Model) -> None:

@@ -17,7 +17,9 @@ Inference, 2018, arXiv:1712.05877.
 """
 
 import contextlib
+import inspect
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +30,7 @@ import numpy as np
 from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.compression.conversion import compare, convert
 from mlflow_keras_adv.compression.dead_channels import mended_biases
+from mlflow_keras_adv.compression.file_layers import operations_left
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
@@ -40,7 +43,7 @@ with extra("compression"):
     from litert_quantizer.utils.qsv_utils import min_max_update
 
 Sample = Mapping[str, np.ndarray]  # by the file's input names, each of shape (1, …)
-Scheme = Callable[[bytes, Sequence[Sample]], bytes]
+Scheme = Callable[..., bytes]  # (content, samples) and, if layers can be chosen, left=…
 
 _ALL = qtyping.TFLOperationName.ALL_SUPPORTED
 _BORDERS = (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT)
@@ -53,6 +56,7 @@ def quantize(
     x: Any = None,
     *,
     batch_size: int | None = None,
+    layers: Sequence[str] | None = None,
     min_agreement: float | None = None,
 ) -> Artifact:
     """Quantizes a model, runs the file once and compares it with its source.
@@ -66,6 +70,8 @@ def quantize(
             them, and file and source are compared on them. In any form that `convert` takes. With
             an `Artifact` its own samples are used.
         batch_size: See `convert`.
+        layers: Which layers to quantize, by name, of an inner model's `inner.dense`; the others
+            stay in float. Default: all that the scheme can.
         min_agreement: The least share of samples on which a classifier must choose what its source
             chooses, from 0 to 1.
 
@@ -74,7 +80,8 @@ def quantize(
 
     Raises:
         TypeError: `x` is something else.
-        ValueError: `x` is empty or does not fit the model.
+        ValueError: `x` is empty or does not fit the model, a layer is not there, or the scheme is
+            one that takes no choice of layers.
         UserError: What `convert` refuses; or the scheme changed nothing, LiteRT cannot run the
             file, or it agrees less than asked for.
     """
@@ -93,8 +100,13 @@ def quantize(
         {key: array[row : row + size] for key, array in source.feeds.items()}
         for row in range(0, count - size + 1, size)
     ]
+    left: tuple[str, ...] = ()
+    more: dict[str, Any] = {}
+    if layers is not None:
+        left = _others(source, layers)
+        more = _choice(scheme, name, operations_left(source.content, source.operations, layers))
     try:
-        content = scheme(source.content, samples)
+        content = scheme(source.content, samples, **more)
     except UserError:
         raise
     except Exception as error:  # what the quantizer raises has no end
@@ -106,10 +118,32 @@ def quantize(
         raise UserError(
             f"scheme {name} changed nothing: the model has no layer that LiteRT's quantizer knows"
         )
-    artifact = compare(content, name, source.feeds, source.expected)
+    artifact = compare(content, name, source.feeds, source.expected, float_layers=left)
     if min_agreement is not None:
         check_agreement(artifact, min_agreement)
     return artifact
+
+
+def _others(source: Artifact, layers: Sequence[str]) -> tuple[str, ...]:
+    """The layers that were not chosen."""
+    for name in layers:
+        if name not in source.operations:
+            raise ValueError(
+                f"layers names {name!r}, which the file has no weights of; those that it has are "
+                f"{', '.join(source.operations) or 'none'}"
+            )
+    if not layers:
+        raise ValueError("layers names no layer; leave it out to quantize all")
+    return tuple(name for name in source.operations if name not in layers)
+
+
+def _choice(scheme: Scheme, name: str, left: Sequence[str]) -> dict[str, Any]:
+    if "left" not in inspect.signature(scheme).parameters:
+        raise ValueError(
+            f"scheme {name} takes no choice of layers: give it a parameter `left`, the names of "
+            "the operations that stay in float"
+        )
+    return {"left": left}
 
 
 def check_agreement(artifact: Artifact, least: float) -> None:
@@ -133,7 +167,7 @@ def check_agreement(artifact: Artifact, least: float) -> None:
         )
 
 
-def float16(content: bytes, _samples: Sequence[Sample]) -> bytes:
+def float16(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
     """Weights as float16: half the size; it computes in float32."""
     config = qtyping.OpQuantizationConfig(
         weight_tensor_config=qtyping.TensorQuantizationConfig(
@@ -145,42 +179,46 @@ def float16(content: bytes, _samples: Sequence[Sample]) -> bytes:
     quantizer = Quantizer(bytearray(content))
     casting = recipe.AlgorithmName.FLOAT_CASTING
     quantizer.update_quantization_recipe(".*", _ALL, config, casting)
-    return _quantized(quantizer)
+    return _quantized(quantizer, left=left)
 
 
-def dynamic_int8(content: bytes, _samples: Sequence[Sample]) -> bytes:
+def dynamic_int8(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
     """Weights as int8; activations are quantized in each call, by their range in that call."""
-    return _quantized(Quantizer(bytearray(content), recipe.dynamic_wi8_afp32()))
+    return _quantized(Quantizer(bytearray(content), recipe.dynamic_wi8_afp32()), left=left)
 
 
-def dynamic_int4(content: bytes, _samples: Sequence[Sample]) -> bytes:
+def dynamic_int4(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
     """Weights as int4; activations are quantized in each call."""
-    return _quantized(Quantizer(bytearray(content), recipe.dynamic_wi4_afp32()))
+    return _quantized(Quantizer(bytearray(content), recipe.dynamic_wi4_afp32()), left=left)
 
 
-def weight_only_int8(content: bytes, _samples: Sequence[Sample]) -> bytes:
+def weight_only_int8(
+    content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()
+) -> bytes:
     """Weights as int8, made floats again before they are used."""
-    return _quantized(Quantizer(bytearray(content), recipe.weight_only_wi8_afp32()))
+    return _quantized(Quantizer(bytearray(content), recipe.weight_only_wi8_afp32()), left=left)
 
 
-def weight_only_int4(content: bytes, _samples: Sequence[Sample]) -> bytes:
+def weight_only_int4(
+    content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()
+) -> bytes:
     """Weights as int4, made floats again before they are used."""
-    return _quantized(Quantizer(bytearray(content), recipe.weight_only_wi4_afp32()))
+    return _quantized(Quantizer(bytearray(content), recipe.weight_only_wi4_afp32()), left=left)
 
 
-def int8(content: bytes, samples: Sequence[Sample]) -> bytes:
+def int8(content: bytes, samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
     """Weights and activations as int8; takes and gives float32."""
-    return _static(content, samples, bits=8, float_borders=True)
+    return _static(content, samples, bits=8, float_borders=True, left=left)
 
 
-def int8_io(content: bytes, samples: Sequence[Sample]) -> bytes:
+def int8_io(content: bytes, samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
     """Weights and activations as int8; takes and gives int8, as a device without floats does."""
-    return _static(content, samples, bits=8, float_borders=False)
+    return _static(content, samples, bits=8, float_borders=False, left=left)
 
 
-def int16x8(content: bytes, samples: Sequence[Sample]) -> bytes:
+def int16x8(content: bytes, samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
     """Weights as int8, activations as int16: finer, slow on processors; takes and gives float32."""
-    return _static(content, samples, bits=16, float_borders=True)
+    return _static(content, samples, bits=16, float_borders=True, left=left)
 
 
 # Every scheme, the coarser the later.
@@ -190,7 +228,14 @@ SCHEMES: tuple[Scheme, ...] = (
 )
 
 
-def _static(content: bytes, samples: Sequence[Sample], *, bits: int, float_borders: bool) -> bytes:
+def _static(
+    content: bytes,
+    samples: Sequence[Sample],
+    *,
+    bits: int,
+    float_borders: bool,
+    left: Sequence[str],
+) -> bytes:
     if not samples:
         raise ValueError("this scheme needs samples, which set the ranges of activations; got none")
     plan = RecipeManager()
@@ -199,6 +244,9 @@ def _static(content: bytes, samples: Sequence[Sample], *, bits: int, float_borde
         for border in _BORDERS:
             leave = recipe.AlgorithmName.NO_QUANTIZE
             plan.add_quantization_config(".*", border, algorithm_key=leave)
+    for scope in left:
+        leave = recipe.AlgorithmName.NO_QUANTIZE
+        plan.add_quantization_config(f"^{re.escape(scope)}$", _ALL, algorithm_key=leave)
     # Its default is a moving average of the samples' ranges, which cuts off what is larger: answers
     # were off by up to 40 % of the largest, where the widest range is off by less than 2 %.
     with _quietly():
@@ -211,7 +259,11 @@ def _static(content: bytes, samples: Sequence[Sample], *, bits: int, float_borde
     return mended_biases(quantized, content)
 
 
-def _quantized(quantizer: Quantizer, ranges: Any = None) -> bytes:
+def _quantized(quantizer: Quantizer, ranges: Any = None, *, left: Sequence[str] = ()) -> bytes:
+    for scope in left:
+        leave = recipe.AlgorithmName.NO_QUANTIZE
+        pattern = f"^{re.escape(scope)}$"
+        quantizer.update_quantization_recipe(pattern, _ALL, algorithm_key=leave)
     with _quietly():
         result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.compression import graphs
 from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, compare
@@ -24,7 +25,7 @@ from mlflow_keras_adv.compression.fake_quantizers import (
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.judged import names_of_outputs
-from mlflow_keras_adv.compression.kernels import check_not_quantized
+from mlflow_keras_adv.compression.kernels import check_not_quantized, matrices
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantization import check_agreement
@@ -40,6 +41,7 @@ with extra("compression"):
 
 # tfmot knows how to quantize these; of the others it names no layer, but fails.
 _ACTIVATIONS = {"linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh"}
+_BORDERS = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 _SAMPLES = 200  # on which file and model are compared
 # Between a file and the model that was trained: both round in the same steps, but LiteRT adds up
 # integers and looks up activations. The nets of the tests and of docs/compress.md stay below 0.02.
@@ -53,6 +55,8 @@ def quantize_aware(
     *,
     preserve_sparsity: bool = False,
     preserve_clusters: bool = False,
+    layers: Sequence[str] | None = None,
+    io: str = "float32",
     min_agreement: float | None = None,
     loss: Any = None,
     loss_weights: Any = None,
@@ -64,7 +68,7 @@ def quantize_aware(
     """Trains a copy of a model on with int8 rounding in place, and converts it to an int8 file.
 
     In the forward pass weights and activations are rounded to the steps of int8, whose ranges are
-    found in training; gradients pass as if they were not. The file takes and gives float32.
+    found in training; gradients pass as if they were not.
 
     Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference, 2018, arXiv:1712.05877.
@@ -78,6 +82,10 @@ def quantize_aware(
         preserve_sparsity: Weights that are 0 stay 0 (PQAT), as after pruning.
         preserve_clusters: The values of a kernel stay few (CQAT), as after clustering. With both,
             PCQAT.
+        layers: Which layers with weights to quantize, by name, of an inner model's `inner.dense`;
+            the others train on in float, and stay so in the file unless what they take and give is
+            rounded. Default: all that tfmot can.
+        io: What the file takes and gives: "float32", "int8" or "uint8".
         min_agreement: The least share of samples on which a classifier must choose what `model`
             chooses, from 0 to 1.
         loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
@@ -91,17 +99,20 @@ def quantize_aware(
 
     Returns:
         The file, which LiteRT has run, compared with `model` on some of `train`. Training moves the
-        weights, so it differs by more than rounding. `float_layers` says what tfmot cannot
-        quantize and has left in float.
+        weights, so it differs by more than rounding. `float_layers` says what was trained in
+        float, because tfmot cannot quantize it or it was not chosen.
 
     Raises:
         TypeError: `train` is something else.
-        ValueError: An argument of `fit` that cannot be chosen.
+        ValueError: An argument of `fit` that cannot be chosen, a layer that is not there or cannot
+            be quantized, or another `io`.
         UserError: No data, no loss, NaN weights, a model that is quantized already or cannot be
             carried to tf_keras, no layer that can be quantized, or zeros that were lost.
     """
     check_weights(model)
     check_not_quantized(model)
+    if io not in _BORDERS:
+        raise ValueError(f"io is {io!r}; expected one of {', '.join(map(repr, _BORDERS))}")
     if not is_plain(model):
         raise UserError(
             f"model {model.name!r} ({type(model).__name__}) trains by a step or loss of its own, "
@@ -120,19 +131,21 @@ def quantize_aware(
     )
     compiled = tuning.for_tf_keras()
     carried = to_tf_keras(model, tuning.sample)
-    quantized, left = _annotated(carried, _scheme(preserve_sparsity, preserve_clusters))
+    scheme = _scheme(preserve_sparsity, preserve_clusters)
+    quantized, left = _annotated(carried, scheme, _chosen(model, layers))
     prove("quantize_apply", carried, quantized, tuning.sample)
     preserving = Preserving(quantized, sparsity=preserve_sparsity, clusters=preserve_clusters)
     calibrate(quantized, tuning.calibration())
     measure_weights(quantized)
     trained = tuning.in_tf_keras(quantized, compiled)
     kind = "p" * preserve_sparsity + "c" * preserve_clusters + "qat"
+    kind += "" if io == "float32" else f"_{io}_io"
     x = _some(tuning.calibration())
-    _proved_file(model, trained, x, kind)  # what cannot be had is known before the training
+    _proved_file(model, trained, x, kind, io)  # what cannot be had is known before the training
     with preserving.without_warning():
         tuning.fit(trained, [preserving])
     preserving.check()
-    content, feeds, apart = _proved_file(model, trained, x, kind)
+    content, feeds, apart = _proved_file(model, trained, x, kind, io)
     kernels = [each.values for each in file_weights(content) if each.dtype == "int8"]
     preserving.check_file(kernels)
     answers, names = answers_of(model, x), names_of_outputs(model)
@@ -149,7 +162,41 @@ def _scheme(sparsity: bool, clusters: bool) -> Any:
     return PreservingScheme(sparsity=sparsity, clusters=clusters)
 
 
-def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, set[str]]:
+def _chosen(model: keras.Model, layers: Sequence[str] | None) -> set[str] | None:
+    """Names of the layers to quantize; None: all."""
+    if layers is None:
+        return None
+    known = matrices(model)
+    for name in layers:
+        if name not in known:
+            raise ValueError(
+                f"layers names {name!r}, which is no layer with kernels; those are "
+                f"{', '.join(known) or 'none'}"
+            )
+    if not layers:
+        raise ValueError("layers names no layer; leave it out to quantize all")
+    return set(layers)
+
+
+def _not_chosen(carried: tf_keras.Model, chosen: Collection[str]) -> set[str]:
+    """Layers with kernels beside the chosen ones, and what such layers alone feed."""
+    floats: set[str] = set()
+    makers: dict[int, bool] = {}  # whether what makes a tensor stays in float
+    for layer, arguments, results in graphs.calls(carried):
+        fed = [makers[id(e)] for e in keras.tree.flatten(arguments) if id(e) in makers]
+        if any(len(weight.shape) > 1 for weight in layer.weights):
+            is_float = layer.name not in chosen
+        else:
+            is_float = bool(fed) and all(fed)
+        makers.update(dict.fromkeys(map(id, results), is_float))
+        if is_float:
+            floats.add(layer.name)
+    return floats
+
+
+def _annotated(
+    carried: tf_keras.Model, scheme: Any, chosen: set[str] | None = None
+) -> tuple[tf_keras.Model, set[str]]:
     """The model ready for training, and the layers left in float.
 
     What tfmot does not support it says one layer at a time. A layer such as BatchNormalization is
@@ -157,8 +204,15 @@ def _annotated(carried: tf_keras.Model, scheme: Any) -> tuple[tf_keras.Model, se
     """
     left = {layer.name for layer in carried.layers if not _known_activation(layer)}
     left |= {e.name for e in carried.layers if isinstance(e, tf_keras.layers.Embedding)}
+    if chosen is not None:
+        left |= _not_chosen(carried, chosen)
     annotated_layer = tfmot.quantization.keras.quantize_annotate_layer
     while True:
+        if chosen is not None and (refused := sorted(left & chosen)):
+            raise ValueError(
+                f"layers names {', '.join(refused)}, which cannot be trained quantized; those that "
+                "can are Dense, Conv2D, DepthwiseConv2D, SeparableConv2D and Conv2DTranspose"
+            )
         able = {
             layer.name
             for layer in carried.layers
@@ -196,11 +250,11 @@ def _known_activation(layer: Any) -> bool:
 
 
 def _proved_file(
-    model: keras.Model, trained: tf_keras.Model, x: Any, kind: str
+    model: keras.Model, trained: tf_keras.Model, x: Any, kind: str, io: str
 ) -> tuple[bytes, Arrays, float]:
     """The file of a model in training as it is now; `x` by the file's inputs; how far apart."""
     widen_dead_ranges(trained)
-    content = _converted(trained)
+    content = _converted(trained, io)
     _check_biases(model.name, content)
     try:
         runner = LiteRTModel(content)
@@ -221,15 +275,21 @@ def _proved_file(
     return content, feeds, apart
 
 
-def _converted(model: tf_keras.Model) -> bytes:
+def _converted(model: tf_keras.Model, io: str) -> bytes:
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = _BORDERS[io]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow's own, about what it does itself
         try:
             return converter.convert()
         except Exception as error:  # what the converter raises has no end
             reason = (str(error).splitlines() or [repr(error)])[0]
+            if io != "float32":
+                raise UserError(
+                    f"model {model.name!r} cannot take and give {io}: {reason}. Its first and last "
+                    'layers have to be quantized for that; leave io at "float32".'
+                ) from error
             raise UserError(
                 f"model {model.name!r} cannot be converted: {reason}. With a recurrent layer, "
                 "quantize it after training instead: quantize(…, dynamic_int8, …)"

@@ -57,7 +57,7 @@ def open_run(
         deliver_left(resumed)
     uid = uuid.uuid4().hex
     stack_of_this_thread()  # `mlflow.start_run` puts the run on it
-    with opening_runs():
+    with opening_runs(resumed):
         if resumed is not None:
             # Without an id of ours, MLflow takes MLFLOW_RUN_ID out of the environment.
             return _start(run_id=run_id)
@@ -91,7 +91,7 @@ def open_child(
     if is_offline():
         child = create_run(name, parent_run_id=parent_run_id, continues=None)
     else:
-        with opening_runs():
+        with opening_runs(parent_run_id):
             client = MlflowClient()
             if experiment_id is None:
                 experiment_id = _experiment_of(client.get_run(parent_run_id).info)

@@ -377,7 +377,7 @@ def attach_run(run_id: str) -> Run:
     """
     if run_id in _runs:
         return _runs[run_id]
-    with opening_runs():
+    with opening_runs(run_id):
         info = MlflowClient().get_run(run_id).info
     return _run_of(info)
 

@@ -96,20 +96,36 @@ def may_pass(status: int) -> bool:
 
 
 @contextmanager
-def opening_runs() -> Iterator[None]:
+def opening_runs(existing: str | None = None) -> Iterator[None]:
     """For calls to the store before a training: what goes wrong is said in one sentence.
+
+    Args:
+        existing: Id of a run that the store has to have. Where there is no database, none is made.
 
     Raises:
         UserError: If the store cannot be reached or written, or rejects a call of the block.
     """
     uri = mlflow.get_tracking_uri()
     require_store(uri)
+    relative = re.fullmatch(r"sqlite(?:\+\w+)?:///(?!/|:memory:|file:)([^?]+).*", uri)
+    elsewhere = ""
+    if existing is not None and relative:
+        elsewhere = (
+            f"{uri} is relative to the folder of each process, and this one is in {Path.cwd()}: "
+            "`mlflow run` starts a project in the project's folder. Set MLFLOW_TRACKING_URI to an "
+            f"absolute path, such as sqlite:////home/you/{Path(relative[1]).name}, or to the "
+            "address of an `mlflow server`."
+        )
+        if not Path(relative[1]).exists():
+            raise UserError(
+                f"The run {existing} cannot be opened: no database is there. {elsewhere}"
+            )
     try:
         yield
     except MlflowException as error:
         raise UserError(
             f"The run cannot be opened in the tracking store {without_password(uri)}: "
-            f"{without_password(error.message)}"
+            f"{without_password(error.message)} {elsewhere}".rstrip()
         ) from error
 
 

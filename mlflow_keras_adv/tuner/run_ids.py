@@ -62,6 +62,21 @@ def open_run(
     return run, False
 
 
+def note(folder: str, name: str, text: str, *, without: str | None = None) -> None:
+    """Notes a text beside the ids of a folder, which counts as no run.
+
+    Args:
+        folder: A project's or a trial's.
+        name: What is noted.
+        text: The text.
+        without: Name of a run that is not to be continued; its id is kept under another name.
+    """
+    found = read_run_ids(folder)
+    if without in found:
+        found[f"{without} before {text}"] = found.pop(without)
+    _write(_path(folder), found | {name: text})
+
+
 def _path(folder: str) -> str:
     return os.path.join(folder, FILE)  # noqa: PTH118 - not a Path: it may be an address
 

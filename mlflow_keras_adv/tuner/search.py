@@ -1,6 +1,7 @@
 """track_search(): a search of Keras Tuner as a run, each of its trials as a run nested in it."""
 
 import functools
+import logging
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -13,13 +14,16 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from mlflow_keras_adv.tracking.ending import settle_ended
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import track
-from mlflow_keras_adv.tuner.hooks import hooked
-from mlflow_keras_adv.tuner.run_ids import open_run, read_run_ids
+from mlflow_keras_adv.tuner.hooks import harmless, hooked
+from mlflow_keras_adv.tuner.run_ids import note, open_run, read_run_ids
 from mlflow_keras_adv.tuner.search_record import SearchRecord
+from mlflow_keras_adv.tuner.trial_table import score_for, score_of
 from mlflow_keras_adv.tuner.trials import TrialRuns
 
 # A worker of another machine sees the chief's file when their shared folder shows it.
 FOLDER_SECONDS = 60.0
+
+_logger = logging.getLogger(__name__)
 
 _Tuner = TypeVar("_Tuner", bound=BaseTuner)
 _searching: set[int] = set()
@@ -29,7 +33,13 @@ _enabled = False
 _replaced: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
 
-def track_search(tuner: _Tuner, *, name: str | None = None) -> _Tuner:
+def track_search(
+    tuner: _Tuner,
+    *,
+    name: str | None = None,
+    best_model_example: Any = None,
+    nest_fits: bool = False,
+) -> _Tuner:
     """Has every `search` of a tuner recorded: one run for it, and one nested run for each trial.
 
     The run of the search is nested in the active run, if there is one. It holds the settings of the
@@ -47,9 +57,10 @@ def track_search(tuner: _Tuner, *, name: str | None = None) -> _Tuner:
     run nested in the trial, which has the mean and `trial/score_std`.
 
     A search that is started again in the folder of an earlier one continues its runs: ids are kept
-    in `mlflow_runs.json` of Keras Tuner's folders. In a search by Keras Tuner's chief and workers
-    each of these processes calls this function; the folder must be shared, as Keras Tuner requires,
-    and not be overwritten.
+    in `mlflow_runs.json` of Keras Tuner's folders, and `search_run_id` reads them. With another
+    objective it is another search, with a run of its own. In a search by Keras Tuner's chief and
+    workers each of these processes calls this function; the folder must be shared, as Keras Tuner
+    requires, and not be overwritten.
 
     The tuner, its callbacks and its models are left as they were, but for `search`. A fault of the
     record is logged and the search goes on. No trial waits for the store: what one has produced is
@@ -58,6 +69,10 @@ def track_search(tuner: _Tuner, *, name: str | None = None) -> _Tuner:
     Args:
         tuner: Any tuner of Keras Tuner, or of a subclass.
         name: Name of the run of the search. Default: the name of the tuner's class.
+        best_model_example: A few samples, as `log_model` takes them. With them the model of the
+            best trial is logged at the end, as the model `best` of the run of the search.
+        nest_fits: Gives each `fit` of a trial a run of its own nested in the trial, `fold-0`,
+            `fold-1`, …: for a `run_trial` that cross-validates.
 
     Returns:
         The tuner. Its `search` raises `UserError`, before the first trial, if the store cannot be
@@ -76,13 +91,22 @@ def track_search(tuner: _Tuner, *, name: str | None = None) -> _Tuner:
 
     def search(self: Any, *args: Any, **kwargs: Any) -> Any:
         original = found or types.MethodType(type(self).search, self)
-        with _recorded(self, name or type(self).__name__):
+        chosen = name or type(self).__name__
+        with _recorded(self, chosen, example=best_model_example, nest_fits=nest_fits):
             return original(*args, **kwargs)
 
     search.tracked_by = __name__  # type: ignore[attr-defined]
     # Bound, and not a closure: a deep copy of the tuner searches with the copy.
     tuner.search = types.MethodType(search, tuner)
     return tuner
+
+
+def search_run_id(tuner: BaseTuner) -> str | None:
+    """Id of the run of a tuner's search, also of one that another process recorded in its folder.
+
+    None where no search was recorded there.
+    """
+    return read_run_ids(tuner.project_dir).get("search")
 
 
 def record_searches(*, disable: bool = False) -> None:
@@ -110,7 +134,9 @@ def record_searches(*, disable: bool = False) -> None:
 
 
 @contextmanager
-def _recorded(tuner: Any, name: str) -> Iterator[None]:
+def _recorded(
+    tuner: Any, name: str, *, example: Any = None, nest_fits: bool = False
+) -> Iterator[None]:
     if id(tuner) in _searching:  # by an enclosing call
         yield
         return
@@ -119,16 +145,22 @@ def _recorded(tuner: Any, name: str) -> Iterator[None]:
         stack.callback(_searching.discard, id(tuner))
         if isinstance(tuner.oracle, Oracle):
             # Keras Tuner makes the folder anew when the user asks for that: then the run is new.
-            run, _ = open_run(stack, tuner.project_dir, "search", track(name, nested=True))
+            _set_aside_another_objective(tuner)
+            inside = ExitStack()
+            new = track(name, nested=True)
+            run, _ = open_run(inside, tuner.project_dir, "search", new)
+            record = SearchRecord(run, tuner, example=example)
+            stack.push(lambda _type, error, _traceback: _leave(inside, error or record.failure))
+            note(tuner.project_dir, "objective", _objective_of(tuner.oracle))
             stack.callback(settle_ended, GRACE_SECONDS)
-            record = SearchRecord(run, tuner)
             record.begin()
             stack.callback(record.finish)
             stack.enter_context(hooked(tuner.oracle, end_trial=_end_trial(tuner.oracle, record)))
-            trials = TrialRuns(tuner, lambda: run.run_id)
+            trials = TrialRuns(tuner, lambda: run.run_id, nest_fits=nest_fits)
         else:  # a worker's client of the oracle, which is in the chief
             stack.callback(settle_ended, GRACE_SECONDS)
-            trials = TrialRuns(tuner, lambda: _run_id_of_the_chief(tuner))
+            chief = functools.partial(_run_id_of_the_chief, tuner)
+            trials = TrialRuns(tuner, chief, nest_fits=nest_fits)
         stack.push(lambda _type, error, _traceback: trials.abandon(error))
         stack.enter_context(hooked(tuner, **_hooks(tuner, trials)))
         yield
@@ -164,6 +196,41 @@ def _hooks(tuner: Any, trials: TrialRuns) -> dict[str, Callable[..., Any]]:
     if getattr(tuner, "executions_per_trial", 1) > 1 and hasattr(tuner, "_build_and_fit_model"):
         hooks["_build_and_fit_model"] = build_and_fit
     return hooks
+
+
+def _leave(inside: ExitStack, error: BaseException | None) -> None:
+    """Ends the run of a search; as FAILED also where every trial has failed without a word."""
+    trace = error.__traceback__ if error else None
+    inside.__exit__(type(error) if error else None, error, trace)
+
+
+@harmless
+def _set_aside_another_objective(tuner: Any) -> None:
+    """What was searched in the same folder for another objective stays a search of its own."""
+    found, asked = read_run_ids(tuner.project_dir), _objective_of(tuner.oracle)
+    if "search" not in found:
+        return
+    before = found.get("objective")
+    if before is None:  # by version 0.1
+        scored = (each for each in tuner.oracle.trials.values() if score_of(each) is not None)
+        other = any(score_for(tuner.oracle, each) != score_of(each) for each in scored)
+        before = "another one" if other else asked
+    if before != asked:
+        _logger.warning(
+            "In %s the objective was %s, and is %s now: the search has a new run, and earlier "
+            "trials count there by what they reported of it. Keras Tuner itself goes on with their "
+            "old scores; overwrite=True or another project_name lets it begin anew.",
+            tuner.project_dir,
+            before,
+            asked,
+        )
+        note(tuner.project_dir, "objective", asked, without="search")
+
+
+def _objective_of(oracle: Oracle) -> str:
+    objective = oracle.objective
+    several = getattr(objective, "name_to_direction", {objective.name: objective.direction})
+    return ", ".join(f"{name} ({several[name]})" for name in sorted(several))
 
 
 def _end_trial(oracle: Oracle, record: SearchRecord) -> Callable[..., Any]:

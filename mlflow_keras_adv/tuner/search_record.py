@@ -15,6 +15,7 @@ from keras_tuner.src.distribute.utils import is_chief_oracle
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
+from mlflow_keras_adv.models import log_model
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.store import opening_runs
@@ -25,11 +26,12 @@ from mlflow_keras_adv.tuner.figures import (
 )
 from mlflow_keras_adv.tuner.hooks import harmless
 from mlflow_keras_adv.tuner.importance import hyperparameter_importance
-from mlflow_keras_adv.tuner.run_ids import read_run_ids
+from mlflow_keras_adv.tuner.run_ids import note, read_run_ids
 from mlflow_keras_adv.tuner.trial_table import (
+    COLUMNS,
     active_values,
     described_space,
-    score_of,
+    score_for,
     trial_name,
     trials_table,
 )
@@ -62,9 +64,18 @@ class SearchRecord:
         run: The run of the search.
         tuner: Its tuner, which holds the oracle itself and not a client of it.
         clock: Seconds.
+        example: A few samples for the best trial's model, which is logged at the end; None: it is
+            not.
     """
 
-    def __init__(self, run: Run, tuner: Any, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        run: Run,
+        tuner: Any,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        example: Any = None,
+    ) -> None:
         self._run = run
         self._tuner = tuner
         self._oracle: keras_tuner.Oracle = tuner.oracle
@@ -72,7 +83,9 @@ class SearchRecord:
         self._clock = clock
         self._next_report = clock() + REPORT_SECONDS
         self._best: Any = None
+        self._best_score = 0.0
         self._failed = 0
+        self._example = example
 
     @harmless
     def begin(self) -> None:
@@ -93,8 +106,8 @@ class SearchRecord:
         self._count(trial)
         ended = len(self._oracle.end_order)
         values: dict[str, float] = {}
-        if (score := score_of(trial)) is not None:
-            values = {"search/score": score, "search/best_score": float(self._best.score)}
+        if (score := score_for(self._oracle, trial)) is not None:
+            values = {"search/score": score, "search/best_score": self._best_score}
         self._run.log_metrics(values, step=ended)
         self._say_how_far()
         if self._clock() >= self._next_report:
@@ -107,20 +120,33 @@ class SearchRecord:
     def finish(self) -> None:
         """Reports on all trials, and gives the run the values of the best."""
         self._log_space()
-        self._say_how_far()
+        self._say_how_far(ended=True)
         if self._best is not None:
-            best = {"trial/score": self._best.score, "trial/best_step": self._best.best_step}
-            self._run.log_metrics(best, step=0)
+            best = {"trial/score": self._best_score, "trial/best_step": self._best.best_step}
+            self._run.log_metrics(best, step=0, model_id=self._log_best_model())
         self._report()
         if is_chief_oracle():
             self._end_left_behind()
 
+    @property
+    def failure(self) -> RuntimeError | None:
+        """Why the search has found nothing, if every trial of it has failed."""
+        if self._best is not None or not self._oracle.end_order:
+            return None
+        last = self._oracle.trials[self._oracle.end_order[-1]]
+        said = [line.strip() for line in (last.message or "").splitlines() if line.strip()]
+        reason = said[-1] if said else f"its score is {last.score}"
+        return RuntimeError(
+            f"No trial is complete: each of {len(self._oracle.end_order)} has failed. Of "
+            f"{trial_name(last.trial_id)}: {reason}"
+        )
+
     def _count(self, trial: Any) -> None:
-        score = score_of(trial)
+        score = score_for(self._oracle, trial)
         if score is None:
-            self._failed += 1
-        elif self._best is None or self._objective.better_than(score, self._best.score):
-            self._best = trial
+            self._failed += trial.status != "COMPLETED" or not trial.metrics.metrics
+        elif self._best is None or self._objective.better_than(score, self._best_score):
+            self._best, self._best_score = trial, score
 
     def _settings(self) -> Mapping[str, object]:
         settings: dict[str, object] = {
@@ -142,11 +168,14 @@ class SearchRecord:
         self._run.log_params({"space": described_space(space)})
         self._run.log_dict(space.get_config(), "search_space.json")
 
-    def _say_how_far(self) -> None:
-        ended, budget = len(self._oracle.end_order), self._oracle.max_trials
-        trials = f"{ended} of {budget} trials" if budget else f"{ended} trials"
+    def _say_how_far(self, *, ended: bool = False) -> None:
+        count, budget = len(self._oracle.end_order), self._oracle.max_trials
+        trials = f"{count} of {budget} trials" if budget else f"{count} trials"
         failures = f", {self._failed} of them failed" if self._failed else ""
         if self._best is None:
+            if ended and (failure := self.failure) is not None:
+                self._run.describe(f"{failure}")
+                return
             self._run.describe(f"No trial is complete yet, after {trials}{failures}.")
             return
         better = {"min": "lower", "max": "higher"}[self._objective.direction]
@@ -154,7 +183,7 @@ class SearchRecord:
         rows = [f"| {key} | {value} |" for key, value in self._best_values().items()]
         table = "\n".join(["| hyperparameter | of the best |", "|---|---|", *rows])
         self._run.describe(
-            f"Best {self._objective.name} {self._best.score:.6g} by {name} ({better} is better), "
+            f"Best {self._objective.name} {self._best_score:.6g} by {name} ({better} is better), "
             f"after {trials}{failures}.\n\n{table}"
         )
         self._run.set_tags({"winner": name})
@@ -176,9 +205,28 @@ class SearchRecord:
             finite = np.isfinite(table["score"].astype(float))
             self._draw(table[finite & table["status"].eq("COMPLETED")])
 
+    @harmless
+    def _log_best_model(self) -> str | None:
+        """As Keras Tuner loads it; once, however often a search that is complete is started."""
+        folder, logged = self._tuner.project_dir, f"{self._run.run_id} {self._best.trial_id}"
+        if self._example is None or read_run_ids(folder).get("best model") == logged:
+            return None
+        info = log_model(
+            self._tuner.load_model(self._best),
+            name="best",
+            run_id=self._run.run_id,
+            input_example=self._example,
+            tags={
+                "trial": trial_name(self._best.trial_id),
+                "tuner.trial_id": self._best.trial_id,
+            },
+        )
+        note(folder, "best model", logged)
+        return info.model_id
+
     def _draw(self, complete: pd.DataFrame) -> None:
         scores = complete["score"].astype(float)
-        values = complete.drop(columns=["trial", "status", "score", "best_step"])
+        values = complete.drop(columns=list(COLUMNS))
         of = self._objective.name, self._objective.direction
         self._run.log_figure(history_figure(scores, *of), "optimization_history.png")
         figure = parallel_coordinates_figure(values, scores, *of)

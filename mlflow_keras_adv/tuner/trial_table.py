@@ -7,6 +7,8 @@ from typing import Any
 import keras_tuner
 import pandas as pd
 
+# The columns of the table beside the hyperparameters.
+COLUMNS = ("trial", "status", "score", "best_step")
 # What Hyperband keeps among the values of a trial.
 OWN_PREFIX = "tuner/"
 
@@ -53,15 +55,33 @@ def trials_table(oracle: keras_tuner.Oracle) -> pd.DataFrame:
 
     Returns:
         One row per trial: `trial` (its run's name), `status`, `score`, `best_step`, then one column
-        per hyperparameter. NaN or None where there is nothing: no score yet, not active.
+        per hyperparameter; one of such a name is called `hyperparameter score`. NaN or None where
+        there is nothing: no score yet, not active.
     """
     rows = []
     for trial_id in oracle.start_order:
         trial = oracle.trials[trial_id]
-        row = {"trial": trial_name(trial_id), "status": trial.status, "score": trial.score}
-        row["best_step"] = trial.best_step if trial.score is not None else None
-        rows.append(row | active_values(trial.hyperparameters))
-    return pd.DataFrame(rows, columns=None if rows else ["trial", "status", "score", "best_step"])
+        score = trial.score if score_of(trial) is None else score_for(oracle, trial)
+        best_step = trial.best_step if trial.score is not None else None
+        own = zip(COLUMNS, (trial_name(trial_id), trial.status, score, best_step), strict=True)
+        values = active_values(trial.hyperparameters).items()
+        named = {f"hyperparameter {k}" if k in COLUMNS else k: value for k, value in values}
+        rows.append(dict(own) | named)
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
+
+
+def score_for(oracle: keras_tuner.Oracle, trial: Any) -> float | None:
+    """What a trial reached in the objective of an oracle, as `score_of` says.
+
+    A trial of an earlier search in the same folder may have its score from another objective; then
+    it is the metric of this name that was reported of it, if one was.
+    """
+    score, name = score_of(trial), oracle.objective.name
+    ours = type(oracle).score_trial is not keras_tuner.Oracle.score_trial
+    if score is None or ours or not trial.metrics.metrics:
+        return score
+    value = trial.metrics.get_best_value(name) if trial.metrics.exists(name) else None
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def score_of(trial: Any) -> float | None:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from keras_tuner.src.engine import tuner_utils
 from mlflow import MlflowClient
 
+from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
+from mlflow_keras_adv.tracking.directions import note
 from mlflow_keras_adv.tracking.ending import settle_ended
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, track
@@ -32,6 +34,7 @@ class _Open:
         stack: What holds the run open.
         params: Those that it was given.
         executions: Executions that have begun.
+        folds: Fits that have begun, where each has a run of its own.
         scores: Of the executions that have ended.
         error: What its work raised.
     """
@@ -41,6 +44,7 @@ class _Open:
     stack: ExitStack
     params: dict[str, object] = field(default_factory=dict)
     executions: int = 0
+    folds: int = 0
     scores: list[float] = field(default_factory=list)
     error: BaseException | None = None
 
@@ -51,11 +55,15 @@ class TrialRuns:
     Args:
         tuner: Keras Tuner's, or a subclass of it.
         parent_run_id: Gives the id of the run of the search.
+        nest_fits: Whether each `fit` of a trial has a run of its own.
     """
 
-    def __init__(self, tuner: Any, parent_run_id: Callable[[], str]) -> None:
+    def __init__(
+        self, tuner: Any, parent_run_id: Callable[[], str], *, nest_fits: bool = False
+    ) -> None:
         self._tuner = tuner
         self._parent_run_id = parent_run_id
+        self._within = self._fold if nest_fits else nullcontext
         self._open: _Open | None = None
 
     @harmless
@@ -84,7 +92,7 @@ class TrialRuns:
         """The work of a trial: every `fit` in it is recorded, and what it raises is noted."""
         if self._open is None or self._open.trial.trial_id != trial.trial_id:
             self.begin(trial)  # a `search` of the user's own has no on_trial_begin
-        with nullcontext() if self._open is None else recorded_fits():
+        with nullcontext() if self._open is None else recorded_fits(self._within):
             try:
                 yield
             except BaseException as error:
@@ -103,6 +111,25 @@ class TrialRuns:
         self._end_execution(run, results)
         _leave(stack, None)
         return results
+
+    @contextmanager
+    def _fold(self) -> Iterator[None]:
+        """One `fit` of several in a trial: it is recorded in a run of its own."""
+        stack = self._begin_fold()
+        try:
+            yield
+        except BaseException as error:
+            _leave(stack, error)
+            raise
+        _leave(stack, None)
+
+    @harmless
+    def _begin_fold(self) -> ExitStack | None:
+        if self._open is None:
+            return None
+        number, self._open.folds = self._open.folds, self._open.folds + 1
+        stack, _ = self._nested_run(f"fold-{number}", {"tuner.fold": number})
+        return stack
 
     @harmless
     def end(self, trial: Any) -> None:
@@ -126,6 +153,8 @@ class TrialRuns:
                     {name: v for name, v in params.items() if ended.params.get(name) != v}
                 )
                 ended.run.log_metrics(_results(final, ended.scores))
+                direction = self._tuner.oracle.objective.direction
+                ended.run.set_tags({f"{DIRECTIONS}trial": note({"trial/score": direction})})
         finally:
             _leave(ended.stack, error)
             settle_ended(GRACE_SECONDS, but=TRIALS_ON_THE_WAY)
@@ -145,11 +174,15 @@ class TrialRuns:
         if self._open is None:
             return None
         number, self._open.executions = self._open.executions, self._open.executions + 1
-        name = f"execution-{number}"
+        return self._nested_run(f"execution-{number}", {"tuner.execution": number})
+
+    def _nested_run(self, name: str, tags: Mapping[str, object]) -> tuple[ExitStack, Run]:
+        """A run nested in that of the open trial."""
+        assert self._open is not None
         folder = self._tuner.get_trial_dir(self._open.trial.trial_id)
         stack = ExitStack()
         run, again = open_run(stack, folder, name, _nested(name, self._open.run.run_id))
-        run.set_tags({"tuner.trial_id": self._open.trial.trial_id, "tuner.execution": number})
+        run.set_tags({"tuner.trial_id": self._open.trial.trial_id, **tags})
         if again:
             _begin_again(run)
         return stack, run
@@ -201,7 +234,12 @@ def _begin_again(run: Run) -> None:
 
 def _results(trial: Any, scores: list[float]) -> dict[str, float]:
     names = trial.metrics.metrics
-    found = {f"trial/{name}": trial.metrics.get_last_value(name) for name in names}
+    # A metric that is called as ours are is not the score, unless it is the objective.
+    ours = ("score", "best_step", "score_std")
+    found = {
+        f"trial/{'reported/' if name in ours else ''}{name}": trial.metrics.get_last_value(name)
+        for name in names
+    }
     values = {key: value for key, value in found.items() if value is not None}
     if (score := score_of(trial)) is not None:
         values |= {"trial/score": score, "trial/best_step": trial.best_step}

@@ -90,9 +90,9 @@ def test_only_what_differs_and_never_a_seed() -> None:
 def test_the_table_is_sorted_the_best_first_and_has_what_is_missing_last() -> None:
     runs = [run(0, "worse", 0.5), run(1, "none"), run(2, "best", 0.9), run(3, "nan", math.nan)]
     groups = group_by_seed(Selection(runs))
-    score = deciding_metric(groups)
+    score = deciding_metric(groups, {})
     assert score == "final/accuracy"
-    table = comparison_frame(sort_groups(groups, score))
+    table = comparison_frame(sort_groups(groups, score, {}))
     assert table["variant"].tolist()[:2] == ["best", "worse"]
     assert table["final/accuracy"].isna().tolist() == [False, False, True, True]
     assert list(table) == ["variant", "runs", "final/accuracy", "run_ids"]  # no ± of single runs
@@ -103,5 +103,5 @@ def test_losses_are_sorted_the_other_way_round() -> None:
         made_runs.entity(f"{n:032x}", name, {"final/loss": loss})
         for n, (name, loss) in enumerate({"worse": 0.5, "best": 0.1}.items())
     ]
-    groups = sort_groups(group_by_seed(Selection(runs)), "final/loss")
+    groups = sort_groups(group_by_seed(Selection(runs)), "final/loss", {})
     assert [group.name for group in groups] == ["best", "worse"]

@@ -266,8 +266,8 @@ def test_500_runs_and_what_strangers_wrote_can_be_read(
         run.info._run_name = text
         run.data._params["lr"] = text
     groups = group_by_seed(selection)
-    score = deciding_metric(groups)
-    contents = Contents("500 runs", "today", sort_groups(groups, score), score, {})
+    score = deciding_metric(groups, {})
+    contents = Contents("500 runs", "today", sort_groups(groups, score, {}), score, {})
     path = tmp_path / "page.html"
     path.write_text(render(contents))
 

@@ -52,8 +52,8 @@ class Reader(HTMLParser):
 
 def sorted_groups(selection: Selection) -> tuple[list[Group], str | None]:
     groups = group_by_seed(selection)
-    score = deciding_metric(groups)
-    return sort_groups(groups, score), score
+    score = deciding_metric(groups, {})
+    return sort_groups(groups, score, {}), score
 
 
 def page_of(selection: Selection, curves: Any = None, **more: Any) -> str:
@@ -198,16 +198,19 @@ def test_a_curve_over_seeds_is_a_mean_in_a_band_and_breaks_where_there_is_no_num
 
 
 @pytest.mark.parametrize(
-    ("score", "front"), [("final/accuracy", ["b", "c"]), ("final/loss", ["b", "a"])]
+    ("score", "sign", "front"),
+    [("final/accuracy", 1, ["b", "c"]), ("final/loss", -1, ["b", "a"])],
 )
-def test_the_dashed_line_goes_through_those_that_none_beats(score: str, front: list[str]) -> None:
+def test_the_dashed_line_goes_through_those_that_none_beats(
+    score: str, sign: int, front: list[str]
+) -> None:
     sizes = {"a": 30.0, "b": 10.0, "c": 40.0, "d": 50.0}
     scores = {"a": 0.2, "b": 0.5, "c": 0.9, "d": 0.6}
     runs = [
         made_runs.entity(f"{n:032x}", name, {score: scores[name], "final/gzip_bytes": sizes[name]})
         for n, name in enumerate(sizes)
     ]
-    chart = cost_chart(score, "final/gzip_bytes", group_by_seed(Selection(runs)), coloured=2)
+    chart = cost_chart(score, "final/gzip_bytes", group_by_seed(Selection(runs)), 2, sign)
     assert chart is not None
     line, *dots = chart.marks
     (x, y), *steps = [

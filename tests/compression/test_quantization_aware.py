@@ -209,6 +209,43 @@ def test_clusters_are_trained_and_no_warning_says_otherwise(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("chosen", "io"), [(["wide", "head"], "uint8"), (["wide"], "float32")])
+def test_layers_and_what_the_file_takes_and_gives_can_be_chosen(chosen: list[str], io: str) -> None:
+    keras.utils.set_random_seed(0)
+    shapes = {"wide": (8, 36), "inner.deep": (5, 8), "head": (2, 5)}
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5, name="deep")], name="inner")
+    flat = keras.layers.Flatten()(image := keras.Input((6, 6, 1), name="image"))
+    hidden = inner(keras.layers.Dense(8, activation="relu", name="wide")(flat))
+    outputs = keras.layers.Dense(2, name="head")(keras.layers.ReLU()(hidden))
+    model = keras.Model(image, outputs)
+    artifact = quantize_aware(
+        model, (X, Y), loss=LOSS, optimizer=STILL, layers=chosen, io=io, verbose=0
+    )
+    dtypes = {each.values.shape: each.dtype for each in file_weights(artifact.content)}
+    for name, shape in shapes.items():
+        # What stands between two rounded layers the converter rounds too.
+        assert dtypes[shape] == ("float32" if chosen == ["wide"] and name != "wide" else "int8")
+        assert (name in artifact.float_layers) == (name not in chosen)
+    runner = LiteRTModel(artifact.content)
+    assert {each.dtype.name for each in (*runner.inputs, *runner.outputs)} == {io}
+    assert artifact.scheme == ("qat" if io == "float32" else f"qat_{io}_io")
+    assert artifact.difference < 16 / 256
+
+
+def test_a_choice_that_cannot_be_met_is_refused() -> None:
+    model = classifier()
+    with pytest.raises(ValueError, match="names 'nowhere', which is no layer with kernels"):
+        quantize_aware(model, (X, Y), loss=LOSS, layers=["nowhere"])
+    with pytest.raises(ValueError, match="io is 'int4'"):
+        quantize_aware(model, (X, Y), loss=LOSS, io="int4")
+    rows = keras.layers.Conv1D(4, 2, name="rows")
+    rest = [rows, keras.layers.Flatten(), keras.layers.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Reshape((6, 6)), *rest])
+    with pytest.raises(ValueError, match="names rows, which cannot be trained quantized"):
+        quantize_aware(model, (X, Y), loss=LOSS, layers=["rows", "head"])
+
+
+@pytest.mark.slow
 def test_a_recurrent_model_is_refused_with_what_to_do() -> None:
     model = keras.Sequential(
         [keras.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2, name="head")]

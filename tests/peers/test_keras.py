@@ -6,6 +6,7 @@ one for each way of observing; `-k` chooses among the files.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -28,6 +29,7 @@ FILES = [
     for path in sorted((TESTS / suite).rglob("*_test.py"))
 ]
 TEST_SECONDS = 600
+FILE_SECONDS = 3000
 
 Outcomes = dict[str, dict[str, Any]]
 
@@ -44,9 +46,10 @@ def run(path: str, way: str, folder: Path) -> Outcomes:
     command += ["-c", folder / "pytest.ini", "--rootdir", TESTS, f"--timeout={TEST_SECONDS}"]
     command += ["-p", "tests.peers.fits_on_record", f"--observed={way}"]
     command += [f"--outcomes={folder / 'outcomes.json'}", TESTS / path]
-    done = subprocess.run(
+    process = subprocess.Popen(
         list(map(str, command)),
         cwd=folder,
+        start_new_session=True,
         env=new_shell(
             KERAS_BACKEND="tensorflow",
             MLFLOW_KERAS_ADV_HOME=str(folder / "home"),
@@ -58,9 +61,25 @@ def run(path: str, way: str, folder: Path) -> Outcomes:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    (folder / "printed.txt").write_text(done.stdout)
-    assert (folder / "outcomes.json").is_file(), done.stdout[-4000:]
-    return json.loads((folder / "outcomes.json").read_text())
+    try:
+        printed, _ = process.communicate(timeout=FILE_SECONDS)
+        hung = False
+    except subprocess.TimeoutExpired:
+        # A pool of Python's own processes may wait for itself when the interpreter ends.
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        hung = True
+    (folder / "printed.txt").write_text(printed)
+    assert (folder / "outcomes.json").is_file(), printed[-4000:]
+    outcomes: Outcomes = json.loads((folder / "outcomes.json").read_text())
+    if hung:
+        outcomes["the end of the process"] = {
+            "outcome": "failed",
+            "reason": "it hung",
+            "warnings": [],
+            "fits": [],
+        }
+    return outcomes
 
 
 def differing(plain: Outcomes, observed: Outcomes) -> dict[str, list[str]]:

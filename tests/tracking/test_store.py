@@ -11,10 +11,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking import store
+from mlflow_keras_adv.tracking.run import track
 from mlflow_keras_adv.tracking.store import opening_runs, require_store, without_password
 
 
@@ -180,3 +182,61 @@ def test_what_mlflow_rejects_is_said_with_its_message() -> None:
     with pytest.raises(UserError, match="sqlite:.*no such run") as caught, opening_runs():
         raise MlflowException("no such run")
     assert isinstance(caught.value.__cause__, MlflowException)
+
+
+PROJECT = """
+name: relative
+entry_points:
+  main:
+    command: "python train.py"
+"""
+TRAIN = """
+import mlflow_keras_adv as mka
+try:
+    with mka.track({arguments}):
+        pass
+except mka.UserError as error:
+    print("SAID", error)
+"""
+
+
+@pytest.mark.slow
+def test_a_relative_store_under_mlflow_run_is_said_and_no_other_is_made(tmp_path: Path) -> None:
+    project, here = tmp_path / "project", tmp_path / "here"
+    project.mkdir()
+    here.mkdir()
+    (project / "MLproject").write_text(PROJECT)
+    (project / "train.py").write_text(TRAIN.format(arguments=""))
+    command = [sys.executable, "-m", "mlflow", "run", str(project), "--env-manager", "local"]
+    uri = "sqlite:///relative.db"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    source = str(Path(__file__).parents[2])
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path, "PYTHONPATH": source}
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)
+    done = subprocess.run(
+        command, cwd=here, env=environment, capture_output=True, text=True, timeout=120
+    )
+    said = next(line for line in done.stdout.splitlines() if line.startswith("SAID"))
+    assert f"{uri} is relative to the folder of each process" in said
+    assert f"this one is in {project}" in said
+    assert "sqlite:////home/you/relative.db" in said
+    assert (here / "relative.db").exists()
+    assert not (project / "relative.db").exists()
+
+
+@pytest.mark.parametrize("arguments", [{"run_id": "0123"}, {"parent_run_id": "0123"}])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_of_a_relative_store_elsewhere_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str], there: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"{tmp_path.name}.db"  # MLflow keeps the connection that an address had first
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{name}")
+    if there:  # of another program
+        MlflowClient().search_experiments()
+    with (
+        pytest.raises(UserError, match=rf"0123.*sqlite:///{name} is relative"),
+        track(**arguments),
+    ):
+        pass
+    assert (tmp_path / name).exists() == there

@@ -174,3 +174,19 @@ def test_the_table_has_all_trials_and_only_active_values(tmp_path: Path) -> None
     assert list(table["score"]) == [2.0, 1.0]
     assert {"x", "kind", "momentum"} <= set(table)
     assert "decay" not in table
+
+
+def test_hyperparameters_that_are_called_as_columns_stay_apart(tmp_path: Path) -> None:
+    oracle = formula_search(tmp_path).oracle
+    names = ("trial", "status", "score", "best_step")
+    for number, score in enumerate([2.0, 1.0]):
+        trial = ended_trial(oracle, number, score)
+        for name in names:
+            trial.hyperparameters.Choice(name, ["a", "b"])
+    table = trials_table(oracle)
+    assert list(table["trial"]) == ["trial-000", "trial-001"]
+    assert list(table["score"]) == [2.0, 1.0]
+    assert set(table["status"]) == {"COMPLETED"}
+    assert {f"hyperparameter {name}" for name in names} <= set(table)
+    assert set(table["hyperparameter score"]) == {"a"}
+    assert table.columns.is_unique

@@ -373,6 +373,102 @@ def test_too_many_failures_fail_the_search(
     assert found["trial-002"].data.tags["error"] == "ValueError: never"
 
 
+def test_a_search_in_which_every_trial_failed_is_failed(
+    runs: Callable[[], dict[str, Run]], tmp_path: Path
+) -> None:
+    wrong = keras_tuner.Objective("val_f1", "max")
+    tuner = network_search(tmp_path, objective=wrong, max_trials=2)
+    mka.track_search(tuner).search(**DATA)
+    found = runs()["RandomSearch"]
+    assert found.info.status == "FAILED"
+    for said in (found.data.tags["mlflow.note.content"], found.data.tags["error"]):
+        assert "No trial is complete: each of 2 has failed. Of trial-001: " in said
+        assert "val_f1" in said
+
+
+class Folds(keras_tuner.RandomSearch):
+    """Cross-validates, and reports metrics that are called as ours are."""
+
+    def run_trial(self, trial: Any, x: Any, y: Any) -> dict[str, float]:
+        losses = []
+        for fold in np.arange(len(x)) % 2 == 0, np.arange(len(x)) % 2 == 1:
+            model = self.hypermodel.build(trial.hyperparameters)
+            history = model.fit(x[fold], y[fold], batch_size=16, epochs=2, verbose=0)
+            losses.append(history.history["loss"][-1])
+        return {"loss": float(np.mean(losses)), "score": 1e9, "best_step": -3.0}
+
+
+def test_folds_are_nested_in_their_trial(
+    experiment: str, client: mlflow.MlflowClient, curves: Curves, tmp_path: Path
+) -> None:
+    objective = keras_tuner.Objective("loss", "min")
+    tuner = network_search(tmp_path, Folds, objective=objective, max_trials=1)
+    mka.track_search(tuner, nest_fits=True).search(X, Y)
+    found = client.search_runs([experiment])
+    trial = next(run for run in found if run.info.run_name == "trial-000")
+    below = [run for run in found if run.data.tags.get("mlflow.parentRunId") == trial.info.run_id]
+    assert sorted(run.info.run_name for run in below) == ["fold-0", "fold-1"]
+    losses = []
+    for run in below:
+        recorded = curves(run.info.run_id)
+        assert list(recorded["batch/loss"]) == [1, 2]
+        assert run.info.status == "FINISHED"
+        losses.append(recorded["train/loss"][2])
+    metrics = trial.data.metrics
+    assert "batch/loss" not in metrics
+    assert metrics["trial/score"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert (metrics["trial/reported/score"], metrics["trial/reported/best_step"]) == (1e9, -3)
+
+
+def test_the_best_model_is_on_the_run_of_the_search(
+    runs: Callable[[], dict[str, Run]], client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    assert mka.search_run_id(network_search(tmp_path)) is None
+    for _ in range(2):  # the second finds the search complete
+        tuner = network_search(tmp_path)
+        mka.track_search(tuner, best_model_example=X[:2]).search(**DATA)
+    found = runs()["RandomSearch"]
+    assert mka.search_run_id(tuner) == found.info.run_id
+    [logged] = client.search_logged_models([found.info.experiment_id])
+    assert (logged.name, logged.source_run_id) == ("best", found.info.run_id)
+    assert logged.tags["trial"] == found.data.tags["winner"]
+    assert {each.key: each.value for each in logged.metrics}["trial/score"] == (
+        found.data.metrics["trial/score"]
+    )
+    [best] = tuner.get_best_models(1)
+    served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}").predict(X)
+    np.testing.assert_allclose(served, best(X), rtol=0, atol=1e-5)
+
+
+def test_another_objective_in_the_same_folder_is_another_search(
+    experiment: str,
+    client: mlflow.MlflowClient,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mka.track_search(network_search(tmp_path, objective="val_accuracy")).search(**DATA)
+    tuner = network_search(tmp_path, objective="val_loss", max_trials=4)
+    mka.track_search(tuner, name="by loss").search(**DATA)
+    found = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert set(found) == {"RandomSearch", "by loss", *(f"trial-00{n}" for n in range(4))}
+    assert "the objective was val_accuracy (max), and is val_loss (min) now" in caplog.text
+    losses = {
+        name: run.data.metrics["trial/val_loss"] for name, run in found.items() if "trial" in name
+    }
+    best = min(losses, key=losses.__getitem__)
+    search = found["by loss"]
+    assert search.data.tags["winner"] == best
+    assert search.data.metrics["trial/score"] == losses[best]
+    table = json.loads(artifact(search, "trials.json"))
+    scores = [row[table["columns"].index("score")] for row in table["data"]]
+    assert scores == [losses[f"trial-00{n}"] for n in range(4)]
+    accuracies = found["RandomSearch"].data.metrics
+    assert accuracies["search/best_score"] <= 1
+    again = network_search(tmp_path, objective="val_loss", max_trials=5)
+    mka.track_search(again, name="by loss").search(**DATA)
+    assert mka.search_run_id(again) == search.info.run_id
+
+
 def test_a_search_that_was_killed_continues_its_runs(
     runs: Callable[[], dict[str, Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

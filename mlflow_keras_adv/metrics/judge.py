@@ -1,0 +1,121 @@
+"""Judge: what Keras 3 makes of answers, whoever gave them: losses, metrics, and their names.
+
+A judge is compiled as a model is, and computes with tensors alone: how labels, sample weights and
+masks are laid on the outputs, and what the logs are called, is Keras' own code. So the answers of a
+`.tflite` file or of a model of tf_keras are judged as those of the model that they come from.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mlflow_keras_adv.errors import UserError
+
+CONFIGURED = ("loss", "loss_weights", "metrics", "weighted_metrics")
+
+
+def compiled_with(model: keras.Model, given: Collection[str] = ()) -> dict[str, Any]:
+    """What a model was compiled with; metrics, which keep a state, as new ones of the same kind.
+
+    Args:
+        model: A model of Keras 3; one that was not compiled gives nothing.
+        given: Left out, as they are given anew.
+
+    Returns:
+        Those of `CONFIGURED` that the model has.
+
+    Raises:
+        UserError: Of a metric that cannot be made anew.
+    """
+    # get_compile_config() is public, but of a function it keeps a name at best.
+    kept = getattr(model, "_compile_config", None)
+    config = dict(kept.config) if kept is not None else {"loss": getattr(model, "loss", None)}
+    found = {key: config[key] for key in CONFIGURED if config.get(key) is not None}
+    found = {key: value for key, value in found.items() if key not in given}
+    for key in found.keys() & {"metrics", "weighted_metrics"}:
+        found[key] = keras.tree.map_structure(_renewed, found[key])
+    return found
+
+
+def _renewed(metric: Any) -> Any:
+    if not isinstance(metric, keras.metrics.Metric):
+        return metric
+    try:
+        return type(metric).from_config(metric.get_config())
+    except Exception as error:  # what a class of the user raises has no end
+        raise UserError(
+            f"the metric {metric.name!r} ({type(metric).__name__}) of the compiled model cannot be "
+            f"made anew from its get_config(): {error}. Give metrics=… and weighted_metrics=…, or "
+            "say there all that it takes."
+        ) from error
+
+
+class Judge:
+    """What Keras 3 makes of a model's answers: a loss, and values by name.
+
+    Args:
+        model: Whose answers are judged; of it the names of the outputs are used.
+        configured: Arguments of `compile`, of `CONFIGURED`.
+    """
+
+    def __init__(self, model: keras.Model, configured: Mapping[str, Any]) -> None:
+        self.name = model.name
+        self._model = _Answers(getattr(model, "output_names", None))
+        self._model.compile("sgd", jit_compile=False, **configured)
+        (self._mean_loss,) = (each for each in self._model.metrics if each.name == "loss")
+
+    def try_on(self, answers: Any, labels: Any, sample_weight: Any) -> None:
+        """Judges a few answers, so that what does not fit is known before the training.
+
+        Raises:
+            UserError: Labels, losses, metrics or weights do not fit each other or the outputs.
+        """
+        try:
+            self.loss(labels, answers, sample_weight, ())
+            self.results(labels, answers, sample_weight)
+        except Exception as error:  # what losses and metrics raise has no end
+            raise UserError(
+                f"model {self.name!r} cannot be trained on, as in Keras' fit: its loss, metrics or "
+                f"weights do not fit its outputs and the labels. {type(error).__name__}: {error}"
+            ) from error
+        self.reset()
+
+    def loss(self, labels: Any, answers: Any, sample_weight: Any, own_losses: Any) -> Any:
+        """The loss of a batch, with that of the model's weights; it is added to the mean."""
+        loss = self._model.compute_loss(None, labels, answers, sample_weight)
+        loss = loss + sum(own_losses)
+        rows = tf.shape(keras.tree.flatten(answers)[0])[0]
+        self._mean_loss.update_state(loss, sample_weight=rows)
+        return loss
+
+    def results(self, labels: Any, answers: Any, sample_weight: Any) -> dict[str, Any]:
+        """All metrics by name, with this batch."""
+        return dict(self._model.compute_metrics(None, labels, answers, sample_weight))
+
+    def so_far(self) -> dict[str, Any]:
+        """All metrics by name."""
+        return dict(self._model.get_metrics_result())
+
+    @property
+    def metrics(self) -> list[Any]:
+        """Keras 3's metrics, the mean loss among them."""
+        return list(self._model.metrics)
+
+    def reset(self) -> None:
+        """As at the begin of an epoch."""
+        for metric in self._model.metrics:
+            metric.reset_state()
+
+
+class _Answers(keras.Model):
+    """Stands for a model whose answers come from elsewhere."""
+
+    def __init__(self, output_names: list[str] | None) -> None:
+        super().__init__()
+        if output_names is not None:
+            self.output_names = output_names
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
