@@ -19,9 +19,9 @@ from sklearn.datasets import load_digits
 
 from mlflow_keras_adv import compression
 from mlflow_keras_adv.compression import quantization_aware
-from mlflow_keras_adv.compression.judged import compiled_with
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.judge import compiled_with
 
 ROOT = Path(__file__).parent.parent.parent
 layers = keras.layers
@@ -226,6 +226,13 @@ NETS: dict[str, Callable[[], keras.Model]] = {
     "shared": shared,
     "frozen base": transfer,
     "mixed_float16": half,
+}
+
+# Those that learn more slowly than in 12 epochs.
+EPOCHS = {
+    "SqueezeNet": {"epochs": 40},
+    "squeeze and excite": {"epochs": 40},
+    "mixed_float16": {"epochs": 30},
 }
 
 
