@@ -37,8 +37,7 @@ def is_worse(found: Mapping[str, Any]) -> bool:
     """Whether a sentence is due: of what is lost in training, or between training and file."""
     if "refused" in found:
         return True
-    lost = found["float"] - min(found["trained"], found["file"])
-    return lost > POINTS or abs(found["trained"] - found["file"]) > POINTS
+    return max(found["float"], found["trained"]) - found["file"] > POINTS
 
 
 def rows_of(config: pytest.Config) -> list[Row]:

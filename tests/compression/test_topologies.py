@@ -9,7 +9,14 @@ from tests.compression import topologies
 from tests.compression.page import SCHEMES, Row, is_worse, rows_of
 
 # Why a file is more than two points worse than its float model, or than the model that was trained.
-WORSE: dict[tuple[str, str], str] = {}
+WORSE: dict[tuple[str, str], str] = {
+    ("Bidirectional", "int8"): "LiteRT's quantizer finds no ranges inside the loop of an LSTM; "
+    "`dynamic_int8` and `float16` need none.",
+    ("Bidirectional", "prune"): "half of the weights of an LSTM are gone, and four epochs do not "
+    "bring back the last two points.",
+    ("Bidirectional", "qat"): "the converter refuses the loop of an LSTM in tf_keras; this is said "
+    "before the training.",
+}
 
 
 @pytest.mark.soak
@@ -18,8 +25,11 @@ WORSE: dict[tuple[str, str], str] = {}
 def test_a_net_is_as_good_as_before_or_the_page_says_why(
     net: str, request: pytest.FixtureRequest
 ) -> None:
+    epochs = topologies.EPOCHS.get(net, {})
     found = {
-        scheme: each for scheme in SCHEMES for _, each in topologies.in_a_new_process(scheme, net)
+        scheme: each
+        for scheme in SCHEMES
+        for _, each in topologies.in_a_new_process(scheme, net, **epochs)
     }
     worse = [scheme for scheme in SCHEMES if is_worse(found[scheme])]
     sentences = {}

@@ -228,6 +228,13 @@ NETS: dict[str, Callable[[], keras.Model]] = {
     "mixed_float16": half,
 }
 
+# Those that learn more slowly than in 12 epochs.
+EPOCHS = {
+    "SqueezeNet": {"epochs": 40},
+    "squeeze and excite": {"epochs": 40},
+    "mixed_float16": {"epochs": 30},
+}
+
 
 def digits(rows: slice) -> tuple[np.ndarray, np.ndarray]:
     x, y = load_digits(return_X_y=True)
