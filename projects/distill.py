@@ -107,6 +107,7 @@ def main(
         with technique.variant("distilled", params=settings) as run:
             student = student_net(images)
             train(mka.Distiller(student, teacher, mka.SoftTargets(temperature), alpha=alpha))
+            student.compile(loss=crossentropy)  # what it is scored by, as the others are
             lineage = {"reference": teacher, "parent_model_id": taught.info.model_id}
             distilled = technique.finish(run, student, *images.test, **lineage)
 

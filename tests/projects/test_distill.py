@@ -131,7 +131,8 @@ def test_the_three_runs_have_the_same_metric_keys(runs: dict[str, Run]) -> None:
     assert keys["distilled"] - keys["scratch"] == {
         f"{split}/{part}_loss" for split in ("train", "val") for part in ("student", "distillation")
     }
-    assert keys["scratch"] - keys["teacher"] == {"final/agreement"}
+    beside = ("agreement", "difference", "difference_max")
+    assert keys["scratch"] - keys["teacher"] == {f"final/{key}" for key in beside}
     assert keys["teacher"] < keys["scratch"] < keys["distilled"]
 
 
