@@ -160,7 +160,10 @@ def compare_variants(
             f"Received runs without the metric {select_by!r}, which chooses the winner. Log it "
             "in each of them, or pass select_by=."
         )
-    mode = mode or direction(select_by, recorded(found.values()))
+    directions = recorded(found.values())
+    if mode is not None:
+        directions[select_by] = mode
+    mode = direction(select_by, directions)
     if mode not in ("min", "max"):
         raise ValueError(
             f"Nobody knows which way {select_by!r} is better. Pass mode='min' or mode='max'."
@@ -182,7 +185,14 @@ def compare_variants(
     run.set_tags({"winner": winner})
     score = next((k for k in ("final/accuracy", select_by) if k in metrics[winner]), None)
     title = f"{run.name}: {', '.join(variants)}"
-    say_where(view_address(list(found.values()), name=title, score=score, parent_run_id=run.run_id))
+    address = view_address(
+        list(found.values()),
+        name=title,
+        score=score,
+        directions=directions,
+        parent_run_id=run.run_id,
+    )
+    say_where(address)
     return winner, select_by
 
 

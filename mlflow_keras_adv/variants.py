@@ -149,7 +149,7 @@ class Technique:
             curves=curves,
         )
         chosen_before = candidates is not None and len(candidates) == 1  # by another measure
-        self._choice = "" if chosen_before else f"Best by {decided_by}: {winner}."
+        self._choice = "" if chosen_before or not winner else f"Best by {decided_by}: {winner}."
         return winner
 
     def conclude(self, result: str, *claims: Claim, note: str = "") -> None:

@@ -93,7 +93,7 @@ def compare(
         filter_string: As for `mlflow.search_runs`; holds for the experiments and for nested runs.
         by: Params that make a variant, `name` for the run's name. Default: name and all params.
         score: Metric that the variants are sorted by. Default: `final/accuracy`, else another one
-            that all of them have; without such, nothing is ranked.
+            that most of them have; without such, nothing is ranked.
         mode: Whether more ("max") or less ("min") of it is better. Default: as the runs have
             recorded it, or as a common name says.
         max_runs: The newest so many are compared.
@@ -131,7 +131,7 @@ def compare(
     groups = sort_groups(groups, score, directions)
     title = _title(groups, selection)
     ordered = [run for group in groups for run in group.runs]
-    address = view_address(ordered, name=title, score=score)
+    address = view_address(ordered, name=title, score=score, directions=directions)
     shown = groups[:MAX_COLOURS]
     artifacts = Artifacts(shown)
     pictures, fewer_pictures = read_pictures(artifacts)

@@ -8,7 +8,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 from mlflow.utils.uri import is_http_uri
 
-from mlflow_keras_adv.compat.mlflow import metric_intervals
+from mlflow_keras_adv.compat.mlflow import metric_intervals, picked
 
 # Of each curve; of more a chart of this size shows nothing.
 POINTS = 200
@@ -37,16 +37,11 @@ def read_curves(run_ids: Sequence[str], keys: Sequence[str]) -> Curves:
         for run_id, step, value in _points(run_ids, key):
             found.setdefault(run_id, {})[step] = value
         curves[key] = {
-            run_id: _at_most(POINTS, pd.Series(values, dtype=float).sort_index())
+            run_id: pd.Series(picked(values, POINTS), dtype=float)
             for run_id, values in found.items()
             if len(values) > 1
         }
     return curves
-
-
-def _at_most(points: int, curve: "pd.Series[float]") -> "pd.Series[float]":
-    """A server before 3.12 answers one point more than it is asked for."""
-    return curve if len(curve) <= points else curve.drop(curve.index[points - 1 : -1])
 
 
 def _points(run_ids: Sequence[str], key: str) -> Iterable[tuple[str, int, float]]:

@@ -24,7 +24,7 @@ from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.comparison.groups import differing
 from mlflow_keras_adv.comparison.view_charts import chart_state
-from mlflow_keras_adv.tracking.directions import direction, recorded
+from mlflow_keras_adv.tracking.directions import Mode, direction
 from mlflow_keras_adv.tracking.offline import is_offline
 from mlflow_keras_adv.tracking.store import answers, lasting_uri, without_password
 
@@ -39,7 +39,12 @@ _MAX_LISTED = 100
 
 
 def view_address(
-    runs: Sequence[Run], *, name: str, score: str | None, parent_run_id: str | None = None
+    runs: Sequence[Run],
+    *,
+    name: str,
+    score: str | None,
+    directions: Mapping[str, Mode],
+    parent_run_id: str | None = None,
 ) -> str | None:
     """Prepares the chart page, and says where it is.
 
@@ -47,6 +52,7 @@ def view_address(
         runs: The runs that are compared, as the store has them.
         name: Of the view, in the list of saved views.
         score: Metric to sort by, the best first.
+        directions: Of metrics, which way they are better.
         parent_run_id: Where given, all runs nested in this one are shown; else the first 100.
 
     Returns:
@@ -65,7 +71,7 @@ def view_address(
     facets = {
         "searchFilter": query,
         "orderByKey": f"metrics.`{score}`" if score else "tags.`mlflow.runName`",
-        "orderByAsc": not score or direction(score, recorded(runs)) == "min",
+        "orderByAsc": not score or direction(score, directions) == "min",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],

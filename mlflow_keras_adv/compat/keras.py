@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from packaging.version import Version
 
 
 def export_litert(model: keras.Model, file: Path, input_signature: Any | None, sample: Any) -> None:
@@ -38,8 +39,7 @@ def export_litert(model: keras.Model, file: Path, input_signature: Any | None, s
 
 
 def _exports_litert() -> bool:
-    major, minor = (int(part) for part in keras.__version__.split(".")[:2])
-    return (major, minor) >= (3, 13)
+    return Version(keras.__version__) >= Version("3.13")
 
 
 def _signature_of(model: keras.Model, sample: Any) -> list[Any]:

@@ -2,8 +2,9 @@
 
 import functools
 import logging
-import re
 from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
 
 _logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def warn_of_untried() -> None:
             installed = version(name)
         except PackageNotFoundError:  # another build, or none
             continue
-        if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) >= bound:
+        if Version(installed).release[:2] >= bound:
             newer.append(f"{name} {installed} (tried: before {'.'.join(map(str, bound))})")
     if newer:
         _logger.warning(

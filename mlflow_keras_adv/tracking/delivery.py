@@ -131,6 +131,8 @@ class Delivery:
                     self.refuse(entity.key, str(error), points=isinstance(entity, Metric))
 
     def _refused_though_stored(self, entities: Sequence[Metric | Param | RunTag]) -> list[int]:
+        if not any(isinstance(each, Metric) for each in entities):
+            return []
         sent = [
             next(iter(self._model_ids.values(Points([each])))) if isinstance(each, Metric) else each
             for each in entities

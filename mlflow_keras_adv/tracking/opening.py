@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, RunInfo
+from mlflow.entities import LifecycleStage, Run, RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
@@ -60,13 +60,12 @@ def open_run(
     with opening_runs(resumed):
         if resumed is not None:
             # Without an id of ours, MLflow takes MLFLOW_RUN_ID out of the environment.
-            return _start(run_id=run_id)
+            return _start(run_id=run_id).info
         tags = {UID_TAG: uid}
-        info = _created(
+        run = _created(
             lambda: _start(run_name=name, tags=tags), active_experiment_id, uid, adopt=_start
         )
-        _delete_twins(info, uid)
-        return info
+        return run.info
 
 
 @keeps_random_state()
@@ -97,51 +96,51 @@ def open_child(
                 experiment_id = _experiment_of(client.get_run(parent_run_id).info)
             uid = uuid.uuid4().hex
             tags = resolve_tags({MLFLOW_PARENT_RUN_ID: parent_run_id, UID_TAG: uid})
-            info = _created(
-                lambda: client.create_run(experiment_id, tags=tags, run_name=name).info,
+            child = _created(
+                lambda: client.create_run(experiment_id, tags=tags, run_name=name),
                 lambda: experiment_id,
                 uid,
+                adopt=client.get_run,
             )
-            _delete_twins(info, uid)
-            child = client.get_run(info.run_id)
     activate(child)
     return child.info
 
 
-def _start(run_id: str | None = None, **options: Any) -> RunInfo:
+def _start(run_id: str | None = None, **options: Any) -> Run:
     # The load of the machine goes through the journal: see `watch_machine`.
-    return mlflow.start_run(run_id, nested=True, log_system_metrics=False, **options).info
+    return mlflow.start_run(run_id, nested=True, log_system_metrics=False, **options)
 
 
 def _created(
-    create: Callable[[], RunInfo],
+    create: Callable[[], Run],
     experiment_id: Callable[[], str],
     uid: str,
-    adopt: Callable[[str], RunInfo] = lambda run_id: MlflowClient().get_run(run_id).info,
-) -> RunInfo:
-    """A run that is created once more if the first answer was lost, unless it is there.
+    *,
+    adopt: Callable[[str], Run],
+) -> Run:
+    """The one run of a uid, though the answer to its creation may get lost.
 
-    MLflow's client does so itself before 3.18, and not any more from then on.
+    MLflow's client sends it again before 3.18, and so makes two; from then on it does not.
     """
     try:
-        return create()
+        run = create()
     except MlflowException as error:
         if not may_succeed_later(error):
             raise
-        found = MlflowClient().search_runs([experiment_id()], f"tags.`{UID_TAG}` = '{uid}'")
-        return adopt(found[0].info.run_id) if found else create()
+        found = _of_uid(experiment_id(), uid)
+        run = adopt(found[0].info.run_id) if found else create()
+    if is_http_uri(mlflow.get_tracking_uri()):
+        for twin in _of_uid(run.info.experiment_id, uid):
+            if twin.info.run_id != run.info.run_id:
+                MlflowClient().delete_run(twin.info.run_id)
+    return run
+
+
+def _of_uid(experiment_id: str, uid: str) -> list[Run]:
+    return MlflowClient().search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'")
 
 
 def _experiment_of(parent: RunInfo) -> str:
     if parent.lifecycle_stage == LifecycleStage.DELETED:
         raise UserError(f"The run {parent.run_id} is deleted: it cannot have a new child.")
     return parent.experiment_id
-
-
-def _delete_twins(info: RunInfo, uid: str) -> None:
-    """MLflow's client sends a request again when its answer was lost, and so makes two runs."""
-    client = MlflowClient()
-    if is_http_uri(client.tracking_uri):
-        for twin in client.search_runs([info.experiment_id], f"tags.`{UID_TAG}` = '{uid}'"):
-            if twin.info.run_id != info.run_id:
-                client.delete_run(twin.info.run_id)

@@ -69,6 +69,7 @@ def compared(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             [client.get_run(run_id) for run_id in runs.values()],
             name="compress: six techniques",
             score="final/accuracy",
+            directions={},
             parent_run_id=parent,
         )
         assert address is not None

@@ -74,13 +74,13 @@ def test_any_runs_are_listed_by_their_ids_and_the_same_runs_have_one_view(
 ) -> None:
     ids = [made_runs.log_technique(client, experiment, "int8", seed) for seed in (0, 1)]
     runs = [client.get_run(run_id) for run_id in ids]
-    address = view_address(runs, name="x" * 8000, score="final/loss")
+    address = view_address(runs, name="x" * 8000, score="final/loss", directions={})
     assert address is not None
     state = state_of(client, experiment, address)
     found = client.search_runs([experiment], state["searchFilter"])
     assert {run.info.run_id for run in found} == set(ids)
     assert state["orderByAsc"] is True  # of losses the lowest first
-    assert view_address(runs, name="again", score="final/loss") == address
+    assert view_address(runs, name="again", score="final/loss", directions={}) == address
     tags = client.get_experiment(experiment).tags
     assert sum(key.startswith(TAG) for key in tags) == 1
 
@@ -93,7 +93,8 @@ def test_views_do_not_pile_up_and_others_views_stay(
     monkeypatch.setattr(view, "KEPT_VIEWS", 2)
     run = client.get_run(made_runs.log_technique(client, experiment, "int8", 0))
     addresses = [
-        view_address([run], name="n", score=None, parent_run_id=f"{n}" * 32) for n in range(4)
+        view_address([run], name="n", score=None, directions={}, parent_run_id=f"{n}" * 32)
+        for n in range(4)
     ]
     left = {key for key in client.get_experiment(experiment).tags if key.startswith(TAG)}
     kept = {f"{TAG}{address.partition('viewStateShareKey=')[2]}" for address in addresses[2:]}
@@ -109,7 +110,7 @@ def test_who_may_not_write_gets_the_plain_address(
         raise MlflowException("Permission denied")
 
     monkeypatch.setattr(MlflowClient, "set_experiment_tag", refused)
-    address = view_address([run], name="n", score="final/accuracy")
+    address = view_address([run], name="n", score="final/accuracy", directions={})
     assert address is not None
     assert "viewStateShareKey" not in address
     assert f"attributes.run_id IN ('{run.info.run_id}')" in unquote(address)
@@ -121,7 +122,9 @@ def test_runs_of_several_experiments_have_mlflows_page_for_these(
 ) -> None:
     other = client.create_experiment(f"{experiment}-other", tmp_path.as_uri())
     ids = [made_runs.log_technique(client, each, "int8", 0) for each in (experiment, other)]
-    address = view_address([client.get_run(each) for each in ids], name="n", score=None)
+    address = view_address(
+        [client.get_run(each) for each in ids], name="n", score=None, directions={}
+    )
     assert address is not None
     assert f'experiments=["{experiment}", "{other}"]' in unquote(address)
     assert not [key for key in client.get_experiment(other).tags if key.startswith(TAG)]
@@ -141,4 +144,15 @@ def test_a_server_that_is_away_costs_no_retries(
 ) -> None:
     run = client.get_run(made_runs.log_technique(client, experiment, "int8", 0))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    assert view_address([run], name="n", score=None) is None
+    assert view_address([run], name="n", score=None, directions={}) is None
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_come_first_as_mode_says(mode: Any, client: MlflowClient, experiment: str) -> None:
+    """Of a score whose name says nothing, and which no run has recorded."""
+    runs = [client.create_run(experiment).info.run_id for _ in range(2)]
+    for value, run_id in enumerate(runs):
+        client.log_metric(run_id, "val/zeta", value)
+    address = mka.compare(runs, score="val/zeta", mode=mode, log=False).address
+    assert address is not None
+    assert state_of(client, experiment, address)["orderByAsc"] is (mode == "min")

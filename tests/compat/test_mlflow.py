@@ -255,3 +255,10 @@ def test_no_private_name_of_mlflow_stands_elsewhere(module: str) -> None:
             if owner in imported and not owner[0].isupper() and node.attr != "__version__":
                 found.append(f"{owner}.{node.attr}")
     assert found == []
+
+
+@pytest.mark.parametrize(("count", "kept"), [(2, 2), (3, 3), (4, 3)])
+def test_a_curve_has_no_more_points_than_asked_for_and_its_ends(count: int, kept: int) -> None:
+    curve = compat.picked({step: float(step) for step in reversed(range(count))}, 3)
+    assert list(curve) == sorted(curve)
+    assert (min(curve), max(curve), len(curve)) == (0, count - 1, kept)
