@@ -47,6 +47,7 @@ SLICE = [
     "tests/callbacks/test_mlflow_logger.py",
     "tests/compression/test_quantization.py",
     "tests/registry/test_command.py",
+    "tests/tracking/test_carry.py",
     "tests/tracking/test_delivery.py",
     "tests/tracking/test_run.py",
 ]

@@ -115,11 +115,15 @@ class Search:
 
     def _measure(self) -> None:
         """Trial 1 measures its own model, and that of trial 0 too; one value is a NaN."""
-        for model_id, value in zip(self.models, (NAN, 0.9), strict=True):
-            metric = Metric("final/accuracy", value, 7000, 0, model_id, "digits", "d1")
-            self.source.log_batch(self.trials[1], [metric])
-        for model_id in self.models:
-            self.source.log_batch(self.trials[1], [Metric("final/size", 1.0, 7000, 0, model_id)])
+        with pytest.MonkeyPatch.context() as patch:
+            # MLflow 3.6 takes the experiment of a model's metric from there, not from the run.
+            patch.setenv("MLFLOW_EXPERIMENT_ID", self.experiment_id)
+            for model_id, value in zip(self.models, (NAN, 0.9), strict=True):
+                metric = Metric("final/accuracy", value, 7000, 0, model_id, "digits", "d1")
+                self.source.log_batch(self.trials[1], [metric])
+            for model_id in self.models:
+                size = Metric("final/size", 1.0, 7000, 0, model_id)
+                self.source.log_batch(self.trials[1], [size])
 
     def _register(self) -> str:
         self.source.create_registered_model(self.name, {"task": "digits"}, "Digits")
