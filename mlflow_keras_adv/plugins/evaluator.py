@@ -159,18 +159,18 @@ def _own(config: Mapping[str, Any] | None) -> Any:
 def _agreement(scores: Any, reference: str, features: Any) -> float:
     import mlflow
 
-    from mlflow_keras_adv.compression.footprint import agreement, highest
+    from mlflow_keras_adv.metrics.agreement import agreement
     from mlflow_keras_adv.plugins.subject import subject_of
 
     other = subject_of(mlflow.pyfunc.load_model(reference)).scores(features)
-    return agreement(highest(scores), highest(other))
+    return float(agreement(scores, np.asarray(other), "classification") or 0)
 
 
 def _classification(
     scores: Any, labels: Any, options: Options
 ) -> tuple[dict[str, float], dict[str, "pd.DataFrame | Figure"]]:
     from mlflow_keras_adv.callbacks.prediction_figures import confusion_figure
-    from mlflow_keras_adv.compression.footprint import accuracy, highest
+    from mlflow_keras_adv.metrics.task import classes_of
     from mlflow_keras_adv.plugins.classification import (
         calibration_table,
         confusion_counts,
@@ -180,11 +180,11 @@ def _classification(
     )
     from mlflow_keras_adv.plugins.reliability_figure import reliability_figure
 
-    chosen = highest(scores)
+    chosen = np.where(np.isnan(scores).any(axis=-1), -1, scores.argmax(axis=-1))
     classes = scores.shape[-1]
     names = _names(options.class_names, classes)
     y = _integers(np.asarray(labels), names)
-    found = {"accuracy": accuracy(chosen, y)}
+    found = {"accuracy": float(np.mean(chosen == classes_of(y, scores)))}
     y, chosen = y.reshape(-1).astype(int), chosen.reshape(-1)
     if y.max() >= classes:
         raise UserError(f"The labels go up to {y.max()}; the model has {classes} classes, from 0.")

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pandas as pd
 
-from mlflow_keras_adv.compression.footprint import footprint, scores_of
+from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.score import score
 
 if TYPE_CHECKING:
     from mlflow_keras_adv.compression.runtime import LiteRTModel
@@ -58,7 +59,7 @@ class KerasSubject:
 
     def scores(self, features: Any) -> Any:
         """See `Subject`."""
-        return scores_of(self.model, self._inputs(features))
+        return score(self.model, self._inputs(features), metrics=[]).answers
 
     def footprint(self, features: Any, *, repeats: int) -> dict[str, float]:
         """See `Subject`."""
