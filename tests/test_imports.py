@@ -82,7 +82,7 @@ ROOMS = {
     "variants.py": (MEETING, {"tracking", "measure", "measure_file", "report", "claims"}),
     "registry/": (STORE | {"scipy"}, {"errors", "tracking", "registry"}),
     "comparison/": (
-        STORE | {"pandas", "matplotlib", "jinja2", "PIL"},
+        STORE | {"pandas", "matplotlib", "jinja2", "PIL", "scipy"},
         {"errors", "tracking", "comparison"},
     ),
     "report.py": (STORE | {"pandas", "matplotlib"}, {"errors", "tracking", "comparison"}),
