@@ -34,7 +34,7 @@ ROOMS = {
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),
     "tracking/": (STORE, {"errors", "tracking"}),
     "training/": (TRAINING, {"errors", "training"}),
-    "metrics/": (TRAINING, {"errors", "metrics"}),
+    "metrics/": (TRAINING | {"pandas", "matplotlib", "sklearn"}, {"errors", "metrics"}),
     "compression/": (
         TRAINING | LITERT,
         {"errors", "extras", "metrics", "training", "compression"},
@@ -62,7 +62,10 @@ ROOMS = {
         STORE | {"pandas"},
         {"errors", "tracking", "compression", "litert", "measure"},
     ),
-    "plugins/": (MEETING, {"errors", "callbacks", "compression", "plugins"}),
+    "plugins/": (
+        MEETING,
+        {"errors", "metrics", "tracking", "training", "compression", "plugins"},
+    ),
     "tuner/": (
         MEETING | {"keras_tuner", "sklearn"},
         {"errors", "tracking", "recorded_fits", "models", "tuner"},

@@ -1,9 +1,25 @@
-"""Whether models give logits, and losses expect them: softening needs both."""
+"""Whether models give logits or probabilities, and which of them losses expect."""
 
 import inspect
 from typing import Any
 
 import keras
+
+
+def endings_of(model: Any) -> list[str | None]:
+    """The "softmax" or "sigmoid" that each output ends in, in the order of `outputs`.
+
+    Returns:
+        None for another ending; an empty list where the graph is not known, as of a subclassed
+        model.
+    """
+    if isinstance(model, keras.Sequential):
+        return [_name_of(model.layers[-1])] if model.layers else []
+    # Which operation a tensor comes from has no public name.
+    histories = [getattr(each, "_keras_history", None) for each in getattr(model, "outputs", ())]
+    if None in histories:
+        return []
+    return [_name_of(history[0], history[2]) for history in histories if history is not None]
 
 
 def probability_ending(model: keras.Model) -> str | None:
@@ -21,6 +37,15 @@ def probability_ending(model: keras.Model) -> str | None:
         if is_class or getattr(last, "activation", None) is function:
             return f"{function.__name__} ({last.name!r})"
     return None
+
+
+def _name_of(operation: Any, place: int = 0) -> str | None:
+    if hasattr(operation, "layers") and hasattr(operation, "outputs"):  # a model inside
+        inner = endings_of(operation)
+        return inner[place] if place < len(inner) else None
+    activation = getattr(getattr(operation, "activation", None), "__name__", "")
+    names = {type(operation).__name__.lower(), activation}
+    return next((name for name in ("softmax", "sigmoid") if name in names), None)
 
 
 def require_loss_on_logits(loss: Any) -> None:
