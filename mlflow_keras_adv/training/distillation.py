@@ -41,7 +41,8 @@ class Distiller(keras.Model):
     where `student_loss` is what `compile(loss=...)` says about the labels, and `distillation_loss`
     the weighted sum of the distillation losses. `fit` and `evaluate` report both beside `loss`.
     Sample and class weights count in both, as in any Keras loss; in a `Hint` an example counts
-    with the mean of its weights, of several outputs those of the first. The losses are computed in float32.
+    with the mean of its weights, of several outputs those of the first. The losses are computed in
+    float32.
 
     Student and teacher take the same input and give the same outputs, one or several, of equal
     shapes: logits or probabilities of classes, or numbers. `SoftTargets` takes of either what it
