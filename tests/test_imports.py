@@ -34,7 +34,7 @@ ROOMS = {
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),
     "tracking/": (STORE, {"errors", "tracking"}),
     "training/": (TRAINING, {"errors", "training"}),
-    "metrics/": (TRAINING | {"sklearn"}, {"errors", "metrics"}),
+    "metrics/": (TRAINING | {"pandas", "matplotlib", "sklearn"}, {"errors", "metrics"}),
     "compression/": (
         TRAINING | LITERT,
         {"errors", "extras", "metrics", "training", "compression"},
@@ -68,7 +68,10 @@ ROOMS = {
         MEETING,
         {"errors", "tracking", "compression", "metrics", "litert", "measure"},
     ),
-    "plugins/": (MEETING, {"errors", "callbacks", "compression", "metrics", "plugins"}),
+    "plugins/": (
+        MEETING,
+        {"errors", "metrics", "tracking", "training", "compression", "plugins"},
+    ),
     "tuner/": (
         MEETING | {"keras_tuner", "sklearn"},
         {"errors", "tracking", "recorded_fits", "models", "tuner"},

@@ -216,7 +216,7 @@ def quantized(kind: Kind) -> str | None:
     with mka.track("int8") as run:
         done = mka.log_finished_file(run, artifact.content, x, y, name="int8", reference=model)
     if y is not None:
-        expected = {key for key in _evaluated(model, x, y)}
+        expected = set(_evaluated(model, x, y))
         assert expected <= set(done.final), expected - set(done.final)
     _near(artifact.content, model, x, 0.2)
     return None
