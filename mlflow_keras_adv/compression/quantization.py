@@ -124,15 +124,15 @@ def quantize(
         raise UserError(
             f"scheme {name} changed nothing: the model has no layer that LiteRT's quantizer knows"
         )
+    artifact = compare(
+        content, name, source.feeds, source.expected, float_layers=left, losses=source.losses
+    )
     if _same_weights(content, source.content):
         kinds = ", ".join(sorted({each.dtype for each in file_weights(content)})) or "none"
         raise UserError(
             f"scheme {name} changed no weight: they are {kinds} as before. It may have no way with "
             "these layers, such as an Embedding by itself; try int8, which has samples."
         )
-    artifact = compare(
-        content, name, source.feeds, source.expected, float_layers=left, losses=source.losses
-    )
     if min_agreement is None and artifact.agreement is not None:
         min_agreement = MIN_AGREEMENT
     if max_difference is None and min_agreement is None:
@@ -141,10 +141,7 @@ def quantize(
 
 
 def _same_weights(content: bytes, source: bytes) -> bool:
-    try:
-        ours, theirs = file_weights(content), file_weights(source)
-    except ValueError:  # it does not load, which is told by what follows
-        return False
+    ours, theirs = file_weights(content), file_weights(source)
     return len(ours) == len(theirs) and all(
         a.dtype == b.dtype and np.array_equal(a.values, b.values)
         for a, b in zip(ours, theirs, strict=True)
