@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.agreement import difference
 from mlflow_keras_adv.metrics.answers import ALONE, by_output, for_output
-from mlflow_keras_adv.metrics.score import difference
 from mlflow_keras_adv.metrics.views.outputs import Known, Seen, agreement, check_task, seen
 from mlflow_keras_adv.plugins.subject import Subject, stacked, subject_of
 
@@ -96,7 +96,13 @@ class Evaluation:
         shown = next(iter(inputs.values())) if _alone(inputs) else inputs
         found = seen(known, shown, named, weights, answers, masks)
         wanted = _as_answered(named, answers, list(outputs))
-        scores = subject.scores(inputs, wanted, weights, options.metrics)
+        scores = None
+        try:
+            scores = subject.scores(inputs, wanted, weights, options.metrics)
+        except UserError as error:
+            if options.metrics is not None or found.refused:
+                raise
+            self.unseen.append(f"What it was compiled with: {error}")
         if found.refused and scores is None:
             raise UserError(" ".join(found.refused))
         self.kinds = found.said()
