@@ -96,7 +96,13 @@ class Evaluation:
         shown = next(iter(inputs.values())) if _alone(inputs) else inputs
         found = seen(known, shown, named, weights, answers, masks)
         wanted = _as_answered(named, answers, list(outputs))
-        scores = subject.scores(inputs, wanted, weights, options.metrics)
+        scores = None
+        try:
+            scores = subject.scores(inputs, wanted, weights, options.metrics)
+        except UserError as error:
+            if options.metrics is not None or found.refused:
+                raise
+            self.unseen.append(f"What it was compiled with: {error}")
         if found.refused and scores is None:
             raise UserError(" ".join(found.refused))
         self.kinds = found.said()

@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
+import mlflow
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.answers import answers_of, left_alone, masks_of
+from mlflow_keras_adv.metrics.criteria import FILE, Criteria, read
+from mlflow_keras_adv.metrics.judge import renewed
 from mlflow_keras_adv.metrics.score import Scores, loss_of, score
 from mlflow_keras_adv.metrics.views.outputs import Known
 from mlflow_keras_adv.training.logits import endings_of
@@ -57,13 +60,13 @@ def subject_of(model: Any) -> Subject:
     except (AttributeError, NotImplementedError):
         raw = None
     if isinstance(raw, keras.Model):
-        return KerasSubject(raw)
+        return KerasSubject(raw, _kept_beside(model))
     content = getattr(raw, "content", None)
     # Its class is that of the copy of `runtime` which it brought along.
     if isinstance(content, bytes) and content[4:8] == b"TFL3":
         from mlflow_keras_adv.compression.runtime import LiteRTModel
 
-        return FileSubject(LiteRTModel(content))
+        return FileSubject(LiteRTModel(content), _kept_beside(model))
     raise UserError(
         "The evaluator keras_adv measures Keras models and LiteRT models that this process has "
         f"loaded from MLflow; got {type(model if raw is None else raw).__name__}. Give the model's "
@@ -73,9 +76,15 @@ def subject_of(model: Any) -> Subject:
 
 @dataclass(frozen=True)
 class KerasSubject:
-    """A Keras model."""
+    """A Keras model.
+
+    Attributes:
+        model: The model.
+        criteria: What it is scored by, as it was kept with it.
+    """
 
     model: keras.Model
+    criteria: Criteria
 
     def inputs(self, features: Any) -> Any:
         """See `Subject`."""
@@ -100,16 +109,37 @@ class KerasSubject:
         """See `Subject`."""
         return Known(
             outputs=getattr(self.model, "output_names", None),
-            loss=loss_of(self.model),
+            loss=loss_of(self.model) or self.criteria.configured.get("loss"),
             endings=endings_of(self.model),
         )
 
     def scores(self, inputs: Any, labels: Any, weights: Any, metrics: Any) -> Scores | None:
         """See `Subject`."""
-        if metrics is None and not getattr(self.model, "compiled", False):
-            return None
+        given = inputs, labels, weights
         with left_alone(self.model):
-            return score(self.model, inputs, labels, weights, metrics=metrics)
+            if metrics is not None or getattr(self.model, "compiled", False):
+                return score(self.model, *given, metrics=metrics)
+            if not self.criteria.configured:
+                return None
+            # Not by compile(): the model may be the caller's own.
+            names = tuple(getattr(self.model, "output_names", None) or ())
+            criteria = replace(
+                self.criteria, output_names=names, configured=renewed(self.criteria.configured)
+            )
+            found = score(criteria, *given, answer=lambda batch: self.model(batch, training=False))
+            return self._with_own_losses(found)
+
+    def _with_own_losses(self, found: Scores) -> Scores:
+        """The loss that `evaluate` would tell: with that of the weights, where it is the same."""
+        if "loss" not in found.values or not self.model.losses:
+            return found
+        values = dict(found.values)
+        # What an activity costs is another number in each batch.
+        if any(layer.activity_regularizer is not None for layer in self.model._flatten_layers()):
+            del values["loss"]
+        else:
+            values["loss"] += float(sum(map(float, self.model.losses)))
+        return replace(found, values=values)
 
     def footprint(self, inputs: Any, *, repeats: int) -> dict[str, float]:
         """See `Subject`."""
@@ -118,9 +148,15 @@ class KerasSubject:
 
 @dataclass(frozen=True)
 class FileSubject:
-    """A `.tflite` file, which keeps neither masks nor losses."""
+    """A `.tflite` file, which keeps no masks.
+
+    Attributes:
+        model: The file.
+        criteria: What its source is scored by, if that was kept with it.
+    """
 
     model: "LiteRTModel"
+    criteria: Criteria
 
     def inputs(self, features: Any) -> Any:
         """See `Subject`."""
@@ -128,7 +164,7 @@ class FileSubject:
 
     def answers(self, inputs: Any) -> Any:
         """See `Subject`."""
-        return self.model.predict(inputs)
+        return self.criteria.arranged(self.model.predict(inputs))
 
     def masks(self, inputs: Any) -> Masks:
         """See `Subject`."""
@@ -136,21 +172,40 @@ class FileSubject:
 
     def known(self) -> Known:
         """See `Subject`."""
-        return Known(outputs=[each.name for each in self.model.outputs])
+        names = list(self.criteria.output_names) or [each.name for each in self.model.outputs]
+        return Known(outputs=names, loss=self.criteria.configured.get("loss"))
 
     def scores(self, inputs: Any, labels: Any, weights: Any, metrics: Any) -> Scores | None:
         """See `Subject`."""
-        if metrics is None:
+        if metrics is None and not self.criteria.configured:
             return None
-        # What a score asks a model that does not answer itself.
-        named = SimpleNamespace(name="the file", output_names=self.known().outputs)
-        return score(named, inputs, labels, weights, metrics=metrics, answer=self.model.predict)
+        from mlflow_keras_adv.compression.file_score import score_file
+
+        return score_file(self.model, self.criteria, inputs, labels, weights, metrics=metrics)
 
     def footprint(self, inputs: Any, *, repeats: int) -> dict[str, float]:
         """See `Subject`; with the further names of `file_footprint`."""
         from mlflow_keras_adv.compression.file_footprint import file_footprint
 
         return file_footprint(self.model.content, inputs, repeats=repeats)
+
+
+def _kept_beside(model: Any) -> Criteria:
+    """What was kept with a model that is in the store; nothing of one of an older release."""
+    flavors = model.metadata.flavors
+    folders = [
+        flavors[name]["data"] for name in ("keras", "litert") if "data" in flavors.get(name, {})
+    ]
+    if not folders or model.model_id is None:
+        return Criteria("the model")
+    try:
+        folder = f"{mlflow.get_logged_model(model.model_id).artifact_location}/{folders[0]}"
+        listed = mlflow.artifacts.list_artifacts(artifact_uri=folder)
+        if not any(each.path.rpartition("/")[2] == FILE for each in listed or ()):
+            return Criteria("the model")
+        return read(mlflow.artifacts.load_dict(f"{folder}/{FILE}"))
+    except MlflowException:
+        return Criteria("the model")
 
 
 def columns(features: Any, names: list[str]) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ import tensorflow as tf
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.compression.conversion import convert
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.criteria import criteria_of
 from mlflow_keras_adv.plugins.evaluator import KerasEvaluator
 from mlflow_keras_adv.plugins.subject import columns
 
@@ -328,16 +329,28 @@ def test_what_is_masked_does_not_count(experiment: str, caplog: pytest.LogCaptur
     assert result.artifacts["keras_adv/per_class"].content["samples"].sum() == 30 * 3
 
 
-def test_a_compiled_model_says_itself_what_it_is(experiment: str) -> None:
-    model = dense(1)
+@pytest.mark.parametrize("by", ["mlflow.keras", "mka", "litert"])
+def test_what_a_model_was_compiled_with_says_what_it_is(experiment: str, by: str) -> None:
+    keras.utils.set_random_seed(1)
+    regularizer = None if by == "litert" else keras.regularizers.L2(0.01)
+    head = keras.layers.Dense(1, kernel_regularizer=regularizer)
+    model = keras.Sequential([keras.Input((16,)), head])
     loss = keras.losses.LogCosh()
     model.compile("sgd", loss, metrics=[keras.metrics.RootMeanSquaredError(name="root")])
     true = (FLAT[:, 0] > 0.5).astype(np.float32)
     signature = mlflow.models.infer_signature(FLAT, model.predict(FLAT, verbose=0))
     with mlflow.start_run():
-        info = mlflow.keras.log_model(
-            model, name="own", signature=signature, pip_requirements=["keras"]
-        )
+        if by == "mka":
+            info = mka.log_model(model, name="ours", input_example=FLAT[:2])
+        elif by == "litert":
+            content = convert(model, FLAT).content
+            info = mka.litert.log_model(
+                content, name="file", input_example=FLAT[:2], criteria=criteria_of(model)
+            )
+        else:
+            info = mlflow.keras.log_model(
+                model, name="own", signature=signature, pip_requirements=["keras"]
+            )
     result = found_in(
         info.model_uri, FLAT, targets=true, model_type="keras_adv", evaluator_config=QUICK
     ).metrics
