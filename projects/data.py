@@ -112,13 +112,14 @@ class Data:
         them in their own units.
 
         Args:
-            dtype: Policy of these layers.
+            dtype: Policy of the layer that lays images flat. Scores are float32: half the bits
+                would not hold what some features are measured in.
         """
         import keras  # takes seconds, too
 
         if self.kind == "images":
             return [keras.Input(self.input_shape), keras.layers.Flatten(dtype=dtype)]
-        scores = keras.layers.Normalization(dtype=dtype)
+        scores = keras.layers.Normalization()
         scores.adapt(self.x_train)
         return [keras.Input(self.input_shape), scores]
 
