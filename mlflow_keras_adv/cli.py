@@ -60,7 +60,12 @@ def sync(uri: str | None) -> None:
 @main.command()
 @click.argument("name")
 @click.argument("candidate")
-@click.option("--data", required=True, help="An .npz file with x_test and y_test, or x and y.")
+@click.option(
+    "--data",
+    required=True,
+    help="An .npz file with x_test and y_test, or x and y; of several inputs or outputs x.<input>, "
+    "y.<output>; sample_weight if there are any.",
+)
 @click.option("--dataset", default="", help="Its name in the record; default: that of the file.")
 @click.option("--digest", default="", help="Its digest in the record; default: computed.")
 @click.option("--experiment", help="Name of the experiment of best-of-experiment.")
@@ -68,9 +73,31 @@ def sync(uri: str | None) -> None:
     "--min", "floors", multiple=True, metavar="METRIC=NUMBER", help="A floor; repeatable."
 )
 @click.option("--max", "ceilings", multiple=True, metavar="METRIC=NUMBER", help="A ceiling.")
-@click.option("--max-accuracy-drop", type=float, default=0.01, show_default=True)
-@click.option("--confidence", type=float, help="The drop has to be shown with this, as 0.95.")
-@click.option("--min-agreement", type=float, help="With the champion, share of the samples.")
+@click.option(
+    "--metric",
+    help="What must not get worse; default: accuracy of a classifier, else the first metric that "
+    "CANDIDATE was compiled with, else its loss.",
+)
+@click.option(
+    "--margin", type=float, default=0.01, show_default=True, help="How much worse it may be."
+)
+@click.option("--relative", is_flag=True, help="The margin is a share of the champion's value.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "min", "max"]),
+    default="auto",
+    help="Which way the metric is better, where its name does not say.",
+)
+@click.option("--confidence", type=float, help="The loss has to be shown with this, as 0.95.")
+@click.option(
+    "--slice",
+    "slices",
+    multiple=True,
+    metavar="COLUMN",
+    help="An array of the file: in no group of equal values may it get worse; repeatable.",
+)
+@click.option("--min-agreement", type=float, help="With the champion, share of the decisions.")
+@click.option("--max-difference", type=float, help="From the champion's outputs, in parts of them.")
 @click.option("--max-size-bytes", type=int)
 @click.option("--max-latency-ratio", type=float, help="Of the champion's, measured now.")
 @click.option("--same-dataset", is_flag=True, help="The digest has to be that of the record.")
@@ -80,9 +107,9 @@ def promote(name: str, candidate: str, yes: bool, **options: Any) -> None:
     """Measure CANDIDATE beside the champion of the registered model NAME, and ask the gates.
 
     CANDIDATE is models:/m-…, runs:/<run id>/<name>, models:/<name>/<version>,
-    models:/<name>@<alias> or best-of-experiment. It is always asked to load and serve, and to lose
-    no more accuracy than --max-accuracy-drop. With --yes it becomes the champion if all gates pass.
-    Exit code 0 if they do, else 1.
+    models:/<name>@<alias> or best-of-experiment. It is always asked to load and serve, and with
+    labels to be worse in the metric by no more than the margin. With --yes it becomes the champion
+    if all gates pass. Exit code 0 if they do, else 1.
     """
     from mlflow_keras_adv.registry.command import promotion_of
     from mlflow_keras_adv.side_by_side import measure_models

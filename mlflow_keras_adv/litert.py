@@ -4,6 +4,7 @@ What is logged is an MLflow model folder:
 
     data/litert/model.tflite             the file as it was given
     data/litert/model.json               its sha256, which every loader checks
+    data/litert/criteria.json            what it is scored by, if its source is given
     code/mlflow_keras_adv_litert_….py    loads and runs it; a copy of `compression/runtime.py`
 
 `mlflow.pyfunc.load_model`, `mlflow models predict` and `mlflow models serve` need MLflow, NumPy and
@@ -26,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.models import Model, ModelSignature
@@ -40,6 +41,9 @@ from mlflow_keras_adv.litert_signature import described, example_of, signature_o
 from mlflow_keras_adv.model_logging import LoggedAs, log_saved
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.served import check_served
+
+if TYPE_CHECKING:
+    from mlflow_keras_adv.metrics.criteria import Criteria
 
 FLAVOR_NAME = "litert"
 _FOLDER = "litert"
@@ -68,6 +72,7 @@ def save_model(
     extra_pip_requirements: Sequence[str] = (),
     metadata: dict[str, Any] | None = None,
     mlflow_model: Model | None = None,
+    criteria: "Criteria | None" = None,
 ) -> None:
     """Saves a `.tflite` file as an MLflow model.
 
@@ -90,6 +95,8 @@ def save_model(
         extra_pip_requirements: Beside the default.
         metadata: Kept in the MLmodel file.
         mlflow_model: The description that this flavor is added to.
+        criteria: What the file is scored by, mostly what the model that it was made of was compiled
+            with: `metrics.criteria.criteria_of(model)`.
 
     Raises:
         ValueError: `model` is not a `.tflite` file, is damaged, LiteRT cannot run it, or the
@@ -123,6 +130,10 @@ def save_model(
             "params": dict(predict_params or {}),
         }
         (data / runtime.DESCRIPTION_FILE).write_text(json.dumps(description))
+        if criteria is not None:
+            from mlflow_keras_adv.metrics.criteria import keep  # takes Keras, the rest does not
+
+            keep(criteria, data)
         loader = shutil.copy(runtime.__file__, Path(temporary, f"{_LOADER}.py"))
         mlflow.pyfunc.save_model(
             str(path),
@@ -170,7 +181,7 @@ def log_model(
         registered_model_name: Registers a version of this model too.
         metadata: Kept in the MLmodel file.
         **arguments: Of `save_model`: signature, input_example, predict_params, code_paths,
-            conda_env, pip_requirements, extra_pip_requirements.
+            conda_env, pip_requirements, extra_pip_requirements, criteria.
 
     Returns:
         MLflow's description of the model, with `model_id` and `model_uri`. In a run of `track`

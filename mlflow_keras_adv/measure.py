@@ -1,8 +1,9 @@
 """What a finished model scores, weighs and takes, on record beside the model itself."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,7 +11,9 @@ from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.metrics.score import Scores, agreement, batches, difference, loss_of, score
+from mlflow_keras_adv.metrics.agreement import compared
+from mlflow_keras_adv.metrics.criteria import criteria_of
+from mlflow_keras_adv.metrics.score import Scores, batches, loss_of, score
 from mlflow_keras_adv.models import log_model
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
@@ -48,6 +51,7 @@ def log_finished_model(
     dataset: Dataset | None = None,
     reference: keras.Model | None = None,
     parent_model_id: str | None = None,
+    tolerance: float | None = None,
 ) -> FinishedModel:
     """Logs a finished model as a LoggedModel, with its `final/…` metrics on the test split.
 
@@ -68,7 +72,8 @@ def log_finished_model(
             is not scored.
         name: What to call the model.
         sample_weight: As `evaluate` takes it; a dataset brings its own.
-        metrics: To score by, instead of what it was compiled with; see `metrics.score`.
+        metrics: To score by, instead of what it was compiled with; see `metrics.score`. They are
+            kept beside the model, so that it is scored by them when it is promoted, too.
         scores: What else it scores, by name, measured by the caller.
         dataset: Name and digest of the data.
         reference: A model that it should equal, as its teacher or the unpruned one:
@@ -76,45 +81,70 @@ def log_finished_model(
             parts of the reference's, and of classes or decisions `final/agreement` how often both
             agree.
         parent_model_id: Id of the LoggedModel that this one comes from: teacher, unpruned, float.
+        tolerance: By how much the saved model may answer otherwise; see `log_model`.
     """
-    found = _scored(model, x, y, sample_weight, metrics)
-    measured = {**found.values}
+    criteria = criteria_of(model)
+    if metrics is not None:
+        criteria = replace(criteria, configured={"metrics": metrics})
+    found = scored(partial(score, model), x, y, sample_weight, metrics)
+    measured = dict(found.values)
     if reference is not None:
-        measured |= _beside(found, model, reference, x)
-    few = keras.tree.map_structure(keras.ops.convert_to_numpy, next(iter(batches(x)))[0])
+        if found.answers is None:  # it has an evaluation of its own
+            found = replace(found, answers=score(model, x, metrics=[]).answers)
+        loss = loss_of(model) or loss_of(reference)
+        measured |= beside(found, score(reference, x, metrics=[]), loss)
+    few = few_of(x)
     final = {**measured, **footprint(model, few), **(scores or {})}
     lineage = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
     tags: dict[str, Any] = {**lineage, "variant": name}
     example = keras.tree.map_structure(lambda array: array[:2], few)
-    info = log_model(model, name=name, run_id=run.run_id, input_example=example, tags=tags)
+    info = log_model(
+        model,
+        name=name,
+        run_id=run.run_id,
+        input_example=example,
+        tags=tags,
+        criteria=None if metrics is None else criteria,
+        tolerance=tolerance,
+    )
     run.set_tags(lineage)
+    return on_record(run, info, final, found, dataset)
+
+
+def scored(by: Callable[..., Scores], x: Any, y: Any, sample_weight: Any, metrics: Any) -> Scores:
+    """The scores that `by` gives; where it refuses, the answers alone and a warning."""
+    try:
+        return by(x, y, sample_weight, metrics=metrics)
+    except UserError as error:
+        _logger.warning("Without scores on record: %s", error)
+        return by(x, metrics=[])
+
+
+def beside(found: Scores, other: Scores, loss: Any) -> dict[str, float]:
+    """How far a model is from another one; nothing and a warning where that cannot be said."""
+    try:
+        return compared(found, other, loss)
+    except UserError as error:
+        _logger.warning("Without a comparison with the reference on record: %s", error)
+        return {}
+
+
+def few_of(x: Any) -> Any:
+    """The first batch of the samples, as arrays."""
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, next(iter(batches(x)))[0])
+
+
+def on_record(
+    run: Run,
+    info: ModelInfo,
+    final: Mapping[str, float],
+    found: Scores,
+    dataset: Dataset | None,
+) -> FinishedModel:
+    """Puts `final/…` and which way each is better on the run, linked to the model."""
     named = {f"final/{key}": value for key, value in final.items()}
     run.log_metrics(named, step=0, model_id=info.model_id, dataset=dataset)
     modes = {key: direction(key, {}) for key in named}
     modes |= {f"final/{key}": mode for key, mode in found.directions.items()}
     run.set_tags({f"{DIRECTIONS}final": note({key: mode for key, mode in modes.items() if mode})})
     return FinishedModel(info, final)
-
-
-def _scored(model: keras.Model, x: Any, y: Any, sample_weight: Any, metrics: Any) -> Scores:
-    try:
-        return score(model, x, y, sample_weight, metrics=metrics)
-    except UserError as error:
-        _logger.warning("Without scores on record: %s", error)
-        return score(model, x, metrics=[])
-
-
-def _beside(found: Scores, model: keras.Model, reference: keras.Model, x: Any) -> dict[str, float]:
-    """How far a model is from another one, on the same samples."""
-    other = score(reference, x, metrics=[])
-    if found.answers is None or found.task is None:
-        answers = score(model, x, metrics=[]).answers
-        found = replace(found, answers=answers, task=found.task or other.task)
-    try:
-        measured = difference(found.answers, other.answers)
-        loss = loss_of(model) or loss_of(reference)
-        share = agreement(found, other.answers, loss)
-    except (UserError, ValueError) as error:
-        _logger.warning("Without a comparison with the reference on record: %s", error)
-        return {}
-    return measured if share is None else {"agreement": share, **measured}

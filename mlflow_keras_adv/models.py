@@ -4,6 +4,7 @@ What is logged is an MLflow model folder:
 
     data/keras/model.keras               the model, without optimizer and compile arguments
     data/keras/loading.json              where its custom objects are, how its inputs are fed
+    data/keras/criteria.json             what it was compiled with: what it is scored by
     data/keras/code/…                    the modules of its custom objects
     code/mlflow_keras_adv_loader_….py    loads it; a copy of `training/loading.py`
 
@@ -31,6 +32,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of, keep
 from mlflow_keras_adv.model_logging import LoggedAs, log_saved
 from mlflow_keras_adv.model_signature import Arrays, Taken, inputs_of, signature_of
 from mlflow_keras_adv.random_state import keeps_random_state
@@ -68,6 +70,8 @@ def log_model(
     model_type: str | None = None,
     pip_requirements: Sequence[str] | None = None,
     registered_model_name: str | None = None,
+    criteria: Criteria | None = None,
+    tolerance: float | None = None,
 ) -> ModelInfo:
     """Logs a finished model, uncompiled, as a LoggedModel of a run.
 
@@ -102,6 +106,11 @@ def log_model(
         pip_requirements: Default: the installed mlflow, tensorflow, keras and numpy, and the
             installed distributions that custom objects come from.
         registered_model_name: Registers a version of this model too.
+        criteria: What it is scored by when it is promoted. Default: the losses and metrics that it
+            was compiled with; those that are code of the caller's own are left out.
+        tolerance: Share of the largest number of an answer by which the loaded model may answer
+            otherwise. Default: 0.001, of models that compute in 16 bits 0.03. Keras rounds int8
+            layers with LoRA anew when it saves them: those need more, and answer as they are saved.
 
     Returns:
         MLflow's description of the model, with `model_id` and `model_uri`. In a run of `track`
@@ -141,6 +150,8 @@ def log_model(
             "feeds": taken.feeds,
         } | ({"code": loading.CODE_FOLDER} if code else {})
         (data / loading.LOADING_FILE).write_text(json.dumps(description, indent=2))
+        own = criteria_of(model, _answers(model, taken))
+        keep(own if criteria is None else replace(criteria, outputs=own.outputs), data)
         if code:
             said = _said(code)
             _logger.info("The model %s takes along %s", name, said)
@@ -154,7 +165,7 @@ def log_model(
         )
         folder, described = Path(temporary, "model"), Model(metadata=metadata)
         save(folder, described)
-        _check(model, folder, taken)
+        _check(model, folder, taken, tolerance)
         return log_saved(save, folder, described, wanted)
 
 
@@ -212,19 +223,29 @@ def _save(path: Path, described: Model, *, data: Path, **arguments: Any) -> None
         )
 
 
-def _check(model: keras.Model, folder: Path, taken: Taken) -> None:
+def _check(model: keras.Model, folder: Path, taken: Taken, tolerance: float | None) -> None:
     def answer() -> Arrays:
         return loading.named_outputs(model, model(taken.inputs, training=False))
 
     half = any(layer.compute_dtype in _HALF for layer in model._flatten_layers())
+    if tolerance is None:
+        tolerance = 30 * TOLERANCE if half else TOLERANCE
     try:
-        check_served(folder, taken.sent, answer, tolerance=30 * TOLERANCE if half else TOLERANCE)
+        check_served(folder, taken.sent, answer, tolerance=tolerance)
     except UserError as error:
         raise UserError(
             f"{model.name!r}: {error}\nDo get_config() and build() of its custom layers say all "
             "that it takes to make them? What a module reads or imports in ways that cannot be "
             "seen in its source is taken along by code_paths and package_data."
         ) from error.__cause__
+
+
+def _answers(model: keras.Model, taken: Taken) -> Any:
+    """What a model answers to its example; None of one that fails on it, which is told later."""
+    try:
+        return model(taken.inputs, training=False)
+    except Exception:  # what a model raises has no end
+        return None
 
 
 def _said(code: Mapping[str, Path]) -> str:

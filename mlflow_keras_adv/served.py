@@ -88,7 +88,8 @@ def _compare(
         raise UserError(
             f"the model answers differently after it was saved and loaded, asked by {who}. Does a "
             "custom layer's get_config() leave out an argument, does a layer keep state outside "
-            "of its weights, or does its call() do something else in a graph?"
+            "of its weights, or does its call() do something else in a graph? If it is rounded "
+            "when it is saved, say how much that may make: tolerance=0.05."
         )
 
 

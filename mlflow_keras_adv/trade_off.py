@@ -1,4 +1,4 @@
-"""TradeOff: accuracy against size, over variants of one classifier; the smallest good one wins."""
+"""TradeOff: a metric against size, over variants of one model; the smallest good one wins."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,15 +10,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mlflow_keras_adv.compression.artifact import Artifact
-from mlflow_keras_adv.compression.footprint import (
-    accuracy,
-    highest,
-    latency_ms,
-    scores_of,
-    weight_rows,
-)
+from mlflow_keras_adv.compression.file_score import score_file
+from mlflow_keras_adv.compression.footprint import latency_ms, weight_rows
 from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.measure import FinishedModel
+from mlflow_keras_adv.metrics.criteria import criteria_of
+from mlflow_keras_adv.metrics.directions import Mode
+from mlflow_keras_adv.metrics.score import deciding, score
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.variants import Technique
@@ -31,12 +30,12 @@ class Splits(Protocol):
     """Data on which variants are chosen and judged."""
 
     @property
-    def validation(self) -> tuple[Any, np.ndarray]:
-        """Samples and integer labels to choose by."""
+    def validation(self) -> tuple[Any, Any]:
+        """Samples and labels to choose by."""
 
     @property
-    def test(self) -> tuple[Any, np.ndarray]:
-        """Samples and integer labels to judge the finished models on."""
+    def test(self) -> tuple[Any, Any]:
+        """Samples and labels to judge the finished models on."""
 
 
 class Compressed(Protocol):
@@ -52,13 +51,17 @@ class Compressed(Protocol):
 
 
 class TradeOff:
-    """Puts the variants of a classifier on record and chooses among them.
+    """Puts the variants of a model on record and chooses among them.
+
+    What decides is one metric: the accuracy of a classifier, else the first metric that the
+    baseline was compiled with, else its loss.
 
     Each variant is a nested run and a LoggedModel with its `final/…` metrics and the table
     `weights.json`. What was pruned or clustered has the table `layers.json` and, where the sparsity
-    grew step by step, the curve `batch/sparsity`. A `.tflite` file has the value `val/accuracy` at
-    step 0, and the tag `float_layers` if quantization left some in float. A baseline that is added
-    has `final/latency_predict_ms_p50` too, of `model.predict` with one sample.
+    grew step by step, the curve `batch/sparsity`. A `.tflite` file has the metric on the validation
+    split (`val/accuracy`) at step 0, and the tag `float_layers` if quantization left some in float.
+    A baseline that is added has `final/latency_predict_ms_p50` too, of `model.predict` with one
+    sample.
 
     Example:
         ```python
@@ -68,7 +71,7 @@ class TradeOff:
                 trade.add(run, model)
             with technique.variant("int8") as run:
                 trade.add(run, mka.compression.quantize(model, mka.compression.int8, x[:200]))
-            trade.choose(max_accuracy_drop=0.01)
+            trade.choose(margin=0.01)
         ```
 
     Args:
@@ -77,9 +80,12 @@ class TradeOff:
         baseline: The model that the others are held against, if it is on record already, by
             `technique.finish`. Default: the first one added.
         name: What `technique` calls it.
+        metric: What decides, instead of the metric above: a name as `final/…` has it.
+        mode: Whether the metric is better when it is lower ("min") or higher ("max"), where neither
+            Keras nor scikit-learn knows.
 
     Attributes:
-        validation: Validation accuracy of each variant, by name.
+        validation: The metric of each variant on the validation split, by name.
     """
 
     def __init__(
@@ -89,14 +95,17 @@ class TradeOff:
         *,
         baseline: keras.Model | None = None,
         name: str = "baseline",
+        metric: str | None = None,
+        mode: Mode | None = None,
     ) -> None:
         self._technique = technique
         self._data = data
         self._name = name
         self._reference = baseline
+        self._metric, self._mode = metric, mode
         self.validation: dict[str, float] = {}
         if baseline is not None:
-            self.validation[name] = self._right(baseline)
+            self.validation[name] = self._value(baseline)
 
     @keeps_random_state()
     def add(
@@ -116,7 +125,8 @@ class TradeOff:
             parent_model_id: Instead, the id of a LoggedModel from elsewhere.
 
         Raises:
-            ValueError: The first one added is no Keras model, or no classifier.
+            ValueError: The first one added is no Keras model.
+            UserError: It has no such metric, or nobody knows which way that is better.
         """
         if self._reference is None and not isinstance(made, keras.Model):
             raise ValueError(
@@ -130,8 +140,8 @@ class TradeOff:
             "parent_model_id": parent_model_id,
         }
         if isinstance(made, Artifact):
-            self.validation[run.name] = right = self._right(LiteRTModel(made.content))
-            run.log_metrics({"val/accuracy": right}, step=0)
+            self.validation[run.name] = value = self._value(LiteRTModel(made.content))
+            run.log_metrics({f"val/{self._metric}": value}, step=0)
             if made.float_layers:
                 run.set_tags({"float_layers": ", ".join(made.float_layers)})
             return self._technique.finish_file(run, made.content, *self._data.test, **origin)
@@ -140,7 +150,7 @@ class TradeOff:
             run.log_table(pd.DataFrame([asdict(row) for row in made.layers]), "layers.json")
             _log_curve(run, made)
         run.log_table(pd.DataFrame(weight_rows(model)), "weights.json")
-        self.validation[run.name] = self._right(model)
+        self.validation[run.name] = self._value(model)
         finished = self._technique.finish(run, model, *self._data.test, **origin)
         if self._reference is None:
             self._reference, self._name = model, run.name
@@ -151,38 +161,53 @@ class TradeOff:
     def choose(
         self,
         *,
-        max_accuracy_drop: float,
+        margin: float,
         candidates: Sequence[str] | None = None,
-        curves: Sequence[str] = ("train/loss", "val/accuracy"),
+        curves: Sequence[str] | None = None,
     ) -> str:
         """Chooses the fewest gzip bytes, and puts comparison and picture on the parent.
 
-        The picture `accuracy_against_size.png` has a point for each variant added.
+        The picture `<metric>_against_size.png` has a point for each variant added.
 
         Args:
-            max_accuracy_drop: Share of the validation samples that it may lose to the baseline.
+            margin: How much worse than the baseline it may be on the validation split, in the unit
+                of the metric: of an accuracy a share of the samples.
             candidates: Names among which is chosen, beside the baseline. Default: all of them.
-            curves: Metric keys of the learning curves.
+            curves: Metric keys of the learning curves. Default: loss and the metric.
 
         Returns:
             Its name.
         """
-        chosen = self.smallest(max_accuracy_drop, candidates or tuple(self.validation))
-        self._technique.compare(candidates=[chosen], curves=curves)
-        self._technique.run.log_figure(self._figure(chosen), "accuracy_against_size.png")
+        chosen = self.smallest(margin, candidates or tuple(self.validation))
+        drawn = curves or ("train/loss", f"val/{self._metric}")
+        self._technique.compare(candidates=[chosen], curves=drawn)
+        name = f"{str(self._metric).replace('/', '_')}_against_size.png"
+        self._technique.run.log_figure(self._figure(chosen), name)
         return chosen
 
-    def smallest(self, max_accuracy_drop: float, candidates: Sequence[str]) -> str:
-        """The fewest gzip bytes of those that lose no more than that; if need be the baseline."""
-        least = self.validation[self._name] - max_accuracy_drop - 1e-9  # of rounding
+    def smallest(self, margin: float, candidates: Sequence[str]) -> str:
+        """The fewest gzip bytes of those that are no worse than that; if need be the baseline."""
+        sign = 1 if self._mode == "max" else -1
+        least = sign * self.validation[self._name] - margin - 1e-9  # of rounding
         considered = (self._name, *candidates)
-        within = [name for name in considered if self.validation[name] >= least]
+        within = [name for name in considered if sign * self.validation[name] >= least]
         return min(within, key=self._technique.final("gzip_bytes").__getitem__)
 
-    def _right(self, model: keras.Model | LiteRTModel) -> float:
+    def _value(self, model: keras.Model | LiteRTModel) -> float:
         x, y = self._data.validation
-        scores = model.predict(x) if isinstance(model, LiteRTModel) else scores_of(model, x)
-        return accuracy(highest(scores), y)
+        if isinstance(model, LiteRTModel):
+            assert self._reference is not None  # add() sees to it
+            found = score_file(model, criteria_of(self._reference), x, y)
+        else:
+            found = score(model, x, y)
+        metric = self._metric or deciding(found) or ""
+        if metric not in found.values:
+            known = ", ".join(found.values) or "nothing"
+            raise UserError(f"There is no metric {metric!r} to choose by, but {known}.")
+        self._metric, self._mode = metric, self._mode or found.directions.get(metric)
+        if self._mode is None:
+            raise UserError(f"Nobody knows which way {metric!r} is better: give mode=.")
+        return found.values[metric]
 
     def _predict_ms(self, model: keras.Model) -> float:
         sample = keras.tree.map_structure(lambda array: array[:1], self._data.test[0])
@@ -190,10 +215,11 @@ class TradeOff:
         return float(np.median(times))
 
     def _figure(self, chosen: str) -> Figure:
-        """Test accuracy over kilobytes after gzip, each power of 2 as wide as the next."""
+        """The metric over kilobytes after gzip, each power of 2 as wide as the next."""
         figure = Figure(figsize=(7.5, 5), layout="constrained")
         panel = figure.subplots()
-        heights, sizes = self._technique.final("accuracy"), self._technique.final("gzip_bytes")
+        heights = self._technique.final(str(self._metric))
+        sizes = self._technique.final("gzip_bytes")
         for number, name in enumerate(sorted(self.validation, key=sizes.__getitem__)):
             at = sizes[name] / 1000, heights[name]
             colour, area = ("C1", 70) if name == chosen else ("C0", 30)
@@ -205,7 +231,7 @@ class TradeOff:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
         panel.margins(x=0.25, y=0.35)
-        panel.set(xlabel="kB after gzip", ylabel="accuracy on the test split")
+        panel.set(xlabel="kB after gzip", ylabel=f"{self._metric} on the test split")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         return figure

@@ -93,7 +93,7 @@ def main(
 
         conclude(
             technique,
-            trade.choose(max_accuracy_drop=max_accuracy_drop),
+            trade.choose(margin=max_accuracy_drop),
             mka.Claim(
                 "excess_values",
                 "most values in a kernel beyond the number asked for",

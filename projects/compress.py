@@ -117,7 +117,7 @@ def main(
             trade.add(run, file, parent="clustered")
 
         files = ("float32", "int8", "pruned_int8", "clustered_int8", "pcqat")
-        chosen = trade.choose(max_accuracy_drop=max_accuracy_drop, candidates=files)
+        chosen = trade.choose(margin=max_accuracy_drop, candidates=files)
         sizes, right = technique.final("gzip_bytes"), technique.final("accuracy")
         smaller = technique.final("size_bytes")["float32"] / sizes[chosen]
         technique.run.log_metrics({"final/times_smaller": smaller}, step=0)

@@ -103,7 +103,7 @@ def main(
         curves = ("train/loss", "val/accuracy", "batch/sparsity")
         conclude(
             technique,
-            trade.choose(max_accuracy_drop=max_accuracy_drop, curves=curves),
+            trade.choose(margin=max_accuracy_drop, curves=curves),
             mka.Claim(
                 "sparsity_difference",
                 "largest difference between the sparsity asked of a layer and the one it has",

@@ -119,7 +119,7 @@ def main(
                     file = mka.compression.quantize(floats, getattr(mka.compression, name))
                 trade.add(run, file)
 
-        chosen = trade.choose(max_accuracy_drop=max_accuracy_drop)
+        chosen = trade.choose(margin=max_accuracy_drop)
         one = images.x_test[:1]
         predicting = np.median(latency_ms(lambda: model.predict(one, verbose=0), repeats=50))
         technique.run.log_metrics({"final/latency_keras_predict_ms_p50": predicting}, step=0)

@@ -28,6 +28,7 @@ from werkzeug.security import generate_password_hash
 from mlflow_keras_adv.tracking import courier
 from tests.compression import page as topologies
 from tests.faults.table import rows_of, write
+from tests.kinds import page as kinds
 from tests.lock_holders import lock_holders
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
 from tests.mlflow_server import MlflowServer
@@ -156,6 +157,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", type=Path, help="page to write the table of faults to")
     parser.addoption("--peers-table", type=Path, help="page to write the table of peers to")
     parser.addoption("--topologies-table", type=Path, help="page to write the table of nets to")
+    parser.addoption("--models-table", type=Path, help="page to write the table of kinds to")
     parser.addoption("--screenshots", type=Path, help="folder to keep screenshots in")
 
 
@@ -183,3 +185,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     page = session.config.getoption("--topologies-table")
     if page is not None and (net_rows := topologies.rows_of(session.config)):
         topologies.write(page, net_rows)
+    page = session.config.getoption("--models-table")
+    if page is not None and (cells := kinds.cells_of(session.config)):
+        kinds.write(page, cells)

@@ -34,7 +34,7 @@ ROOMS = {
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),
     "tracking/": (STORE, {"errors", "tracking"}),
     "training/": (TRAINING, {"errors", "training"}),
-    "metrics/": (TRAINING, {"errors", "metrics"}),
+    "metrics/": (TRAINING | {"pandas", "matplotlib", "sklearn"}, {"errors", "metrics"}),
     "compression/": (
         TRAINING | LITERT,
         {"errors", "extras", "metrics", "training", "compression"},
@@ -50,34 +50,49 @@ ROOMS = {
     "doctor.py": (STORE, {"errors", "tracking"}),
     "litert.py": (
         STORE | {"pandas"},
-        {"errors", "extras", "compression", "litert_signature", "model_logging", "served"},
+        {
+            *("errors", "extras", "compression", "metrics"),
+            *("litert_signature", "model_logging", "served"),
+        },
     ),
     "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
     "model_signature.py": (MEETING, {"training"}),
     "model_logging.py": (STORE, {"tracking"}),
-    "models.py": (MEETING, {"errors", "training", "model_signature", "model_logging", "served"}),
+    "models.py": (
+        MEETING,
+        {"errors", "metrics", "training", "model_signature", "model_logging", "served"},
+    ),
     "served.py": (STORE, {"errors"}),
     "measure.py": (MEETING, {"metrics", "errors", "tracking", "training", "compression", "models"}),
     "measure_file.py": (
-        STORE | {"pandas"},
-        {"errors", "tracking", "compression", "litert", "measure"},
+        MEETING,
+        {"errors", "tracking", "compression", "metrics", "litert", "measure"},
     ),
-    "plugins/": (MEETING, {"errors", "callbacks", "compression", "plugins"}),
+    "plugins/": (
+        MEETING,
+        {"errors", "metrics", "tracking", "training", "compression", "plugins"},
+    ),
     "tuner/": (
         MEETING | {"keras_tuner", "sklearn"},
         {"errors", "tracking", "recorded_fits", "models", "tuner"},
     ),
     "figures.py": ({"numpy", "matplotlib"}, set()),
     "new_process.py": (STORE, {"errors"}),
-    "trade_off.py": (MEETING, {"compression", "measure", "tracking", "variants"}),
+    "trade_off.py": (
+        MEETING,
+        {"compression", "errors", "measure", "metrics", "tracking", "variants"},
+    ),
     "variants.py": (MEETING, {"tracking", "measure", "measure_file", "report", "claims"}),
     "registry/": (STORE | {"scipy"}, {"errors", "tracking", "registry"}),
     "comparison/": (
-        STORE | {"pandas", "matplotlib", "jinja2", "PIL"},
+        STORE | {"pandas", "matplotlib", "jinja2", "PIL", "scipy"},
         {"errors", "tracking", "comparison"},
     ),
     "report.py": (STORE | {"pandas", "matplotlib"}, {"errors", "tracking", "comparison"}),
-    "side_by_side.py": (MEETING, {"extras", "compression", "litert", "models", "registry"}),
+    "side_by_side.py": (
+        MEETING,
+        {"errors", "extras", "compression", "metrics", "litert", "models", "registry"},
+    ),
 }
 
 

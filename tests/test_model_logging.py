@@ -80,7 +80,7 @@ def test_no_model_is_lost_and_nothing_is_raised_while_the_server_is_away(
                     file.content, name="third", run_id=second.run_id, step=4, tags={"a": "b"}
                 )
                 second.log_metrics({"later": 1.0}, model_id=third.model_id)
-                chosen = trade.choose(max_accuracy_drop=0.1)
+                chosen = trade.choose(margin=0.1)
                 server.start()
         assert third.model_id.startswith("pending-")
         client = MlflowClient()

@@ -71,7 +71,7 @@ def test_each_variant_is_on_record_and_the_smallest_good_one_is_chosen(
                 trade.add(runs[name], each, parent="wrong" if name == "file" else None)
         assert trade.validation["baseline"] == trade.validation["file"] == 1
         assert trade.validation["wrong"] == 0
-        assert trade.choose(max_accuracy_drop=0.1) == "file"
+        assert trade.choose(margin=0.1) == "file"
         assert trade.smallest(0.1, ["wrong"]) == "baseline"
         assert trade.smallest(1.0, ["wrong"]) == "wrong"
 

@@ -19,6 +19,9 @@ from mlflow_keras_adv.training.readings import Readings
 
 Row = tuple[int, dict[str, float]]
 
+# Layers of the heat map that are named; each takes a third of an inch.
+MAX_NAMED = 100
+
 
 class LayerNorms(EitherKeras):
     """Keeps the L2 norm of each layer's gradient at each update, and of its weights per epoch.
@@ -26,8 +29,10 @@ class LayerNorms(EitherKeras):
     At the end of the training the run gets `gradients/layers.parquet` (columns `step`, `layer`,
     `gradient_norm`, `weight_norm`; NaN where one was not taken at that step) and a heat map of the
     gradient norms, `gradients/layers.png`. A second training of the run writes `layers-2`. Norms
-    are those of the unscaled gradients, before clipping. A hundred layers would be a hundred
-    charts, so they are metrics only if asked for.
+    are those of the unscaled gradients, before clipping: of all layers, however many, so that the
+    root of the sum of their squares is `gradient/norm`. What float8 layers learn without a gradient
+    (scales, ranges) has none. A hundred layers would be a hundred charts, so they are metrics only
+    if asked for.
 
     Args:
         max_steps: Steps that are kept: of a longer training every second, fourth, … one.
@@ -144,11 +149,13 @@ def heat_map(norms: pd.DataFrame) -> Figure:
     table = table.sort_index(axis="columns")
     values = table.to_numpy(dtype=float)
     shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-    figure = Figure(figsize=(9, 1.5 + 0.3 * len(table)), layout="constrained")
+    # Of a hundred layers each has its name; of thousands the figure is as high and names some.
+    figure = Figure(figsize=(9, 1.5 + 0.3 * min(len(table), MAX_NAMED)), layout="constrained")
     panel = figure.subplots()
     scale = LogNorm() if np.isfinite(shown).any() else None
     image = panel.imshow(shown, aspect="auto", norm=scale, interpolation="nearest")
-    panel.set_yticks(range(len(table)), table.index)
+    named = range(0, len(table), -(-len(table) // MAX_NAMED))
+    panel.set_yticks(named, table.index[:: named.step])
     ticks = np.unique(np.linspace(0, len(table.columns) - 1, 6).astype(int))
     panel.set_xticks(ticks, [str(table.columns[tick]) for tick in ticks])
     panel.set(xlabel="training batches", title="gradient norm per layer")

@@ -1,6 +1,8 @@
 """Predictions: what the model makes of a few samples, epoch by epoch, without subclassing."""
 
 import functools
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,16 +11,28 @@ import pandas as pd
 
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
-from mlflow_keras_adv.callbacks.prediction_figures import (
-    confusion_figure,
-    pixels,
-    samples_figure,
+from mlflow_keras_adv.metrics.answers import (
+    by_output,
+    in_arrays,
+    left_alone,
+    masks_of,
+    rows_a_call,
 )
+from mlflow_keras_adv.metrics.score import loss_of
+from mlflow_keras_adv.metrics.task import Kind
+from mlflow_keras_adv.metrics.views.outputs import Known, Seen, check_task, seen
+from mlflow_keras_adv.metrics.views.pictures import pixels
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.training.logits import endings_of
 from mlflow_keras_adv.training.trainings import training_of
 
+_logger = logging.getLogger(__name__)
+
 MAX_ROWS = 500
+
+# The tag that says what the answers were taken for.
+TASK_TAG = "task.predictions"
 
 # What `predict` leaves on a model.
 _OF_PREDICT = ("predict_function", "stop_predicting")
@@ -27,19 +41,42 @@ Array = np.ndarray[Any, Any]
 
 
 class Predictions(EitherKeras):
-    """Shows what a classifier predicts on a fixed sample while it is trained.
+    """Shows what a model answers on a fixed sample while it is trained.
 
-    Images with a step slider in the MLflow UI: `predictions/confusion_matrix` and, if the samples
-    are images, `predictions/samples`, wrong ones first. At the end of the training the table
+    Figures with a step slider in the MLflow UI, and at the end of the training the table
     `predictions.json` (`predictions-2.json` of a second training in the run) with a row per sample,
-    at most 500, wrong ones first: `index`, `label`, `predicted`, `confidence`, `correct`, `step`.
+    the worst first, at most 500. By task, figures `predictions/…`, and columns beside `index` and
+    `step`:
+
+    - classification: `confusion_matrix`, `reliability` and, of images, `samples`; `label`,
+      `predicted`, `confidence`, `correct`.
+    - binary: `confusion_matrix` at the threshold, `roc`, `precision_recall`, `reliability` and, of
+      images, `samples`; `label`, `predicted`, `probability`, `correct`.
+    - multi-label: `per_label`, `average_precision`; `labels`, `predicted`, `wrong`, `correct`.
+    - regression: `predicted_over_true`, `residuals`; `true`, `predicted`, `error` of each target,
+      `absolute_error`.
+    - segmentation: `overlays`, `iou`, `confusion_matrix`; `accuracy`, `mean_iou`.
+    - tagging: `confusion_matrix`, `reliability`; `steps`, `wrong`, `accuracy`, `label`,
+      `predicted`.
+    - forecast: `series`, `error_per_step`; `absolute_error`, `error/1`, …
+    - reconstruction: `pairs`; `absolute_error`, `squared_error`.
+
+    The task is told by the loss and the shapes, and where the loss does not say it by the labels; a
+    forecast only by you, as it has the shapes of a regression. Where it is open nothing is shown,
+    and a warning says so. The tag `task.predictions` says which it was. Of a model with several
+    outputs each has its figures `predictions/<output>/…` and its table `predictions/<output>.json`.
+    What is masked, or weighs nothing, is not shown.
 
     Args:
         x: The samples, as `model.predict` takes them. Shape `[n, height, width]` or
             `[n, height, width, 1 or 3]` to be shown as images. Choose some hundred that are not
-            trained on.
-        y: Their labels: integers of shape `[n]` or `[n, 1]`, or one-hot, `[n, classes]`.
-        class_names: Names of the classes, in the order of the model's outputs.
+            trained on. A finite dataset brings its labels and weights.
+        y: Their labels, in the structure of the outputs: classes or one-hot, numbers, 0 and 1.
+            None: the samples themselves, of an autoencoder.
+        sample_weight: As `fit` takes it.
+        task: One of the tasks above, or a dict by output.
+        class_names: Names of the classes, labels, tags or targets, in the order of the model's
+            outputs; of several outputs a dict.
         max_images: Most epochs of the run of which images are logged: spread evenly over the
             training, the first and the last among them. Of a further training in a run that has
             them all only the last. A store keeps two files for each image.
@@ -48,15 +85,17 @@ class Predictions(EitherKeras):
             run; without any, nothing is predicted and that is logged.
 
     Raises:
-        ValueError: If `max_images` or `every` is less than 1.
+        ValueError: If `max_images` or `every` is less than 1, or there is no such task.
     """
 
     def __init__(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         *,
-        class_names: Sequence[str] | None = None,
+        sample_weight: Any = None,
+        task: Kind | Mapping[str, Kind] | None = None,
+        class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         max_images: int = 16,
         every: int = 1,
         run: Run | str | None = None,
@@ -66,8 +105,9 @@ class Predictions(EitherKeras):
             raise ValueError(
                 f"Received max_images={max_images} and every={every}; expected 1 or more of each."
             )
-        self._x = x
-        self._y = y
+        check_task(task)
+        self._data = (x, y, sample_weight)
+        self._task = task
         self._class_names = class_names
         self._max_images = max_images
         self._every = every
@@ -76,6 +116,8 @@ class Predictions(EitherKeras):
             type(self),
             x,
             y,
+            sample_weight=sample_weight,
+            task=task,
             class_names=class_names,
             max_images=max_images,
             every=every,
@@ -91,7 +133,9 @@ class Predictions(EitherKeras):
         """Joins the training."""
         self.leave()
         self._chosen: set[int] | None = None
-        self._table: pd.DataFrame | None = None
+        self._tables: dict[str, pd.DataFrame] = {}
+        self._said: set[str] = set()
+        self._tagged = ""
         self._pictured = -1
         self._found = {name: vars(self.model).get(name) for name in _OF_PREDICT}
         self._onlooker = Onlooker.join(self, self._run_id)
@@ -129,12 +173,14 @@ class Predictions(EitherKeras):
         onlooker, self._onlooker = self._onlooker, None
         self._put_back()
         onlooker.leave()
-        if self._table is not None:
+        if self._tables:
             with onlooker.spares_training("Writing the table of predictions"):
                 run = onlooker.run
                 run.counts["predictions/trainings"] += 1
                 suffix = f"-{n}" if (n := run.counts["predictions/trainings"]) > 1 else ""
-                run.log_table(self._table, f"predictions{suffix}.json")
+                for name, table in self._tables.items():
+                    file = f"predictions/{_in_keys(name)}" if name else "predictions"
+                    run.log_table(table, f"{file}{suffix}.json")
 
     def _put_back(self) -> None:
         """Leaves the model as it was found: without what `predict` has made for itself."""
@@ -146,53 +192,53 @@ class Predictions(EitherKeras):
     def _predict(self, onlooker: Onlooker) -> None:
         with onlooker.spares_training("Predictions"):
             step = onlooker.step()
-            labels = _class_ids(np.asarray(self._y))
-            outputs = np.asarray(self.model.predict(self._x, verbose=0), np.float64)
-            classes = outputs.shape[-1]
-            if outputs.shape != (len(labels), classes) or classes <= max(1, labels.max()):
-                raise ValueError(
-                    f"The model's outputs are of shape {outputs.shape}, for {len(labels)} labels "
-                    f"up to {labels.max()}; expected [samples, classes], two classes or more."
-                )
-            predicted = outputs.argmax(axis=1)
-            order = np.argsort(labels == predicted, kind="stable")  # wrong ones first
-            names = np.array(list(self._class_names or range(classes)), object)
-            table = pd.DataFrame(
-                {
-                    "index": order,
-                    "label": names[labels[order]],
-                    "predicted": names[predicted[order]],
-                    "confidence": _probabilities(outputs).max(axis=1)[order],
-                    "correct": (labels == predicted)[order],
-                    "step": step,
-                }
-            )[:MAX_ROWS]
-            # MLflow looks for columns of objects; text of pandas 3 makes it warn.
-            self._table = table.astype({"label": object, "predicted": object})
-            if step == self._pictured:
+            found = self._look()
+            self._say(onlooker.run, found)
+            for name, view in found.views.items():
+                table = view.rows.assign(step=step)[:MAX_ROWS]
+                # MLflow looks for columns of objects; text of pandas 3 makes it warn.
+                texts = table.columns[[each.kind not in "iufb" for each in table.dtypes]]
+                self._tables[name] = table.astype(dict.fromkeys(texts, object))
+            if step == self._pictured or not found.views:
                 return
             self._pictured = step
             onlooker.run.counts["predictions/images"] += 1
-            counts = np.bincount(labels * classes + predicted, minlength=classes**2)
-            matrix = confusion_figure(counts.reshape(classes, classes), names.tolist())
-            onlooker.run.log_image(pixels(matrix), key="predictions/confusion_matrix", step=step)
-            shape = tuple(getattr(self._x, "shape", ()))
-            if len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3)):
-                images = np.asarray(self._x)[table["index"]]
-                captions = [f"{a} → {b}" for a, b in zip(table.label, table.predicted, strict=True)]
-                samples = samples_figure(images, captions, table["correct"].to_numpy())
-                onlooker.run.log_image(pixels(samples), key="predictions/samples", step=step)
+            for name, view in found.views.items():
+                start = f"predictions/{_in_keys(name)}/" if name else "predictions/"
+                for title, draw in view.figures.items():
+                    onlooker.run.log_image(pixels(draw()), key=f"{start}{title}", step=step)
+
+    def _look(self) -> Seen:
+        """Answers the samples, and leaves the model as it was."""
+        model = self.model
+        self._data = x, y, sample_weight = in_arrays(*self._data)
+        with left_alone(model):
+            answers = model.predict(x, batch_size=rows_a_call(model), verbose=0)
+            several = any(np.ndim(each) > 2 for each in by_output(answers).values())
+            masks = masks_of(model, x) if several else []
+        known = Known(
+            outputs=getattr(model, "output_names", None),
+            loss=loss_of(model),
+            endings=endings_of(model),
+            task=self._task,
+            names=self._class_names,
+        )
+        return seen(known, x, y, sample_weight, answers, masks)
+
+    def _say(self, run: Run, found: Seen) -> None:
+        """What the answers were taken for, on the run; what cannot be shown once, in the log."""
+        if found.kinds and (said := found.said()) != self._tagged:
+            self._tagged = said
+            run.set_tags({TASK_TAG: said})
+        sentences = [*found.refused, *found.unseen]
+        if new := [each for each in sentences if each not in self._said]:
+            if not self._said:
+                _logger.warning(
+                    "Predictions does not show all, the training goes on: %s", " ".join(new)
+                )
+            self._said.update(new)
 
 
-def _class_ids(labels: Array) -> Array:
-    one_hot = labels.ndim == 2 and labels.shape[1] > 1
-    return labels.argmax(axis=1) if one_hot else labels.reshape(-1).astype(int)
-
-
-def _probabilities(outputs: Array) -> Array:
-    """The outputs themselves if each row is a distribution already, else their softmax."""
-    # The sum of a float16 softmax over a thousand classes is that far from 1 at most.
-    if (outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-2):
-        return outputs
-    exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+def _in_keys(name: str) -> str:
+    """The name of an output as MLflow takes it in keys of images and paths."""
+    return re.sub(r"[^\w.-]", "_", name)

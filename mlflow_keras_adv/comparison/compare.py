@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from mlflow_keras_adv.comparison.artifacts import Artifacts
+from mlflow_keras_adv.comparison.chance import differ, interval
 from mlflow_keras_adv.comparison.groups import Group, group_by_seed
 from mlflow_keras_adv.comparison.histories import read_curves
 from mlflow_keras_adv.comparison.logged_tables import read_tables
@@ -148,11 +149,17 @@ def compare(
             pictures=pictures,
             tables=tables,
             experiments=selection.experiments,
-            notes=[*selection.notes, *_doubts(selection), *fewer_pictures, *fewer_tables],
+            notes=[
+                *(_chance(groups, score) if score else ()),
+                *selection.notes,
+                *_doubts(selection),
+                *fewer_pictures,
+                *fewer_tables,
+            ],
             address=address,
         )
     )
-    table, sentence = comparison_frame(groups), _sentence(groups, score)
+    table, sentence = comparison_frame(groups, score), _sentence(groups, score)
     if output is not None:
         _write(Path(output), html)
     run_id = _log(html, table, sentence) if log else None
@@ -202,7 +209,24 @@ def _sentence(groups: Sequence[Group], score: str | None) -> str:
         )
     # A description is Markdown: a name in it is code, and so no link, image or HTML.
     name = safe(groups[0].name).replace("`", "'")
-    return f"First of {len(groups)} by {score}: `{name}`, {number(best.mean, score)}."
+    sure = interval(groups[0], score)
+    within = ""
+    if sure is not None:
+        low, high = (number(each, score) for each in sure)
+        within = f" (95 % {low} to {high}, {best.count} seeds)"
+    first = f"First of {len(groups)} by {score}: `{name}`, {number(best.mean, score)}{within}."
+    return " ".join([first, *_chance(groups, score)])
+
+
+def _chance(groups: Sequence[Group], score: str) -> list[str]:
+    """How likely the difference of two variants is chance, in a sentence."""
+    found = differ(groups, score)
+    if found is None:
+        return []
+    other = safe(groups[1].name).replace("`", "'")
+    test = "Student's t-test, paired by seed" if found.paired else "Welch's t-test"
+    apart = number(abs(found.mean), score)
+    return [f"It is {apart} from `{other}`; seeds alone do that with p = {found.p:.2g} ({test})."]
 
 
 def _doubts(selection: Selection) -> list[str]:

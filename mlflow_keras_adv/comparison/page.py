@@ -13,13 +13,14 @@ from mlflow.entities import Run
 
 from mlflow_keras_adv.comparison import charts
 from mlflow_keras_adv.comparison.axes import is_place
+from mlflow_keras_adv.comparison.chance import interval
 from mlflow_keras_adv.comparison.charts import Chart, cost_chart, curves_chart
 from mlflow_keras_adv.comparison.groups import Group, Value, differing, is_seed
 from mlflow_keras_adv.comparison.histories import Curves
 from mlflow_keras_adv.comparison.logged_tables import TableSeries
 from mlflow_keras_adv.comparison.pictures import Picture
 from mlflow_keras_adv.comparison.table import better, metric_keys
-from mlflow_keras_adv.comparison.texts import safe, with_spread
+from mlflow_keras_adv.comparison.texts import number, safe, with_spread
 from mlflow_keras_adv.tracking.directions import Mode
 
 # What a page shows; the table that is logged beside it has all of it.
@@ -126,7 +127,11 @@ def _tiles(contents: Contents) -> list[dict[str, Any]]:
             sign = better(key, contents.directions) or 1
             value, index = max(having, key=lambda each: (sign * each[0].mean, -each[1]))
             mean, std = with_spread(value.mean, value.std, key)
-            tile = {"key": key, "mean": mean, "std": std if value.count > 1 else ""}
+            tile = {"key": key, "mean": mean, "std": std if value.count > 1 else "", "sure": ""}
+            sure = interval(contents.groups[index], key) if key == contents.score else None
+            if sure is not None:
+                low, high = (number(each, key) for each in sure)
+                tile["sure"] = f"95 %: {low} to {high}, {value.count} seeds"
             tiles.append(tile | {"index": index, "name": contents.groups[index].name})
     return tiles
 

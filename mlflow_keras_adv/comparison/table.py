@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from mlflow_keras_adv.comparison.chance import interval
 from mlflow_keras_adv.comparison.groups import Group, differing
 from mlflow_keras_adv.tracking.directions import Mode, direction
 
@@ -62,13 +63,18 @@ def sort_groups(
     return sorted(groups, key=place)
 
 
-def comparison_frame(groups: Sequence[Group]) -> pd.DataFrame:
+def comparison_frame(groups: Sequence[Group], score: str | None = None) -> pd.DataFrame:
     """The table.
+
+    Args:
+        groups: The variants.
+        score: The metric that decides.
 
     Returns:
         One row per variant: `variant`, `runs` (how many), the metrics under their own names (the
         mean over the runs that have them; NaN where none has), after each metric `<name> ±` (the
-        sample standard deviation) where a variant has it in several runs, `params.<key>` for what
+        sample standard deviation) where a variant has it in several runs, of the metric that
+        decides the bounds of its mean too (`<name> 95 % low`, `high`), `params.<key>` for what
         differs, and `run_ids`, separated by spaces.
     """
     keys = metric_keys(groups)
@@ -84,6 +90,9 @@ def comparison_frame(groups: Sequence[Group]) -> pd.DataFrame:
             row[key] = value.mean if value else float("nan")
             if key in spread:
                 row[f"{key} ±"] = value.std if value else float("nan")
+            if key in spread and key == score:
+                low, high = interval(group, key) or (float("nan"), float("nan"))
+                row |= {f"{key} 95 % low": low, f"{key} 95 % high": high}
         row |= {f"params.{key}": group.params.get(key) for key in differ}
         rows.append(row | {"run_ids": " ".join(run.info.run_id for run in group.runs)})
     return pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,26 @@ def _signature_of(model: keras.Model, sample: Any) -> list[Any]:
             lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), sample
         )
     ]
+
+
+def metrics_by_output(metrics: Iterable[Any]) -> list[tuple[str, Any]]:
+    """The metrics that `compile` made of what it was given, each with the name of its output.
+
+    Args:
+        metrics: `model.metrics` of a model that has been evaluated.
+
+    Returns:
+        "" for the output of a model that has but one. Keras keeps the names in private lists, of
+        all releases so far.
+    """
+    found = []
+    for metric in metrics:
+        lists = [
+            each
+            for kind in ("_flat_metrics", "_flat_weighted_metrics")
+            for each in getattr(metric, kind, ())
+            if each is not None
+        ]
+        for each in lists:
+            found += [(each.output_name or "", one) for one in each.metrics]
+    return found

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,12 @@ class Artifact:
     Attributes:
         content: The file.
         scheme: How its numbers are stored: "float32", or the name of the scheme.
-        difference: The largest |answer - source's answer|, divided by the source's largest
-            |answer|; the worst of the outputs.
-        agreement: Share of samples on which it chooses the same class as its source; None for what
-            is not a classifier with one output.
+        difference: The root of the mean square of what its answers and its source's differ by, in
+            parts of that of the source's answers; the worst of the outputs.
+        difference_max: The largest that they differ by, in parts of the source's largest answer;
+            the worst of the outputs.
+        agreement: Share of the decisions in which it is as its source; the worst of the outputs
+            that decide, among classes or yes and no; None if none does.
         float_layers: Layers that the scheme could not quantize, by name; empty where it is not
             known layer by layer.
         expected: What the source answers on the data, by the outputs' names.
@@ -27,17 +30,20 @@ class Artifact:
         trained_difference: Of a file from training, how far it is from the trained model with its
             rounding: root mean square, in parts of the largest answer. None for others.
         operations: Of a float file, by layer with kernels, its operations' names in the file.
+        losses: What the source was compiled with, by the outputs' names; empty if it was not.
     """
 
     content: bytes
     scheme: str
     difference: float
+    difference_max: float
     agreement: float | None
     float_layers: tuple[str, ...]
     expected: Arrays
     feeds: Arrays
     trained_difference: float | None = None
     operations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    losses: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Writes the file.

@@ -20,7 +20,7 @@ from mlflow_keras_adv.compression.channel_graph import (
 from mlflow_keras_adv.compression.copying import check_weights, copy_model
 from mlflow_keras_adv.compression.fine_tuning import FineTuning
 from mlflow_keras_adv.compression.footprint import latency_ms
-from mlflow_keras_adv.compression.kernels import check_not_quantized
+from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized
 from mlflow_keras_adv.compression.precision import half_tolerance
 from mlflow_keras_adv.compression.proof import TOLERANCE, prove_outputs
 from mlflow_keras_adv.errors import UserError
@@ -130,6 +130,7 @@ def prune_channels(
     """
     check_weights(model)
     check_not_quantized(model)
+    check_no_adapters(model)
     if not graphs.is_graph(model):
         raise UserError(
             f"model {model.name!r} ({type(model).__name__}) is neither Sequential nor functional, "

@@ -10,7 +10,7 @@ import numpy as np
 from mlflow_keras_adv.compression.bridge import to_keras, to_tf_keras
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
-from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
+from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
 from mlflow_keras_adv.compression.proof import (
     prove,
@@ -111,6 +111,7 @@ def cluster(
     """
     check_weights(model)
     check_not_quantized(model)
+    check_no_adapters(model)
     if not is_plain(model):
         raise UserError(
             f"model {model.name!r} ({type(model).__name__}) trains by a step or loss of its own, "

@@ -15,12 +15,13 @@ from mlflow_keras_adv.compat.keras import export_litert
 from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.file_layers import operations_of_layers
-from mlflow_keras_adv.compression.footprint import agreement, highest
 from mlflow_keras_adv.compression.kernels import check_not_quantized, matrices
 from mlflow_keras_adv.compression.precision import half_tolerance, in_float32
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.samples import read_samples
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.agreement import agreement, decides, difference, losses_by_output
+from mlflow_keras_adv.metrics.criteria import criteria_of
 from mlflow_keras_adv.random_state import keeps_random_state
 
 TOLERANCE = 1e-4  # of the largest absolute output: float32 in another order, by other kernels
@@ -61,7 +62,10 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
     if exact is not model:
         compare(runner.content, "float32", feeds, answers_of(exact, x), tolerance=TOLERANCE)
     tolerance = half_tolerance(model) or TOLERANCE
-    artifact = compare(runner.content, "float32", feeds, expected, tolerance=tolerance)
+    losses = losses_of(model)
+    artifact = compare(
+        runner.content, "float32", feeds, expected, tolerance=tolerance, losses=losses
+    )
     operations = operations_of_layers(runner.content, matrices(exact))
     return replace(artifact, operations=operations)
 
@@ -74,6 +78,7 @@ def compare(
     *,
     tolerance: float | None = None,
     float_layers: tuple[str, ...] = (),
+    losses: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Runs a file and holds it against what its source answers.
 
@@ -82,8 +87,10 @@ def compare(
         scheme: Its name.
         feeds: Samples by the names of the file's inputs.
         expected: What the source answers on them, by the names of the file's outputs.
-        tolerance: The largest `difference` allowed; None: any.
+        tolerance: The largest `difference_max` allowed; None: any.
         float_layers: Kept in the result.
+        losses: What the source was compiled with, by the outputs' names: it says which of them
+            decide.
 
     Raises:
         UserError: LiteRT cannot run the file, it answers NaN or infinity, or differs by more.
@@ -94,36 +101,61 @@ def compare(
     except ValueError as error:
         raise UserError(f"scheme {scheme}: the converted model does not run: {error}") from error
     answers = answer if isinstance(answer, dict) else {runner.outputs[0].name: answer}
-    difference = 0.0
+    apart = {"difference": 0.0, "difference_max": 0.0}
+    shares = []
     for name, values in answers.items():
-        source = expected[name]
+        source, loss = expected[name], (losses or {}).get(name)
         if values.shape != source.shape or not np.isfinite(values).all():
             raise UserError(
                 f"scheme {scheme}: output {name!r} has the shape {values.shape} where its source "
                 f"has {source.shape}, or holds NaN or infinity; the file is of no use"
             )
-        largest = float(np.abs(source).max()) or 1.0
-        apart = np.abs(values.astype(np.float64) - source.astype(np.float64)).max()
-        difference = max(difference, float(apart) / largest)
-    if tolerance is not None and difference > tolerance:
+        found = difference(values, source)
+        apart = {key: max(worst, found[key]) for key, worst in apart.items()}
+        share = agreement(values, source, decides(loss, source), loss)
+        shares += [] if share is None else [share]
+    if tolerance is not None and apart["difference_max"] > tolerance:
         raise UserError(
-            f"scheme {scheme}: LiteRT answers differently from Keras, by {difference:.2g} of the "
-            f"largest answer, expected at most {tolerance:g}. Does the model behave randomly, or "
-            "keep a state?"
+            f"scheme {scheme}: LiteRT answers differently from Keras, by "
+            f"{apart['difference_max']:.2g} of the largest answer, expected at most {tolerance:g}. "
+            "Does the model behave randomly, or keep a state?"
         )
-    (one, *others) = answers
-    classes = not others and answers[one].ndim > 1 and answers[one].shape[-1] > 1
-    agreed = agreement(highest(answers[one]), highest(expected[one])) if classes else None
-    return Artifact(content, scheme, difference, agreed, float_layers, expected, dict(feeds))
+    return Artifact(
+        content,
+        scheme,
+        apart["difference"],
+        apart["difference_max"],
+        agreement=min(shares, default=None),
+        float_layers=float_layers,
+        expected=expected,
+        feeds=dict(feeds),
+        losses=dict(losses or {}),
+    )
+
+
+def losses_of(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with, by the names that its outputs have in a file."""
+    return losses_by_output(criteria_of(model))
 
 
 def _runner(model: keras.Model, x: Any, batch_size: int | None) -> LiteRTModel:
     """The float file, running: with a free number of samples a call if LiteRT can."""
     refused = None
-    for size in (batch_size,) if batch_size is not None else (None, 1):
+    sizes = (batch_size,) if batch_size is not None else (None, 1)
+    for size in sizes:
         try:
-            return LiteRTModel(_exported(model, x, size))
+            runner = LiteRTModel(_exported(model, x, size))
         except ValueError as error:
+            refused = refused or error
+            continue
+        one = keras.tree.map_structure(lambda array: np.asarray(array)[:1], x)
+        feeds = arrays_by_name(model, runner, one)
+        try:  # some load, and fail when they are called
+            runner.predict(feeds)
+            return runner
+        except ValueError as error:
+            if size == sizes[-1] and "LiteRT cannot run" not in str(error):
+                return runner  # it is the samples that do not fit, which is told by what follows
             refused = refused or error
     raise UserError(
         f"model {model.name!r} cannot be run by LiteRT: {refused}. Which of its layers is the "

@@ -43,8 +43,11 @@ def copy_model(model: keras.Model) -> keras.Model:
                 "Do get_config() and build() of its custom layers say all that it takes to make "
                 "them? What Keras cannot save, it cannot load after compression either."
             ) from error
-    # A subclassed model's config does not say which of its layers were frozen since.
+    # A subclassed model's config does not say which of its layers were frozen since, nor what those
+    # are called that Keras has named.
     for layer, other in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
+        if other.name != layer.name:
+            other.name = layer.name
         if not list(layer._flatten_layers(include_self=False, recursive=False)):
             other.trainable = layer.trainable
     return copy

@@ -1,4 +1,4 @@
-"""What a `.tflite` file scores, weighs and takes, as LiteRT runs it."""
+"""What a `.tflite` file weighs and takes, as LiteRT runs it."""
 
 import gzip
 import os
@@ -8,37 +8,26 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-import keras
 import numpy as np
 
 from mlflow_keras_adv.compression import runtime
 from mlflow_keras_adv.compression.file_weights import file_weights
-from mlflow_keras_adv.compression.footprint import (
-    accuracy,
-    agreement,
-    highest,
-    latency_ms,
-    scores_of,
-)
+from mlflow_keras_adv.compression.footprint import latency_ms
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 
 
 def file_footprint(
     content: bytes,
     x: Any,
-    y: np.ndarray | None = None,
     *,
-    reference: keras.Model | bytes | None = None,
     batch_size: int = 32,
     repeats: int = 200,
 ) -> dict[str, float]:
     """Measures a `.tflite` file, as LiteRT runs it, on given data.
 
     Args:
-        content: The file. With `y` or `reference` it must be a classifier with one output.
+        content: The file.
         x: What `LiteRTModel.predict` takes, at least one sample.
-        y: Integer labels, as in `footprint`.
-        reference: A Keras model or `.tflite` file of the same classes that takes `x` too.
         batch_size: Samples a call of the second latency.
         repeats: Calls whose latency is measured, for each of the four.
 
@@ -62,14 +51,6 @@ def file_footprint(
     if any(len(array) == 0 for array in named.values()):
         raise ValueError("file_footprint needs at least one sample in x; got none")
     measured: dict[str, float] = {}
-    if y is not None or reference is not None:
-        chosen = highest(model.predict(named))
-        if y is not None:
-            measured["accuracy"] = accuracy(chosen, y)
-        if isinstance(reference, bytes):
-            measured["agreement"] = agreement(chosen, highest(LiteRTModel(reference).predict(x)))
-        elif reference is not None:
-            measured["agreement"] = agreement(chosen, highest(scores_of(reference, x)))
     weights = file_weights(content)
     kernels = [weight for weight in weights if weight.values.ndim >= 2]
     measured["parameters"] = float(sum(weight.values.size for weight in weights))

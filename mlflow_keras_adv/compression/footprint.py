@@ -1,7 +1,6 @@
-"""What a finished model scores, weighs and takes: the `final/…` values of a run, without MLflow."""
+"""What a finished model weighs and takes: the `final/…` values of a run, without MLflow."""
 
 import gzip
-import operator
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,35 +13,24 @@ import tensorflow as tf
 
 from mlflow_keras_adv.training.saving import save_without_optimizer
 
+_FEWEST = 10  # calls, of which a median says something
+
 
 def footprint(
-    model: keras.Model,
-    x: Any,
-    y: np.ndarray | None = None,
-    *,
-    reference: keras.Model | None = None,
-    batch_size: int = 32,
-    repeats: int = 200,
+    model: keras.Model, x: Any, *, batch_size: int = 32, repeats: int = 200
 ) -> dict[str, float]:
-    """Measures a finished model on given data.
+    """Measures what a finished model weighs and takes.
 
     Args:
-        model: A built model; it stays as it is. With `y` or `reference` it must be a classifier
-            with one output of scores (logits or probabilities), shape (samples, …, classes).
+        model: A built model; it stays as it is.
         x: What `model` takes: an array of shape (samples, …), or a list or dict of such arrays.
-        y: Integer labels from 0, shape (samples, …) or (samples, …, 1): the scores' shape without
-            the classes.
-        reference: Another classifier of the same classes, as the teacher or the unpruned model.
         batch_size: Samples a call of the second latency.
-        repeats: Calls whose latency is measured, for each of the two.
+        repeats: Calls whose latency is measured, for each of the two; fewer of a model that takes
+            long, see `latency_ms`.
 
     Returns:
         By name:
 
-        - accuracy: share of labels with the highest score; only with `y`. Where a score is NaN the
-          answer is wrong.
-        - agreement: share of samples on which `model` and `reference` choose the same class; only
-          with `reference`. Where a score is NaN they do not.
         - parameters: count of numbers in the weights, trainable or not.
         - nonzeros: how many of these numbers are not exactly 0.
         - sparsity: share of exact zeros in the weights of rank 2 and more, frozen ones too (kernels
@@ -55,19 +43,11 @@ def footprint(
         - latency_batch_ms_p50, latency_batch_ms_p95: the same of `batch_size` samples.
 
     Raises:
-        ValueError: No samples, labels that do not fit the scores, or fewer than two classes.
+        ValueError: No samples.
     """
     if any(len(array) == 0 for array in keras.tree.flatten(x)):
         raise ValueError("footprint needs at least one sample in x; got none")
-    measured: dict[str, float] = {}
-    if y is not None or reference is not None:
-        chosen = highest(scores_of(model, x))
-        if y is not None:
-            measured["accuracy"] = accuracy(chosen, y)
-        if reference is not None:
-            other = highest(scores_of(reference, x))
-            measured["agreement"] = agreement(chosen, other)
-    measured |= sizes(model)
+    measured = sizes(model)
     for key, samples in (("latency", 1), ("latency_batch", batch_size)):
         times = _latencies(model, x, samples, repeats)
         for percent in (50, 95):
@@ -89,62 +69,6 @@ def sizes(model: keras.Model) -> dict[str, float]:
     measured["size_bytes"] = float(len(content))
     measured["gzip_bytes"] = float(len(gzip.compress(content, compresslevel=9, mtime=0)))
     return measured
-
-
-def highest(scores: Any) -> np.ndarray:
-    """The class with the highest score.
-
-    Args:
-        scores: Floats of shape (samples, …, classes).
-
-    Returns:
-        int64 of shape (samples, …); -1 where a score is NaN.
-
-    Raises:
-        ValueError: Not one array, or fewer than two classes: a single sigmoid has no highest.
-    """
-    if not isinstance(scores, np.ndarray) or scores.ndim < 2 or scores.shape[-1] < 2:
-        shape = getattr(scores, "shape", None)
-        raise ValueError(
-            "accuracy and agreement need one output of shape (samples, …, classes) with at least "
-            f"two classes; got {type(scores).__name__ if shape is None else f'shape {shape}'}"
-        )
-    return np.where(np.isnan(scores).any(axis=-1), -1, scores.argmax(axis=-1))
-
-
-def accuracy(chosen: np.ndarray, y: np.ndarray) -> float:
-    """Share of `chosen` classes that equal the labels `y`.
-
-    Args:
-        chosen: From `highest`, shape (samples, …).
-        y: Integers from 0, of that shape or with a last axis of 1.
-
-    Raises:
-        ValueError: Labels of another shape (such as one-hot), negative, or not whole numbers.
-    """
-    labels = np.asarray(y)
-    if labels.shape == (*chosen.shape, 1):
-        labels = labels[..., 0]
-    if labels.shape != chosen.shape:
-        raise ValueError(
-            f"labels of shape {chosen.shape} fit these predictions; got {labels.shape}. "
-            "One-hot labels become integers by y.argmax(axis=-1)."
-        )
-    if not np.array_equal(labels, labels.astype(np.int64)) or labels.min() < 0:
-        raise ValueError(f"labels must be whole numbers from 0; got {labels.dtype} {labels.min()}…")
-    return float(np.mean(chosen == labels))
-
-
-def agreement(chosen: np.ndarray, other: np.ndarray) -> float:
-    """Share of samples on which two models choose the same class; where one has NaN they do not.
-
-    Args:
-        chosen: From `highest`, shape (samples, …).
-        other: Of the same shape.
-    """
-    if chosen.shape != other.shape:
-        raise ValueError(f"two models' choices differ in shape: {chosen.shape} and {other.shape}")
-    return float(np.mean((chosen == other) & (chosen >= 0)))
 
 
 def sparsity(weights: list[np.ndarray]) -> float:
@@ -179,7 +103,9 @@ def weight_rows(model: keras.Model) -> list[dict[str, Any]]:
     return rows
 
 
-def latency_ms(call: Callable[[], Any], *, repeats: int, warm_up: int = 10) -> np.ndarray:
+def latency_ms(
+    call: Callable[[], Any], *, repeats: int, warm_up: int = 10, seconds: float = 5.0
+) -> np.ndarray:
     """How long single calls take, from the input's tensors to the output's numbers in NumPy.
 
     Threads and device are those of the process: TensorFlow's thread settings are global and are
@@ -189,30 +115,27 @@ def latency_ms(call: Callable[[], Any], *, repeats: int, warm_up: int = 10) -> n
         call: Returns a tensor, or a list or dict of tensors; compiled on its first call.
         repeats: Calls that are measured.
         warm_up: Calls before them, which are not.
+        seconds: What all of it may take; then it ends, though not before two calls to warm up and
+            ten that are measured, or as many as are asked for.
 
     Returns:
-        Milliseconds, float64 of shape (repeats,).
+        Milliseconds, float64 of shape (calls,).
     """
     if repeats < 1:
         raise ValueError(f"latency needs at least 1 repeat; got {repeats}")
-    times = np.empty(warm_up + repeats)
-    for position in range(len(times)):
+    begun = time.perf_counter()
+    for count in range(warm_up):
+        keras.tree.map_structure(keras.ops.convert_to_numpy, call())
+        if count >= 1 and time.perf_counter() - begun > seconds / 4:
+            break
+    times: list[float] = []
+    while len(times) < repeats:
         start = time.perf_counter_ns()
         keras.tree.map_structure(keras.ops.convert_to_numpy, call())  # waits for the device
-        times[position] = (time.perf_counter_ns() - start) / 1e6
-    return times[warm_up:]
-
-
-def scores_of(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:
-    """What a model with one output answers to `x`, in inference mode, in batches."""
-    # Not by predict(): with several models in a process TensorFlow takes the one function that each
-    # of them needs for retracing, and warns.
-    answers = []
-    for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
-        rows = slice(start, start + batch_size)
-        batch = keras.tree.map_structure(operator.itemgetter(rows), x)
-        answers.append(keras.ops.convert_to_numpy(model(batch, training=False)))
-    return np.concatenate(answers)
+        times.append((time.perf_counter_ns() - start) / 1e6)
+        if len(times) >= _FEWEST and time.perf_counter() - begun > seconds:
+            break
+    return np.array(times)
 
 
 def _latencies(model: keras.Model, x: Any, samples: int, repeats: int) -> np.ndarray:

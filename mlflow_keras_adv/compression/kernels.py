@@ -63,6 +63,21 @@ def check_not_quantized(model: keras.Model) -> None:
             )
 
 
+def check_no_adapters(model: keras.Model) -> None:
+    """Refuses a model with LoRA, whose kernels that serve are sums: zeros in a part are none there.
+
+    Raises:
+        UserError: Naming the layer.
+    """
+    for layer in model._flatten_layers():
+        if getattr(layer, "lora_enabled", False):
+            raise UserError(
+                f"layer {layer.name!r} of model {model.name!r} has LoRA: its own kernel is frozen, "
+                "and what is trained beside it is added when the model serves. Build the same "
+                "model without LoRA, and give its layer the sum: kernel.assign(layer.kernel)."
+            )
+
+
 def _layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if is_graph(model):
         yield from ((prefix + name, layer) for name, layer in named_layers(model).items())

@@ -12,7 +12,7 @@ from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.copying import check_weights, copy_model
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.graphs import is_graph
-from mlflow_keras_adv.compression.kernels import check_not_quantized, kernels
+from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import (
     Target,
     check_target,
@@ -129,6 +129,7 @@ def prune(
     """
     check_weights(model)
     check_not_quantized(model)
+    check_no_adapters(model)
     targets = _targets(model, sparsity)
     initial = _initial(model, targets)
     tuning = FineTuning(
@@ -230,6 +231,11 @@ def _for_tfmot(
 def _table(model: keras.Model, targets: Mapping[str, Target]) -> tuple[PrunedLayer, ...]:
     """One row for each layer with kernels; each target is held against what is there."""
     rows = []
+    if absent := [name for name in targets if name not in kernels(model)]:
+        raise UserError(
+            f"the layers {', '.join(absent)} were to be pruned, and are not in the pruned model "
+            f"{model.name!r}. Give its layers names of their own: Dense(8, name='hidden')."
+        )
     for name, variables in kernels(model).items():
         values = [np.asarray(variable) for variable in variables]
         target = targets.get(name)

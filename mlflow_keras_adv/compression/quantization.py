@@ -27,10 +27,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compression.acceptance import MAX_DIFFERENCE, MIN_AGREEMENT, accepted
 from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.compression.conversion import compare, convert
 from mlflow_keras_adv.compression.dead_channels import mended_biases
 from mlflow_keras_adv.compression.file_layers import operations_left
+from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
@@ -58,6 +60,7 @@ def quantize(
     batch_size: int | None = None,
     layers: Sequence[str] | None = None,
     min_agreement: float | None = None,
+    max_difference: float | None = None,
 ) -> Artifact:
     """Quantizes a model, runs the file once and compares it with its source.
 
@@ -72,8 +75,11 @@ def quantize(
         batch_size: See `convert`.
         layers: Which layers to quantize, by name, of an inner model's `inner.dense`; the others
             stay in float. Default: all that the scheme can.
-        min_agreement: The least share of samples on which a classifier must choose what its source
-            chooses, from 0 to 1.
+        min_agreement: The least share of the decisions in which a model that decides, among classes
+            or yes and no, must be as its source, from 0 to 1. Default: 0.9. A loss says that it
+            decides, or probabilities that sum to 1; to give a share says so of scores of classes.
+        max_difference: What `difference` of the outputs may be. Default: 0.1 if no output decides,
+            else any.
 
     Returns:
         The file, which LiteRT has run, and how it compares.
@@ -83,7 +89,7 @@ def quantize(
         ValueError: `x` is empty or does not fit the model, a layer is not there, or the scheme is
             one that takes no choice of layers.
         UserError: What `convert` refuses; or the scheme changed nothing, LiteRT cannot run the
-            file, or it agrees less than asked for.
+            file, or it is further from its source than it may be.
     """
     if isinstance(model, Artifact):
         if model.scheme != "float32":
@@ -118,10 +124,31 @@ def quantize(
         raise UserError(
             f"scheme {name} changed nothing: the model has no layer that LiteRT's quantizer knows"
         )
-    artifact = compare(content, name, source.feeds, source.expected, float_layers=left)
-    if min_agreement is not None:
-        check_agreement(artifact, min_agreement)
-    return artifact
+    if _same_weights(content, source.content):
+        kinds = ", ".join(sorted({each.dtype for each in file_weights(content)})) or "none"
+        raise UserError(
+            f"scheme {name} changed no weight: they are {kinds} as before. It may have no way with "
+            "these layers, such as an Embedding by itself; try int8, which has samples."
+        )
+    artifact = compare(
+        content, name, source.feeds, source.expected, float_layers=left, losses=source.losses
+    )
+    if min_agreement is None and artifact.agreement is not None:
+        min_agreement = MIN_AGREEMENT
+    if max_difference is None and min_agreement is None:
+        max_difference = MAX_DIFFERENCE
+    return accepted(artifact, min_agreement, max_difference)
+
+
+def _same_weights(content: bytes, source: bytes) -> bool:
+    try:
+        ours, theirs = file_weights(content), file_weights(source)
+    except ValueError:  # it does not load, which is told by what follows
+        return False
+    return len(ours) == len(theirs) and all(
+        a.dtype == b.dtype and np.array_equal(a.values, b.values)
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _others(source: Artifact, layers: Sequence[str]) -> tuple[str, ...]:
@@ -144,27 +171,6 @@ def _choice(scheme: Scheme, name: str, left: Sequence[str]) -> dict[str, Any]:
             "the operations that stay in float"
         )
     return {"left": left}
-
-
-def check_agreement(artifact: Artifact, least: float) -> None:
-    """Refuses a classifier that differs from its source too often.
-
-    Args:
-        artifact: A compared file.
-        least: Share of samples, from 0 to 1.
-
-    Raises:
-        ValueError: It is not a classifier.
-        UserError: It agrees on a smaller share.
-    """
-    if artifact.agreement is None:
-        raise ValueError("min_agreement is for classifiers with one output of several scores")
-    if artifact.agreement < least:
-        raise UserError(
-            f"scheme {artifact.scheme} agrees with its source on {artifact.agreement:.1%} of the "
-            f"samples, less than {least:.1%}. Take a finer scheme, such as int16x8 or float16, or "
-            "train with quantize_aware."
-        )
 
 
 def float16(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:

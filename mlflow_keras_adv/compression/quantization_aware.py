@@ -12,9 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.compression import graphs
+from mlflow_keras_adv.compression.acceptance import accepted
 from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.bridge import to_tf_keras
-from mlflow_keras_adv.compression.conversion import answers_of, arrays_by_name, compare
+from mlflow_keras_adv.compression.conversion import (
+    answers_of,
+    arrays_by_name,
+    compare,
+    losses_of,
+)
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fake_quantizers import (
     calibrate,
@@ -25,10 +31,9 @@ from mlflow_keras_adv.compression.fake_quantizers import (
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.judged import names_of_outputs
-from mlflow_keras_adv.compression.kernels import check_not_quantized, matrices
+from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized, matrices
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.proof import prove
-from mlflow_keras_adv.compression.quantization import check_agreement
 from mlflow_keras_adv.compression.quantized_layout import quantize_apply
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
@@ -58,6 +63,7 @@ def quantize_aware(
     layers: Sequence[str] | None = None,
     io: str = "float32",
     min_agreement: float | None = None,
+    max_difference: float | None = None,
     loss: Any = None,
     loss_weights: Any = None,
     metrics: Any = None,
@@ -86,8 +92,9 @@ def quantize_aware(
             the others train on in float, and stay so in the file unless what they take and give is
             rounded. Default: all that tfmot can.
         io: What the file takes and gives: "float32", "int8" or "uint8".
-        min_agreement: The least share of samples on which a classifier must choose what `model`
-            chooses, from 0 to 1.
+        min_agreement: The least share of the decisions in which the file must be as `model`, from 0
+            to 1; see `quantize`. Default: any, since it has been trained further.
+        max_difference: What `difference` of the outputs may be. Default: any.
         loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
             with.
         loss_weights: Of several losses.
@@ -111,6 +118,7 @@ def quantize_aware(
     """
     check_weights(model)
     check_not_quantized(model)
+    check_no_adapters(model)
     if io not in _BORDERS:
         raise ValueError(f"io is {io!r}; expected one of {', '.join(map(repr, _BORDERS))}")
     if not is_plain(model):
@@ -148,14 +156,14 @@ def quantize_aware(
     content, feeds, apart = _proved_file(model, trained, x, kind, io)
     kernels = [each.values for each in file_weights(content) if each.dtype == "int8"]
     preserving.check_file(kernels)
-    answers, names = answers_of(model, x), names_of_outputs(model)
+    answers, names, losses = answers_of(model, x), names_of_outputs(model), losses_of(model)
     if set(answers) != set(names):
+        losses = {new: losses.get(old) for old, new in zip(answers, names, strict=True)}
         answers = dict(zip(names, answers.values(), strict=True))
-    artifact = compare(content, kind, feeds, answers, float_layers=tuple(sorted(left)))
-    artifact = replace(artifact, trained_difference=apart)
-    if min_agreement is not None:
-        check_agreement(artifact, min_agreement)
-    return artifact
+    artifact = compare(
+        content, kind, feeds, answers, float_layers=tuple(sorted(left)), losses=losses
+    )
+    return accepted(replace(artifact, trained_difference=apart), min_agreement, max_difference)
 
 
 def _scheme(sparsity: bool, clusters: bool) -> Any:

@@ -33,7 +33,16 @@ def compiled_with(model: keras.Model, given: Collection[str] = ()) -> dict[str, 
     kept = getattr(model, "_compile_config", None)
     config = dict(kept.config) if kept is not None else {"loss": getattr(model, "loss", None)}
     found = {key: config[key] for key in CONFIGURED if config.get(key) is not None}
-    found = {key: value for key, value in found.items() if key not in given}
+    return renewed({key: value for key, value in found.items() if key not in given})
+
+
+def renewed(configured: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `compile`, with new metrics of the same kind.
+
+    Raises:
+        UserError: Of a metric that cannot be made anew.
+    """
+    found = dict(configured)
     for key in found.keys() & {"metrics", "weighted_metrics"}:
         found[key] = keras.tree.map_structure(_renewed, found[key])
     return found
@@ -56,13 +65,13 @@ class Judge:
     """What Keras 3 makes of a model's answers: a loss, and values by name.
 
     Args:
-        model: Whose answers are judged; of it the names of the outputs are used.
+        model: Whose answers are judged: its name and the names of its outputs.
         configured: Arguments of `compile`, of `CONFIGURED`.
     """
 
-    def __init__(self, model: keras.Model, configured: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, configured: Mapping[str, Any]) -> None:
         self.name = model.name
-        self._model = _Answers(getattr(model, "output_names", None))
+        self._model = _Answers(list(getattr(model, "output_names", None) or ()) or None)
         self._model.compile("sgd", jit_compile=False, **configured)
         (self._mean_loss,) = (each for each in self._model.metrics if each.name == "loss")
 

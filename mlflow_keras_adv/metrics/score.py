@@ -5,8 +5,9 @@ several outputs. Or by metrics that are given. The model itself is left alone: n
 metrics changes, and nothing is compiled.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -14,9 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of, of_scikit_learn
 from mlflow_keras_adv.metrics.directions import Mode, mode_of_name
 from mlflow_keras_adv.metrics.judge import Judge, compiled_with
-from mlflow_keras_adv.metrics.task import Task, classes_of, is_logits, task_of
+from mlflow_keras_adv.metrics.per_sample import PerSample
+from mlflow_keras_adv.metrics.task import Task, classes_of, task_of
 
 _BATCH = 256
 
@@ -32,6 +35,8 @@ class Scores:
         values: By name: `loss` and the metrics, of several outputs as `<output>/<metric>`.
         directions: Of each whose better way is known, "min" or "max".
         per_sample: Of metrics that are means over samples, float64 of shape [samples].
+        weights: Of the same, how much each sample counts in the mean: its sample weight, or how
+            many of its steps a mask shows. float64 of shape [samples].
         answers: What the model answered: an array of shape [samples, …], or a structure of such.
         labels: The labels, in the same form; None without.
         task: Of a model with one output, where it is known.
@@ -40,6 +45,7 @@ class Scores:
     values: Mapping[str, float]
     directions: Mapping[str, Mode]
     per_sample: Mapping[str, np.ndarray]
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     answers: Any = None
     labels: Any = None
     task: Task | None = None
@@ -49,11 +55,10 @@ class Scores:
 class _Collected:
     answers: list[Any] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
-    weights: list[np.ndarray] = field(default_factory=list)
 
 
 def score(
-    model: keras.Model,
+    model: keras.Model | Criteria,
     x: Any,
     y: Any = None,
     sample_weight: Any = None,
@@ -65,66 +70,72 @@ def score(
     """Scores a model.
 
     Args:
-        model: A Keras model.
+        model: A Keras model; or, of what answers elsewhere, the criteria that it is scored by.
         x: Arrays of shape [samples, …], a list or dict of such, a finite `tf.data.Dataset`, or a
             `keras.utils.PyDataset`; the latter two bring their labels and sample weights.
         y: Labels, in the structure of the outputs; None where there are none.
         sample_weight: As `evaluate` takes it.
         metrics: Instead of what the model was compiled with: metrics and functions of Keras, names
             of these, functions of scikit-learn; of several outputs a dict by their names.
-        answer: Answers a batch in place of the model, a `.tflite` file made of it say.
+        answer: Answers a batch in place of the model, a `.tflite` file made of it say. Its loss is
+            then without the part that is of the model's weights.
         batch_size: Samples a call.
 
     Raises:
         UserError: There is nothing to score by, or it does not fit the labels and the answers.
     """
-    configured = compiled_with(model) if metrics is None else {}
-    given, whole = _split(metrics)
-    if given is not None:
-        configured = {"metrics": given}
-    if metrics is None and answer is None and _scores_by_itself(model):
+    if isinstance(model, Criteria):
+        if answer is None:
+            raise ValueError("Criteria answer nothing: give answer=, what is to be scored.")
+        criteria, answers_to, own = model, answer, None
+    elif metrics is None and answer is None and scores_by_itself(model):
         return _evaluated(model, x, y, sample_weight, batch_size)
-    by_labels = bool(configured)
-    judge = Judge(model, configured) if by_labels else None
+    else:
+        criteria, own = criteria_of(model), None if answer else model
+        answers_to = answer or functools.partial(model, training=False)
+    configured, whole = _split(criteria.configured if metrics is None else {"metrics": metrics})
+    judge = Judge(criteria, configured) if configured else None
+    outputs = criteria.output_names if len(criteria.output_names) > 1 else ()
     collected = _Collected()
-    per_sample: dict[str, list[np.ndarray]] = {}
+    per_sample = PerSample(judge, configured, outputs) if judge is not None else None
     try:
         for inputs, labels, weight in batches(x, y, sample_weight, batch_size):
-            answers = answer(inputs) if answer else model(inputs, training=False)
+            answers = answers_to(inputs)
             collected.answers.append(_numbers(answers))
             if labels is None:
                 continue
             collected.labels.append(_numbers(labels))
-            if judge is None:
+            if judge is None or per_sample is None:
                 continue
             if "loss" in configured:
-                judge.loss(labels, answers, weight, [] if answer else model.losses)
+                judge.loss(labels, answers, weight, own.losses if own else ())
             judge.results(labels, answers, weight)
-            for name, numbers in _each(judge, configured, labels, answers, weight).items():
-                per_sample.setdefault(name, []).append(numbers)
+            per_sample.add(labels, answers, weight)
     except UserError:
         raise
     except Exception as error:  # what models, losses and metrics raise has no end
         raise UserError(
-            f"{model.name!r} cannot be scored: {type(error).__name__}: {error} Give what fits its "
-            "outputs and labels: metrics=[keras.metrics.…], a function of scikit-learn, or measure "
-            "it yourself and pass scores={…}."
+            f"{criteria.name!r} cannot be scored: {type(error).__name__}: {error} Give what fits "
+            "its outputs and labels: metrics=[keras.metrics.…], a function of scikit-learn, or "
+            "measure it yourself and pass scores={…}."
         ) from error
     answers = _joined(collected.answers)
     labels = _joined(collected.labels) if collected.labels else None
     values: dict[str, float] = {}
-    if judge is not None and labels is not None:
+    numbers: dict[str, np.ndarray] = {}
+    weights: dict[str, np.ndarray] = {}
+    if judge is not None and per_sample is not None and labels is not None:
         found = judge.so_far()
         named = {name: float(value) for name, value in found.items() if np.ndim(value) == 0}
         if "loss" not in configured:
             named.pop("loss", None)
-        values = {_key(name, _outputs(model)): value for name, value in named.items()}
+        values = {_key(name, outputs): value for name, value in named.items()}
+        numbers, weights = per_sample.joined(values)
     directions = {
         key: mode
         for key in values
         if (mode := mode_of_name(key.replace("/", "_"), judge.metrics if judge else ()))
     }
-    joined = {name: np.concatenate(parts) for name, parts in per_sample.items()}
     if labels is not None:
         for name, function in whole.items():
             values[name] = float(function(labels, answers))
@@ -132,12 +143,25 @@ def score(
                 directions[name] = "max"
             elif name.endswith(("_error", "_loss", "_deviance")):
                 directions[name] = "min"
-    loss = configured.get("loss", loss_of(model))
-    task = task_of(loss, answers) if isinstance(answers, np.ndarray) else None
-    if task is None and metrics is None and not by_labels and labels is not None:
-        task = _of_labels(model, labels, answers)
-    scores = Scores(values, directions, joined, answers, labels, task)
+    task = criteria.task
+    if task is None and isinstance(answers, np.ndarray):
+        task = task_of(criteria.configured.get("loss"), answers)
+    if task is None and metrics is None and judge is None and labels is not None:
+        task = _of_labels(criteria.name, labels, answers)
+    scores = Scores(values, directions, numbers, weights, answers, labels, task)
     return _with_accuracy(scores) if metrics is None else scores
+
+
+def deciding(found: Scores) -> str | None:
+    """The metric that decides where nobody has said which: accuracy, else the first, else loss.
+
+    Of those alone whose better way is known.
+    """
+    known = [name for name in found.values if name in found.directions]
+    if "accuracy" in known:
+        return "accuracy"
+    metrics = [name for name in known if name.rpartition("/")[2] != "loss"]
+    return next(iter([*metrics, *known]), None)
 
 
 def loss_of(model: keras.Model) -> Any:
@@ -177,31 +201,8 @@ def batches(
         )
 
 
-def difference(answers: Any, other: Any) -> dict[str, float]:
-    """How far two models' answers are apart.
-
-    Args:
-        answers: Arrays of shape [samples, …], or a structure of such.
-        other: Those of the model that they should equal.
-
-    Returns:
-        `difference`: the root of the mean square of what they differ by, over that of `other`;
-        `difference_max`: the largest, over the largest of `other`. Over all outputs: the worst.
-    """
-    worst = {"difference": 0.0, "difference_max": 0.0}
-    for ours, theirs in zip(keras.tree.flatten(answers), keras.tree.flatten(other), strict=True):
-        a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-        if a.shape != b.shape:
-            raise UserError(f"Two models' answers differ in shape: {a.shape} and {b.shape}.")
-        tiny = np.finfo(np.float64).tiny
-        root = np.sqrt(np.mean((a - b) ** 2)) / max(np.sqrt(np.mean(b**2)), tiny)
-        most = np.max(np.abs(a - b)) / max(np.max(np.abs(b)), tiny)
-        worst["difference"] = max(worst["difference"], float(root))
-        worst["difference_max"] = max(worst["difference_max"], float(most))
-    return worst
-
-
-def _scores_by_itself(model: keras.Model) -> bool:
+def scores_by_itself(model: keras.Model) -> bool:
+    """Whether a model has an evaluation of its own, so that only `evaluate` knows its scores."""
     return any(
         owner.__module__.partition(".")[0] != "keras"
         for name in _OWN_WAYS
@@ -241,65 +242,21 @@ def _evaluated(model: Any, x: Any, y: Any, sample_weight: Any, batch_size: int) 
     return Scores(values, {key: mode for key, mode in modes.items() if mode}, {})
 
 
-def _split(metrics: Any) -> tuple[Any, dict[str, Callable[..., Any]]]:
+def _split(
+    configured: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Callable[..., Any]]]:
     """What Keras can take, and functions of scikit-learn, which want all answers."""
+    metrics = configured.get("metrics")
     if metrics is None or isinstance(metrics, Mapping):
-        return metrics, {}
-    listed = (
-        list(metrics)
-        if isinstance(metrics, Sequence) and not isinstance(metrics, str)
-        else [metrics]
-    )
-    whole = {
-        each.__name__: each
-        for each in listed
-        if callable(each) and getattr(each, "__module__", "").partition(".")[0] == "sklearn"
-    }
-    return [each for each in listed if each not in whole.values()] or None, whole
+        return dict(configured), {}
+    listed = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    whole = {each.__name__: each for each in listed if of_scikit_learn(each)}
+    others = [each for each in listed if not of_scikit_learn(each)]
+    rest = {key: value for key, value in configured.items() if key != "metrics"}
+    return rest | ({"metrics": others} if others else {}), whole
 
 
-def _each(
-    judge: Judge, configured: Mapping[str, Any], labels: Any, answers: Any, weight: Any
-) -> dict[str, np.ndarray]:
-    """A number a sample, of a model with one output whose metrics are means over samples."""
-    if not tf.is_tensor(answers) and not isinstance(answers, np.ndarray):
-        return {}
-    found = {}
-    loss = configured.get("loss")
-    functions = {}
-    if loss is not None and not isinstance(loss, Mapping | list | tuple):
-        known = keras.losses.get(loss)
-        functions["loss"] = known.call if isinstance(known, keras.losses.Loss) else known
-    for metric in judge.metrics:
-        for each in (metric, *getattr(metric, "metrics", [])):
-            if (function := getattr(each, "_fn", None)) is not None:
-                named = getattr(each, "_fn_kwargs", {})
-                functions[each.name] = lambda a, b, f=function, n=named: f(a, b, **n)
-    mask = getattr(answers, "_keras_mask", None)
-    for name, function in functions.items():
-        try:
-            values = np.asarray(function(tf.convert_to_tensor(labels), answers), np.float64)
-        except Exception:  # it wants another form; the mean that Keras computed is on record
-            continue
-        rows = len(values) if values.ndim else 0
-        if rows != len(keras.tree.flatten(answers)[0]):
-            continue
-        shown = np.ones_like(values)
-        for part in (mask, weight):
-            if part is not None and np.ndim(part):
-                given = np.asarray(part, np.float64)
-                if given.ndim > values.ndim:
-                    given = given.reshape(given.shape[: values.ndim])
-                shown = shown * given.reshape(given.shape + (1,) * (values.ndim - given.ndim))
-        flat, shown = values.reshape(rows, -1), shown.reshape(rows, -1)
-        total = shown.sum(axis=1)
-        found[name] = np.where(
-            total > 0, (flat * shown).sum(axis=1) / np.where(total > 0, total, 1), 0
-        )
-    return found
-
-
-def _of_labels(model: Any, labels: Any, answers: Any) -> Task:
+def _of_labels(name: str, labels: Any, answers: Any) -> Task:
     """The task of a model that was not compiled: integers for scores of classes, or nothing.
 
     Raises:
@@ -313,35 +270,9 @@ def _of_labels(model: Any, labels: Any, answers: Any) -> Task:
         except ValueError:
             pass
     raise UserError(
-        f"{model.name!r} was not compiled, so nothing says what it is to be scored by. Compile it "
+        f"{name!r} was not compiled, so nothing says what it is to be scored by. Compile it "
         "with its loss and metrics, give metrics=[keras.metrics.…], or pass scores={…}."
     )
-
-
-def agreement(found: Scores, other: Any, loss: Any = None) -> float | None:
-    """Share of the decisions on which another model agrees; None of answers that decide nothing.
-
-    Args:
-        found: The scores of a model with one output.
-        other: The answers of the other, of the same shape.
-        loss: What the model was compiled with: of logits, 0 decides instead of 0.5.
-
-    Raises:
-        UserError: The answers differ in shape.
-    """
-    if found.task not in ("classification", "binary", "multi-label"):
-        return None
-    answers, other = np.asarray(found.answers), np.asarray(other)
-    if answers.shape != other.shape:
-        raise UserError(f"Two models' answers differ in shape: {answers.shape} and {other.shape}.")
-    if found.task == "classification":
-        same = answers.argmax(axis=-1) == other.argmax(axis=-1)
-        known = ~(np.isnan(answers).any(axis=-1) | np.isnan(other).any(axis=-1))
-    else:
-        threshold = 0.0 if is_logits(loss) else 0.5
-        same = (answers > threshold) == (other > threshold)
-        known = ~(np.isnan(answers) | np.isnan(other))
-    return float(np.mean(same & known))
 
 
 def _with_accuracy(found: Scores) -> Scores:
@@ -353,13 +284,12 @@ def _with_accuracy(found: Scores) -> Scores:
     except ValueError:
         return found
     each = right.reshape(len(right), -1).mean(axis=1)
-    return Scores(
-        {**found.values, "accuracy": float(right.mean())},
-        {**found.directions, "accuracy": "max"},
-        {**found.per_sample, "accuracy": each},
-        found.answers,
-        found.labels,
-        found.task,
+    return replace(
+        found,
+        values={**found.values, "accuracy": float(right.mean())},
+        directions={**found.directions, "accuracy": "max"},
+        per_sample={**found.per_sample, "accuracy": each},
+        weights={**found.weights, "accuracy": np.full(len(each), float(right[0].size))},
     )
 
 

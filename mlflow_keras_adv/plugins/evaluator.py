@@ -17,14 +17,14 @@ Example:
     ```
 """
 
+import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -34,11 +34,16 @@ from mlflow.models.evaluation.base import EvaluationArtifact, EvaluationResult, 
 from mlflow_keras_adv.compat.mlflow import load_evaluation_artifact
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
+from mlflow_keras_adv.tracking.directions import note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_logger = logging.getLogger(__name__)
+
 NAME = "keras_adv"
+TASK_TAG = "task.evaluation"
 _FOLDER = "keras_adv"
 
 
@@ -47,16 +52,28 @@ class Options:
     """What `evaluator_config` may hold.
 
     Attributes:
-        reference: URI of a Keras or LiteRT model of the same classes: `final/agreement` says how
-            often both choose the same class.
-        class_names: Names of the classes, in the order of the scores. Labels may be such names.
+        task: "classification", "binary", "multi-label", "regression", "segmentation", "tagging",
+            "forecast" or "reconstruction"; of several outputs a dict by their names. Default: what
+            the model was compiled with says, else what labels and answers leave no doubt of.
+        metrics: Metrics of Keras or functions of scikit-learn to score by, instead of those that
+            the model was compiled with; of several outputs a dict.
+        targets: Labels of several outputs: a dict of arrays, or of columns of the data.
+        sample_weight: As `evaluate` of Keras takes it, or the name of a column of the data.
+        reference: URI of a Keras or LiteRT model that should answer the same: `final/difference`
+            says how far their answers are apart, `final/agreement` how often they decide the same.
+        class_names: Names of the classes, labels, tags or targets, in the order of the scores; of
+            several outputs a dict. Labels may be such names.
         bins: Of the calibration error; 15 in the paper.
-        from_logits: Whether the scores are logits; see `classification.probabilities`.
+        from_logits: Whether the scores are logits; see `metrics.views.classes.probabilities`.
         repeats: Calls whose latency is measured.
     """
 
+    task: Any = None
+    metrics: Any = None
+    targets: Any = None
+    sample_weight: Any = None
     reference: str | None = None
-    class_names: Sequence[str] | None = None
+    class_names: Any = None
     bins: int = 15
     from_logits: bool | None = None
     repeats: int = 200
@@ -90,9 +107,11 @@ class KerasEvaluator(ModelEvaluator):
 
     For every model the metrics are those of `compression.footprint.footprint`, or of
     `file_footprint` for a `.tflite` file, as `final/…`: size, gzip size, parameters, sparsity,
-    latency. With targets, unless the model type is "regressor", also `final/accuracy`, `final/ece`
-    (expected calibration error, Guo et al. 2017) and, in the folder `keras_adv`, `per_class.csv`,
-    `confusion_counts.csv`, `confusion.png`, `calibration.csv`, `reliability.png`.
+    latency. With targets also what Keras' `evaluate` says of a compiled model, or what `metrics=`
+    asks for, and what its task has: of a classifier `final/accuracy`, `final/ece` (expected
+    calibration error, Guo et al. 2017), of a regression `final/mae`, `final/rmse`, `final/r2`, …;
+    of several outputs `final/<output>/…`. The folder `keras_adv` has the tables and figures that
+    `Predictions` shows too, and the tag `task.evaluation` says what the answers were taken for.
 
     Images are given as flat rows, as MLflow takes arrays of two axes only, or as a DataFrame with a
     column of arrays. `extra_metrics` and `custom_artifacts` are left to MLflow's own evaluators.
@@ -126,27 +145,20 @@ class KerasEvaluator(ModelEvaluator):
 
         Raises:
             UserError: An unknown option, a model of another kind, or data that do not fit it.
-            ValueError: Scores or labels that are not those of a classifier.
         """
         options = Options.read(evaluator_config)
-        from mlflow_keras_adv.plugins.subject import subject_of  # Keras takes seconds
+        from mlflow_keras_adv.plugins.evaluation import Evaluation  # Keras takes seconds
 
-        subject, features = subject_of(model), dataset.features_data
-        if not len(features):
-            raise UserError("There is nothing to evaluate on: the data have no samples.")
-        measured: dict[str, float] = {}
-        artifacts: dict[str, Any] = {}
-        classifies = model_type != "regressor" and dataset.labels_data is not None
-        if classifies or options.reference is not None:
-            scores = subject.scores(features)
-            if options.reference is not None:
-                measured["agreement"] = _agreement(scores, options.reference, features)
-            if classifies:
-                found, tables = _classification(scores, dataset.labels_data, options)
-                measured.update(found)
-                artifacts = _log_artifacts(run_id, tables)
-        measured.update(subject.footprint(features, repeats=options.repeats))
-        metrics = {f"final/{name}": value for name, value in measured.items()}
+        done = Evaluation.of(model, model_type, dataset, options)
+        if done.kinds:
+            MlflowClient().set_tag(run_id, TASK_TAG, done.kinds)
+        if done.directions:
+            tagged = {f"final/{key}": mode for key, mode in done.directions.items()}
+            MlflowClient().set_tag(run_id, f"{DIRECTIONS}evaluation", note(tagged))
+        for sentence in done.unseen:
+            _logger.warning("Of this evaluation is not shown: %s", sentence)
+        artifacts = _log_artifacts(run_id, done.contents) if done.contents else {}
+        metrics = {f"final/{name}": value for name, value in done.measured.items()}
         if model_id is None:  # else `mlflow.models.evaluate` logs them, linked to the model
             _log_metrics(run_id, metrics, dataset)
         return EvaluationResult(metrics, artifacts, run_id)
@@ -156,72 +168,6 @@ def _own(config: Mapping[str, Any] | None) -> Any:
     return (config or {}).get(NAME, config or {})
 
 
-def _agreement(scores: Any, reference: str, features: Any) -> float:
-    import mlflow
-
-    from mlflow_keras_adv.compression.footprint import agreement, highest
-    from mlflow_keras_adv.plugins.subject import subject_of
-
-    other = subject_of(mlflow.pyfunc.load_model(reference)).scores(features)
-    return agreement(highest(scores), highest(other))
-
-
-def _classification(
-    scores: Any, labels: Any, options: Options
-) -> tuple[dict[str, float], dict[str, "pd.DataFrame | Figure"]]:
-    from mlflow_keras_adv.callbacks.prediction_figures import confusion_figure
-    from mlflow_keras_adv.compression.footprint import accuracy, highest
-    from mlflow_keras_adv.plugins.classification import (
-        calibration_table,
-        confusion_counts,
-        expected_calibration_error,
-        per_class_table,
-        probabilities,
-    )
-    from mlflow_keras_adv.plugins.reliability_figure import reliability_figure
-
-    chosen = highest(scores)
-    classes = scores.shape[-1]
-    names = _names(options.class_names, classes)
-    y = _integers(np.asarray(labels), names)
-    found = {"accuracy": accuracy(chosen, y)}
-    y, chosen = y.reshape(-1).astype(int), chosen.reshape(-1)
-    if y.max() >= classes:
-        raise UserError(f"The labels go up to {y.max()}; the model has {classes} classes, from 0.")
-    sure = probabilities(scores.reshape(-1, classes), from_logits=options.from_logits).max(axis=1)
-    bins = calibration_table(sure, chosen == y, bins=options.bins)
-    found["ece"] = expected_calibration_error(bins)
-    counts = confusion_counts(y, chosen, classes)
-    return found, {
-        "per_class.csv": per_class_table(y, chosen, names),
-        "confusion_counts.csv": pd.DataFrame(counts, columns=names).assign(label=names),
-        "confusion.png": confusion_figure(counts, names),
-        "calibration.csv": bins,
-        "reliability.png": reliability_figure(bins, found["ece"]),
-    }
-
-
-def _names(given: Sequence[str] | None, classes: int) -> list[str]:
-    names = [str(name) for name in given or range(classes)]
-    if len(names) != classes or len(set(names)) != classes:
-        raise UserError(f"class_names needs {classes} different names; got {names}.")
-    return names
-
-
-def _integers(labels: np.ndarray, names: list[str]) -> np.ndarray:
-    """Labels as integers, where they are names of classes."""
-    if labels.dtype.kind in "biuf":
-        return labels
-    unknown = sorted({str(label) for label in labels.flat} - set(names))
-    if unknown:
-        raise UserError(
-            f"The labels {', '.join(unknown[:5])} are none of the classes {', '.join(names)}. Give "
-            "evaluator_config={'class_names': […]} in the order of the model's scores."
-        )
-    place = {name: position for position, name in enumerate(names)}
-    return np.vectorize(lambda label: place[str(label)], otypes=[int])(labels)
-
-
 def _log_metrics(run_id: str, metrics: Mapping[str, float], dataset: Any) -> None:
     now = time.time_ns() // 1_000_000
     origin = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
@@ -229,18 +175,23 @@ def _log_metrics(run_id: str, metrics: Mapping[str, float], dataset: Any) -> Non
     MlflowClient().log_batch(run_id, metrics=points)
 
 
-def _log_artifacts(run_id: str, contents: Mapping[str, "pd.DataFrame | Figure"]) -> dict[str, Any]:
+def _log_artifacts(
+    run_id: str, contents: Mapping[str, "pd.DataFrame | Callable[[], Figure]"]
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         artifacts: dict[str, Any] = {}
         for name, content in contents.items():
-            file, uri = Path(folder, name), f"runs:/{run_id}/{_FOLDER}/{name}"
+            table = isinstance(content, pd.DataFrame)
+            file = Path(folder, f"{name}.csv" if table else f"{name}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            uri = f"runs:/{run_id}/{_FOLDER}/{file.relative_to(folder).as_posix()}"
             if isinstance(content, pd.DataFrame):
                 content.to_csv(file, index=False)
                 artifact: EvaluationArtifact = CsvEvaluationArtifact(uri, content)
             else:
-                content.savefig(file)
+                content().savefig(file)
                 artifact = ImageEvaluationArtifact(uri)
                 load_evaluation_artifact(artifact, str(file))
-            artifacts[f"{_FOLDER}/{Path(name).stem}"] = artifact
+            artifacts[f"{_FOLDER}/{name}"] = artifact
         MlflowClient().log_artifacts(run_id, folder, _FOLDER)
     return artifacts

@@ -1,27 +1,48 @@
 """The model that an evaluation is of: a Keras model or a `.tflite` file, whoever logged it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
-from mlflow_keras_adv.compression.footprint import footprint, scores_of
+from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.answers import answers_of, left_alone, masks_of
+from mlflow_keras_adv.metrics.score import Scores, loss_of, score
+from mlflow_keras_adv.metrics.views.outputs import Known
+from mlflow_keras_adv.training.logits import endings_of
 
 if TYPE_CHECKING:
     from mlflow_keras_adv.compression.runtime import LiteRTModel
+
+Masks = Sequence[np.ndarray | None]
 
 
 class Subject(Protocol):
     """A model that can be measured on the features of an evaluation."""
 
-    def scores(self, features: Any) -> Any:
-        """What it answers: an array of shape (samples, …), or several if it has several outputs."""
+    def inputs(self, features: Any) -> Any:
+        """What it takes, made of the features of an evaluation."""
 
-    def footprint(self, features: Any, *, repeats: int) -> dict[str, float]:
+    def answers(self, inputs: Any) -> Any:
+        """What it answers: an array of shape (samples, …), or a list or dict of such."""
+
+    def masks(self, inputs: Any) -> Masks:
+        """Of each output what of it counts; empty where nothing is masked."""
+
+    def known(self) -> Known:
+        """What is known of its outputs."""
+
+    def scores(self, inputs: Any, labels: Any, weights: Any, metrics: Any) -> Scores | None:
+        """By metrics, or by what it was compiled with; None if there is neither."""
+
+    def footprint(self, inputs: Any, *, repeats: int) -> dict[str, float]:
         """What it weighs and takes; the names are those of `compression.footprint.footprint`."""
 
 
@@ -56,39 +77,80 @@ class KerasSubject:
 
     model: keras.Model
 
-    def scores(self, features: Any) -> Any:
+    def inputs(self, features: Any) -> Any:
         """See `Subject`."""
-        return scores_of(self.model, self._inputs(features))
-
-    def footprint(self, features: Any, *, repeats: int) -> dict[str, float]:
-        """See `Subject`."""
-        return footprint(self.model, self._inputs(features), repeats=repeats)
-
-    def _inputs(self, features: Any) -> Any:
         tensors = getattr(self.model, "inputs", None)
         if not tensors:  # a subclassed model takes what it takes
-            return np.asarray(features)
+            return columns(features, [""])[""]
         arrays = columns(features, [tensor.name for tensor in tensors])
         shaped = {each.name: _shaped(arrays[each.name], each) for each in tensors}
         return shaped if len(shaped) > 1 else next(iter(shaped.values()))
 
+    def answers(self, inputs: Any) -> Any:
+        """See `Subject`."""
+        with left_alone(self.model):
+            return answers_of(self.model, inputs)
+
+    def masks(self, inputs: Any) -> Masks:
+        """See `Subject`."""
+        with left_alone(self.model):
+            return masks_of(self.model, inputs)
+
+    def known(self) -> Known:
+        """See `Subject`."""
+        return Known(
+            outputs=getattr(self.model, "output_names", None),
+            loss=loss_of(self.model),
+            endings=endings_of(self.model),
+        )
+
+    def scores(self, inputs: Any, labels: Any, weights: Any, metrics: Any) -> Scores | None:
+        """See `Subject`."""
+        if metrics is None and not getattr(self.model, "compiled", False):
+            return None
+        with left_alone(self.model):
+            return score(self.model, inputs, labels, weights, metrics=metrics)
+
+    def footprint(self, inputs: Any, *, repeats: int) -> dict[str, float]:
+        """See `Subject`."""
+        return footprint(self.model, inputs, repeats=repeats)
+
 
 @dataclass(frozen=True)
 class FileSubject:
-    """A `.tflite` file."""
+    """A `.tflite` file, which keeps neither masks nor losses."""
 
     model: "LiteRTModel"
 
-    def scores(self, features: Any) -> Any:
+    def inputs(self, features: Any) -> Any:
         """See `Subject`."""
-        return self.model.predict(self.model.named(pd.DataFrame(features)))
+        return self.model.named(pd.DataFrame(features))
 
-    def footprint(self, features: Any, *, repeats: int) -> dict[str, float]:
+    def answers(self, inputs: Any) -> Any:
+        """See `Subject`."""
+        return self.model.predict(inputs)
+
+    def masks(self, inputs: Any) -> Masks:
+        """See `Subject`."""
+        return []
+
+    def known(self) -> Known:
+        """See `Subject`."""
+        return Known(outputs=[each.name for each in self.model.outputs])
+
+    def scores(self, inputs: Any, labels: Any, weights: Any, metrics: Any) -> Scores | None:
+        """See `Subject`."""
+        if metrics is None:
+            return None
+        # What a score asks a model that does not answer itself.
+        named = SimpleNamespace(name="the file", output_names=self.known().outputs)
+        return score(named, inputs, labels, weights, metrics=metrics, answer=self.model.predict)
+
+    def footprint(self, inputs: Any, *, repeats: int) -> dict[str, float]:
         """See `Subject`; with the further names of `file_footprint`."""
         from mlflow_keras_adv.compression.file_footprint import file_footprint
 
-        named = self.model.named(pd.DataFrame(features))
-        return file_footprint(self.model.content, named, repeats=repeats)
+        return file_footprint(self.model.content, inputs, repeats=repeats)
 
 
 def columns(features: Any, names: list[str]) -> dict[str, np.ndarray]:
@@ -105,31 +167,33 @@ def columns(features: Any, names: list[str]) -> dict[str, np.ndarray]:
     if not isinstance(features, pd.DataFrame):
         features = pd.DataFrame(np.asarray(features))
     if set(names) <= set(features.columns):
-        return {name: _stacked(features[name]) for name in names}
+        return {name: stacked(features[name]) for name in names}
     if len(names) > 1:
         raise UserError(
             f"The model has the inputs {', '.join(names)}; the data need a column of each name, "
             f"and have {', '.join(map(str, features.columns))}."
         )
     alone = features.shape[1] == 1
-    return {names[0]: _stacked(features.iloc[:, 0]) if alone else features.to_numpy()}
+    return {names[0]: stacked(features.iloc[:, 0]) if alone else features.to_numpy()}
 
 
-def _stacked(cells: "pd.Series[Any]") -> np.ndarray:
+def stacked(cells: Any) -> np.ndarray:
+    """The cells of a column as one array."""
     return np.stack([np.asarray(cell) for cell in cells])
 
 
-def _shaped(values: np.ndarray, tensor: keras.KerasTensor) -> np.ndarray:
+def _shaped(values: np.ndarray, tensor: keras.KerasTensor) -> Any:
     """In the shape and dtype of an input; rows of numbers become images where these are such."""
     sample = tuple(tensor.shape[1:])
     if values.dtype.kind in "biuf":
         values = values.astype(tensor.dtype)
-    if None in sample or values.shape[1:] == sample:
-        return values
-    numbers = math.prod(values.shape[1:])
-    if numbers != math.prod(sample):
-        raise UserError(
-            f"The model's input {tensor.name!r} takes samples of shape {sample}; the data have "
-            f"{numbers} numbers for each. Flat rows are reshaped: x.reshape(len(x), -1)."
-        )
-    return values.reshape(len(values), *sample)
+    if None not in sample and values.shape[1:] != sample:
+        numbers = math.prod(values.shape[1:])
+        if numbers != math.prod(sample):
+            raise UserError(
+                f"The model's input {tensor.name!r} takes samples of shape {sample}; the data have "
+                f"{numbers} numbers for each. Flat rows are reshaped: x.reshape(len(x), -1)."
+            )
+        values = values.reshape(len(values), *sample)
+    # Keras takes texts as a tensor only.
+    return tf.constant(values.astype(str)) if tensor.dtype == "string" else values

@@ -8,10 +8,12 @@ best-of-experiment     see `best_of_experiment`
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -22,6 +24,7 @@ from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.registry.gates import Gate, ReadyMade, judge
 from mlflow_keras_adv.registry.rights import READ_EXPERIMENT, READ_MODEL, asking
 from mlflow_keras_adv.registry.samples import Measurements
+from mlflow_keras_adv.tracking.directions import direction, recorded
 
 BEST = "best-of-experiment"
 SHA256_TAG = "sha256"
@@ -31,6 +34,7 @@ _FORMS = (
     f"models:/<registered name>@<alias> or {BEST}"
 )
 _COPIES = 10  # a version may be a copy of a version, of a copy, …
+_ASKED_RUNS = 20  # of which the direction of a metric is read
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,26 @@ def model_of(version: ModelVersion) -> Model:
     return Model(f"models:/{version.name}/{version.version}", None, version.run_id or "", sha256)
 
 
-def best_of_experiment(experiment_id: str, digest: str, gates: Sequence[Gate] = ()) -> Model:
-    """The finished model with the highest `final/accuracy`; of equals that of fewest gzip bytes.
+def best_of_experiment(
+    experiment_id: str,
+    digest: str,
+    gates: Sequence[Gate] = (),
+    select_by: str = "accuracy",
+    mode: str = "auto",
+) -> Model:
+    """The finished model with the best `final/<select_by>`; of equals that of fewest gzip bytes.
 
     Args:
         experiment_id: Where to look.
-        digest: Of the dataset; accuracies on another one do not count.
+        digest: Of the dataset; values on another one do not count.
         gates: Floors, ceilings and budgets of bytes that the recorded numbers have to pass. Gates
             that need a measurement of now are left for later.
+        select_by: The metric.
+        mode: "min", "max", or "auto": as the runs of the models have recorded it, else as its name
+            says.
 
     Raises:
-        UserError: There is none; says what to run first.
+        UserError: There is none; says what to run first. Or nobody knows which way is better.
     """
     client = MlflowClient()
     asked = [
@@ -117,7 +130,7 @@ def best_of_experiment(experiment_id: str, digest: str, gates: Sequence[Gate] = 
         for gate in gates
         if isinstance(gate, ReadyMade) and gate.on_record is not None
     ]
-    seen, best = 0, None
+    seen, passing = 0, []
     with asking("The models of the experiment cannot be read", READ_EXPERIMENT):
         experiment = client.get_experiment(experiment_id).name
         for model in _finished(client, experiment_id):
@@ -126,18 +139,20 @@ def best_of_experiment(experiment_id: str, digest: str, gates: Sequence[Gate] = 
                 for metric in model.metrics or []
                 if metric.key.startswith("final/") and metric.dataset_digest == digest
             }
-            if "accuracy" not in final:
+            if math.isnan(final.get(select_by, math.nan)):
                 continue
             seen += 1
-            recorded = Measurements(final)
-            if all(judge(gate, recorded, None).passed for gate in asked):
-                order = (final["accuracy"], -final.get("gzip_bytes", float("inf")))
-                if best is None or order > best[0]:
-                    best = (order, model)
-    if best is not None:
-        return _logged(client, best[1].model_id)
+            known = Measurements(final)
+            if all(judge(gate, known, None).passed for gate in asked):
+                passing.append((final[select_by], -final.get("gzip_bytes", math.inf), model))
+        rising = seen > 0 and _rises(client, select_by, mode, passing)
+    if passing:
+        sign = 1 if rising else -1
+        best = max(passing, key=lambda each: (sign * each[0], each[1]))
+        return _logged(client, best[2].model_id)
     where = (
-        f"experiment {experiment!r} has {seen} models with final/accuracy on the dataset {digest}"
+        f"experiment {experiment!r} has {seen} models with final/{select_by} on the dataset "
+        f"{digest}"
     )
     if seen:
         raise UserError(f"{where}, but none passes the floors. Lower them, or train a better one.")
@@ -145,6 +160,22 @@ def best_of_experiment(experiment_id: str, digest: str, gates: Sequence[Gate] = 
         f"{where}. Train some on this dataset first, for example with "
         "`mlflow run . -e compress --env-manager local`, or name a candidate: models:/m-…."
     )
+
+
+def _rises(
+    client: MlflowClient, select_by: str, mode: str, found: Sequence[tuple[Any, Any, LoggedModel]]
+) -> bool:
+    """Whether more of the metric is better."""
+    key = f"final/{select_by}"
+    known: str | None = mode
+    if mode == "auto":
+        ids = sorted({model.source_run_id for *_, model in found if model.source_run_id})
+        known = direction(key, recorded(client.get_run(each) for each in ids[:_ASKED_RUNS]))
+    if known is None:
+        raise UserError(
+            f"Nobody knows which way {key!r} is better: give mode='min' or mode='max' (--mode)."
+        )
+    return known == "max"
 
 
 def download(model: Model) -> tuple[Path, str]:

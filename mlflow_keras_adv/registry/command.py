@@ -1,6 +1,7 @@
 """What `mlflow-keras-adv promote` is told, as samples and gates."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from mlflow import MlflowClient
 
@@ -24,9 +25,14 @@ def promotion_of(
     experiment: str | None,
     floors: Sequence[str],
     ceilings: Sequence[str],
-    max_accuracy_drop: float,
+    metric: str | None,
+    margin: float,
+    relative: bool,
+    mode: Literal["min", "max", "auto"],
     confidence: float | None,
+    slices: Sequence[str],
     min_agreement: float | None,
+    max_difference: float | None,
     max_size_bytes: int | None,
     max_latency_ratio: float | None,
     same_dataset: bool,
@@ -37,13 +43,21 @@ def promotion_of(
     Raises:
         UserError: What `promote` raises, and values that are no values.
     """
-    samples = read_samples(data, name=dataset, digest=digest)
+    samples = read_samples(data, name=dataset, digest=digest, slices=slices)
     try:
         gates: list[Gate] = [ready_made.floor(*_limit("--min", text)) for text in floors]
         gates += [ready_made.ceiling(*_limit("--max", text)) for text in ceilings]
-        gates += [ready_made.non_inferiority(margin=max_accuracy_drop, confidence=confidence)]
+        worse = ready_made.non_inferiority(
+            metric, margin, relative=relative, mode=mode, confidence=confidence
+        )
+        # Without labels nothing is scored, and size, latency and serving may still decide.
+        if metric is not None or samples.y is not None:
+            gates += [worse]
+        gates += [ready_made.per_slice(worse, column) for column in slices]
         if min_agreement is not None:
             gates += [ready_made.agreement(min_agreement)]
+        if max_difference is not None:
+            gates += [ready_made.difference(max_difference)]
         if max_size_bytes is not None:
             gates += [ready_made.budget(max_size_bytes=max_size_bytes)]
         if max_latency_ratio is not None:
@@ -59,6 +73,8 @@ def promotion_of(
             dry_run=dry_run,
             reason=reason,
             experiment_id=None if experiment is None else _experiment_id(experiment),
+            select_by=metric or "accuracy",
+            mode=mode,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

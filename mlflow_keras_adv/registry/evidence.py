@@ -81,7 +81,16 @@ class Evidence:
                     **self.facts.get(role, {}),
                     "problem": each.problem,
                     "recorded_on": sorted(each.recorded_on),
+                    "unscored": each.unscored,
                     "metrics": {key: _number(value) for key, value in each.metrics.items()},
+                    "beside": {key: _number(value) for key, value in each.beside.items()},
+                    "slices": {
+                        name: {
+                            "samples": part.samples,
+                            **{key: _number(value) for key, value in part.metrics.items()},
+                        }
+                        for name, part in each.slices.items()
+                    },
                 }
                 for role, each in self.measured.items()
             },
@@ -117,6 +126,12 @@ class Evidence:
             ("", key, *(_shown(each.metrics.get(key)) for each in self.measured.values()))
             for key in keys
         ]
+        for name in dict.fromkeys(name for each in self.measured.values() for name in each.slices):
+            parts = [each.slices.get(name, Measurements()) for each in self.measured.values()]
+            for key in dict.fromkeys(part.deciding for part in parts if part.deciding):
+                count = max(part.samples for part in parts)
+                shown = (_shown(part.metrics.get(key)) for part in parts)
+                metrics.append(("", f"{key}, {name} ({count} samples)", *shown))
         samples = self.samples
         facts = {
             "registered model": self.name,
@@ -131,6 +146,8 @@ class Evidence:
             facts |= {f"{role}: {key}": value for key, value in known.items() if value}
         for role, each in self.measured.items():
             facts |= {f"{role}: problem": each.problem} if each.problem else {}
+            facts |= {f"{role}: without scores": each.unscored} if each.unscored else {}
+            facts |= {f"{role}: {key} beside": _shown(value) for key, value in each.beside.items()}
         result = "passed" if self.passed else "refused"
         return _PAGE.format(
             title=_cell(f"{self.name}: {result}"),

@@ -7,11 +7,13 @@ candidate's own numbers are there: a first version stands on its floors alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from mlflow_keras_adv.registry.paired import bootstrap_bound, exact_mcnemar, score_test
 from mlflow_keras_adv.registry.samples import Measurements, MissingNumberError
+from mlflow_keras_adv.tracking.directions import direction
 
 _NO_CHAMPION = "no champion to compare with"
 _ROUNDING = 1e-9
@@ -101,10 +103,11 @@ def ceiling(metric: str, at_most: float) -> Gate:
 
 
 def non_inferiority(
-    metric: str = "accuracy",
+    metric: str | None = None,
     margin: float = 0.01,
     *,
-    higher_is_better: bool = True,
+    relative: bool = False,
+    mode: Literal["min", "max", "auto"] = "auto",
     confidence: float | None = None,
 ) -> Gate:
     """The candidate is worse than the champion by no more than a margin.
@@ -113,35 +116,84 @@ def non_inferiority(
     wrong answers by the exact test of McNemar, for other numbers by a paired bootstrap.
 
     Args:
-        metric: A metric that both have.
+        metric: A metric that both have, of several outputs `<output>/<metric>`. Default: the one
+            that decides about the candidate: the accuracy of a classifier, else the first metric
+            that it was compiled with, else its loss.
         margin: Of the metric, in its own unit, that the candidate may lose; 0 or more.
-        higher_is_better: False for an error or a loss.
+        relative: The margin is a share of the champion's value.
+        mode: Whether the metric is better when it is lower ("min") or higher ("max"). Default: as
+            Keras knows it, or as its name says; if neither does, the gate fails and says so.
         confidence: From 0.5 to 1, as 0.95: the loss has to be *shown* to be within the margin, not
             only seen to be: by the score test of Tango (1998) or by the bound of the bootstrap.
             On few samples only a candidate that is clearly not worse passes. Without paired
             numbers nothing can be shown, and the gate fails.
 
     Raises:
-        ValueError: A margin below 0, or a confidence outside of its range.
+        ValueError: A margin below 0, a confidence outside of its range, or another mode.
     """
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin: received {margin}, expected 0 or more.")
     if confidence is not None and not 0.5 <= confidence < 1:
         raise ValueError(f"confidence: received {confidence}, expected 0.5 to below 1, as 0.95.")
+    if mode not in ("min", "max", "auto"):
+        raise ValueError(f"mode: received {mode!r}, expected 'min', 'max' or 'auto'.")
 
     def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
-        value = candidate.number(metric)
+        name = (
+            metric or candidate.deciding or ("accuracy" if "accuracy" in candidate.metrics else "")
+        )
+        if not name:
+            candidate.number("loss")  # says what there is, or what went wrong
+            raise MissingNumberError("no metric decides about it; name one")
+        value = candidate.number(name)
+        said = f"{value:.6g}" if metric else f"{name} {value:.6g}"
         if champion is None:
-            return Verdict(True, f"{value:.6g}; {_NO_CHAMPION}")
-        before = _of_champion(champion, metric)
-        loss = before - value if higher_is_better else value - before
-        seen = f"{value:.6g} after {before:.6g}"
-        shown, how = _confidence(candidate, champion, metric, higher_is_better, margin, confidence)
-        passed = loss <= margin + _ROUNDING and (shown or confidence is None)
-        return Verdict(passed, f"{seen}; {how}")
+            return Verdict(True, f"{said}; {_NO_CHAMPION}")
+        before = _of_champion(champion, name)
+        rising = _rises(candidate, name, mode)
+        loss = before - value if rising else value - before
+        allowed = margin * abs(before) if relative else margin
+        shown, how = _confidence(candidate, champion, name, rising, allowed, confidence)
+        passed = loss <= allowed + _ROUNDING and (shown or confidence is None)
+        return Verdict(passed, f"{said} after {before:.6g}; {how}")
 
     surely = "" if confidence is None else f", with {confidence:.0%} confidence"
-    return ReadyMade(f"{metric} worse by at most {margin:.6g}{surely}", decide)
+    most = f"{margin * 100:.4g} %" if relative else f"{margin:.6g}"
+    subject = metric or "the deciding metric"
+    return ReadyMade(f"{subject} worse by at most {most}{surely}", decide)
+
+
+def per_slice(gate: Gate, column: str) -> Gate:
+    """The gate, asked of each group of samples by itself: no group may pay for the others.
+
+    Args:
+        gate: Any gate, as `non_inferiority("recall", 0.02)`.
+        column: Of the samples' `slices`, whose values make the groups.
+    """
+
+    def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
+        if candidate.problem:
+            raise MissingNumberError(f"it could not be measured: {candidate.problem}")
+        groups = [key for key in candidate.slices if key.startswith(f"{column}=")]
+        if not groups:
+            known = ", ".join(sorted({key.partition("=")[0] for key in candidate.slices}))
+            raise MissingNumberError(
+                f"nothing was measured by {column!r}, but by {known or 'no column'}: give the "
+                "samples slices={…}"
+            )
+        if champion is not None and champion.problem:
+            raise MissingNumberError(f"the champion: it could not be measured: {champion.problem}")
+        said = []
+        for key in groups:
+            other = None if champion is None else champion.slices.get(key, Measurements())
+            asked = judge(gate, candidate.slices[key], other)
+            count = candidate.slices[key].samples
+            said.append((asked.passed, f"{key} ({count} samples): {asked.reason}"))
+        failed = [text for passed, text in said if not passed]
+        return Verdict(not failed, "; ".join(failed or [text for _, text in said]))
+
+    title = getattr(gate, "title", "") or getattr(gate, "__name__", "") or repr(gate)
+    return ReadyMade(f"in each {column}: {title}", decide)
 
 
 def budget(*, max_size_bytes: float | None = None, max_latency_ratio: float | None = None) -> Gate:
@@ -184,23 +236,32 @@ def budget(*, max_size_bytes: float | None = None, max_latency_ratio: float | No
 
 
 def agreement(at_least: float) -> Gate:
-    """Candidate and champion choose the same class on this share of the samples."""
+    """Candidate and champion decide alike on this share of the samples.
+
+    For models that decide: among classes, or yes and no. For others see `difference`.
+    """
 
     def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
-        if candidate.problem or candidate.chosen is None:
-            raise MissingNumberError(candidate.problem or "the candidate chose no classes")
-        if champion is None:
-            return Verdict(True, _NO_CHAMPION)
-        if champion.problem or champion.chosen is None:
-            raise MissingNumberError(f"the champion: {champion.problem or 'it chose no classes'}")
-        if candidate.chosen.shape != champion.chosen.shape:
-            shapes = f"{candidate.chosen.shape} and {champion.chosen.shape}"
-            raise MissingNumberError(f"their choices differ in shape: {shapes}")
-        same = (candidate.chosen == champion.chosen) & (candidate.chosen >= 0)
-        share = float(np.mean(same))
-        return Verdict(share >= at_least, f"{share:.6g}")
+        return _common("agreement", candidate, champion, lambda share: share >= at_least)
 
     return ReadyMade(f"agrees with the champion on at least {at_least:.6g}", decide)
+
+
+def difference(at_most: float, *, largest: bool = False) -> Gate:
+    """The outputs of candidate and champion differ by no more than this.
+
+    Args:
+        at_most: The root of the mean square of what they differ by, in parts of that of the
+            champion's outputs; over several outputs the worst.
+        largest: The largest that any number differs by, in parts of the champion's largest.
+    """
+    name = "difference_max" if largest else "difference"
+
+    def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
+        return _common(name, candidate, champion, lambda apart: apart <= at_most)
+
+    kind = "the champion's largest output" if largest else "the champion's outputs"
+    return ReadyMade(f"differs by at most {at_most:.6g} of {kind}", decide)
 
 
 def same_dataset() -> Gate:
@@ -241,6 +302,32 @@ def _recordable(metric: str, decide: Gate) -> Gate | None:
     return None if metric.startswith("latency") else decide
 
 
+def _common(
+    name: str,
+    candidate: Measurements,
+    champion: Measurements | None,
+    passes: Callable[[float], bool],
+) -> Verdict:
+    if candidate.problem:
+        raise MissingNumberError(f"it could not be measured: {candidate.problem}")
+    if champion is None:
+        return Verdict(True, _NO_CHAMPION)
+    if champion.problem:
+        raise MissingNumberError(f"the champion: {champion.problem}")
+    value = candidate.common(name)
+    return Verdict(passes(value), f"{value:.6g}")
+
+
+def _rises(candidate: Measurements, metric: str, mode: str) -> bool:
+    """Whether more of a metric is better."""
+    known = direction(metric, candidate.directions) if mode == "auto" else mode
+    if known is None:
+        raise MissingNumberError(
+            f"nobody knows which way {metric!r} is better: give mode='min' or mode='max'"
+        )
+    return known == "max"
+
+
 def _of_champion(champion: Measurements, metric: str) -> float:
     try:
         return champion.number(metric)
@@ -252,7 +339,7 @@ def _confidence(
     candidate: Measurements,
     champion: Measurements,
     metric: str,
-    higher_is_better: bool,
+    rising: bool,
     margin: float,
     confidence: float | None,
 ) -> tuple[bool, str]:
@@ -261,13 +348,14 @@ def _confidence(
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return False, "not measured sample by sample, so nothing is known about chance"
     losses = np.asarray(theirs, float) - np.asarray(ours, float)
-    if not np.isin(ours, (0, 1)).all() or not np.isin(theirs, (0, 1)).all():
-        losses = losses if higher_is_better else -losses
+    losses = losses if rising else -losses
+    weights = candidate.weights.get(metric, np.ones(len(losses)))
+    alike = np.ptp(weights) == 0
+    if not alike or not np.isin(ours, (0, 1)).all() or not np.isin(theirs, (0, 1)).all():
         level = confidence or 0.95
-        bound = bootstrap_bound(losses, level)
+        bound = bootstrap_bound(losses, level, None if alike else weights)
         how = f"loss below {bound:.4g} with {level:.0%} confidence (paired bootstrap)"
         return bound <= margin + _ROUNDING, how
-    losses = losses if higher_is_better else -losses
     worse, better = int((losses > 0).sum()), int((losses < 0).sum())
     chance = exact_mcnemar(worse, better)
     how = f"of {losses.size} samples {worse} lost and {better} won (exact McNemar p = {chance:.3g})"

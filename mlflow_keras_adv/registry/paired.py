@@ -55,7 +55,9 @@ def score_test(only_champion: int, only_candidate: int, samples: int, margin: fl
     return NormalDist().cdf((b - c - n * margin) / math.sqrt(variance))
 
 
-def bootstrap_bound(losses: np.ndarray, confidence: float) -> float:
+def bootstrap_bound(
+    losses: np.ndarray, confidence: float, weights: np.ndarray | None = None
+) -> float:
     """What the mean loss is below, with the given confidence: the paired bootstrap, percentiles.
 
     Efron and Tibshirani: An Introduction to the Bootstrap, 1993. 9999 resamples of a fixed seed.
@@ -63,12 +65,21 @@ def bootstrap_bound(losses: np.ndarray, confidence: float) -> float:
     Args:
         losses: By how much the candidate is worse on each sample, shape (samples,).
         confidence: From 0 to 1.
+        weights: How much each sample counts, of that shape; default: all alike.
     """
+    shown = np.ones(len(losses)) if weights is None else np.asarray(weights, float)
+    losses, shown = losses[shown > 0], shown[shown > 0]
     if len(losses) < 2 or np.ptp(losses) == 0:
-        return float(np.mean(losses))
+        return float(np.average(losses, weights=shown)) if len(losses) else math.nan
+
+    def mean(values: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.sum(values * counts, axis=axis) / np.sum(counts, axis=axis)
+
     found = bootstrap(
-        (losses,),
-        np.mean,
+        (losses, shown),
+        mean,
+        paired=True,
+        vectorized=True,
         confidence_level=confidence,
         alternative="less",
         method="percentile",

@@ -92,6 +92,8 @@ def promote(
     dry_run: bool = False,
     reason: str = "",
     experiment_id: str | None = None,
+    select_by: str = "accuracy",
+    mode: Literal["min", "max", "auto"] = "auto",
 ) -> Promotion:
     """Measures a candidate beside the champion, and makes it the champion if all gates pass.
 
@@ -104,16 +106,19 @@ def promote(
         name: Of the registered model. The candidate may be a version of another one: that of the
             environment before, as `dev.digits`.
         candidate: `models:/m-…`, `runs:/<run id>/<name>`, `models:/<name>/<version>`,
-            `models:/<name>@<alias>`, or `best-of-experiment`: the model with the highest recorded
-            `final/accuracy` on this dataset that passes the floors, of equals the smallest.
+            `models:/<name>@<alias>`, or `best-of-experiment`: the model with the best recorded
+            `final/<select_by>` on this dataset that passes the floors, of equals the smallest.
         data: Samples, or x and y alone.
         gates: What the candidate has to pass; see `registry.gates`.
-        measure: Measures models; `mka.measure_models` does for Keras and LiteRT classifiers.
+        measure: Measures models; `mka.measure_models` does for Keras models and `.tflite` files.
         dry_run: Measure and judge, and change nothing in the registry. Evidence is kept only if a
             run is open.
         reason: Why, for the trail; at most 2000 characters.
         experiment_id: Where `best-of-experiment` looks; default: the experiment of the open run,
             else the one that MLflow would use.
+        select_by: By which metric `best-of-experiment` looks.
+        mode: Whether that is better when it is lower ("min") or higher ("max"). Default: as the
+            runs that made the models have recorded it, else as its name says.
 
     Returns:
         What became of it. A refusal is a result, not an error.
@@ -132,7 +137,9 @@ def promote(
     champion = alias(name, CHAMPION)
     reigning = None if champion is None else model_of(champion)
     if candidate == BEST:
-        model = best_of_experiment(_experiment(experiment_id), samples.digest, gates)
+        model = best_of_experiment(
+            _experiment(experiment_id), samples.digest, gates, select_by, mode
+        )
     else:
         model = resolve(candidate)
     if reigning is not None and model.uri == reigning.uri:

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.directions import Mode
 from mlflow_keras_adv.tracking.values import Dataset
+
+# A column with more values than that is a measurement, not a group.
+_MOST_SLICES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,22 +24,32 @@ class Samples:
 
     Attributes:
         x: What the models take: an array of shape (samples, …), or a list or dict of such arrays.
-        y: Integer labels, shape (samples, …), or None.
+        y: Labels, in the structure of the models' outputs, or None.
         name: Of the dataset, as the runs that made the models have recorded it.
         digest: Of the dataset, as recorded; default: computed from `x` and `y`.
+        sample_weight: How much each sample counts, as `evaluate` takes it, or None.
+        slices: Columns by name, each of shape (samples,) with a few different values: in the groups
+            of equal values models are measured, too.
 
     Raises:
-        UserError: No samples, or another number of labels.
+        UserError: No samples, another number of labels, or a column with too many values.
     """
 
     x: Any
-    y: np.ndarray | None = None
+    y: Any = None
     name: str = "samples"
     digest: str = ""
+    sample_weight: Any = None
+    slices: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        arrays = dict(_leaves("x", self.x)) | ({} if self.y is None else {"y": np.asarray(self.y)})
-        counts = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
+        arrays = dict(_leaves("x", self.x)) | ({} if self.y is None else dict(_leaves("y", self.y)))
+        columns = {f"slices[{key!r}]": np.asarray(each) for key, each in self.slices.items()}
+        if self.sample_weight is not None:
+            columns |= dict(_leaves("sample_weight", self.sample_weight))
+        counts = {
+            key: len(array) if array.ndim else 0 for key, array in {**arrays, **columns}.items()
+        }
         if not counts or min(counts.values()) == 0:
             raise UserError(
                 f"The data hold no samples to measure on: {counts or 'nothing'}. "
@@ -43,6 +57,13 @@ class Samples:
             )
         if len(set(counts.values())) > 1:
             raise UserError(f"Each array needs as many samples as the others; got {counts}.")
+        for key, each in self.slices.items():
+            shape, values = np.shape(each), np.unique(np.asarray(each)).size
+            if len(shape) != 1 or values > _MOST_SLICES:
+                raise UserError(
+                    f"slices[{key!r}] is of shape {shape} with {values} different values; expected "
+                    f"a column with at most {_MOST_SLICES}. Put numbers into bins: numpy.digitize."
+                )
         if not self.digest:
             object.__setattr__(self, "digest", _digest(arrays))
 
@@ -56,14 +77,29 @@ class Samples:
         """How many there are."""
         return len(next(array for _, array in _leaves("x", self.x)))
 
+    def groups(self) -> Iterator[tuple[str, "Samples"]]:
+        """The samples of each value of each column, called `column=value`."""
+        for column, values in self.slices.items():
+            array = np.asarray(values)
+            for value in np.unique(array):
+                rows = np.flatnonzero(array == value)
+                x, y, weight = (_of(rows, each) for each in (self.x, self.y, self.sample_weight))
+                yield f"{column}={value}", Samples(x, y, self.name, self.digest, weight)
 
-def read_samples(path: str | Path, *, name: str = "", digest: str = "") -> Samples:
+
+def read_samples(
+    path: str | Path, *, name: str = "", digest: str = "", slices: Sequence[str] = ()
+) -> Samples:
     """Samples of an `.npz` file, which holds `x_test` and `y_test`, or `x` and `y`.
+
+    Of models with several inputs or outputs the arrays are called `x.<input>` and `y.<output>`.
+    Sample weights are `sample_weight`.
 
     Args:
         path: The file. Nothing in it is unpickled.
         name: Of the dataset; default: that of the file.
         digest: Of the dataset; default: computed from the arrays.
+        slices: Names of further arrays in it, columns with the group of each sample.
 
     Raises:
         UserError: There is no such file, it is damaged, or holds other arrays.
@@ -73,11 +109,19 @@ def read_samples(path: str | Path, *, name: str = "", digest: str = "") -> Sampl
     try:
         with file.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
-            names = getattr(archive, "files", [])
-            for x, y in (("x_test", "y_test"), ("x", "y")):
-                if x in names:
-                    labels = archive[y] if y in names else None
-                    return Samples(archive[x], labels, name or file.name, digest)
+            names = list(getattr(archive, "files", []))
+            for suffix in ("_test", ""):
+                x, y, weight = (
+                    _stored(archive, names, f"{key}{suffix}") for key in ("x", "y", "sample_weight")
+                )
+                if x is None:
+                    continue
+                if absent := [each for each in slices if each not in names]:
+                    raise UserError(
+                        f"{file} holds {', '.join(names)}, but no column {', '.join(absent)}."
+                    )
+                columns = {each: archive[each] for each in slices}
+                return Samples(x, y, name or file.name, digest, weight, columns)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}. {how}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -94,11 +138,19 @@ class Measurements:
     """What a model scored, weighs and takes on given samples.
 
     Attributes:
-        metrics: Real numbers by name, as `compression.footprint.footprint` calls them.
+        metrics: Real numbers by name: what it scores, as `metrics.score` calls it, and what
+            `compression.footprint.footprint` measures.
         per_sample: For metrics that are a mean over samples: a number a sample, shape (samples,),
             in the order of the samples; of two models such numbers are paired.
-        chosen: The class that it chose for each sample, or None if it chooses none.
-        problem: Why it could not be measured; empty if it was.
+        weights: Of the same, how much each sample counts; where there are none, all alike.
+        directions: Of metrics, whether they are better lower ("min") or higher ("max").
+        deciding: The metric that decides unless another one is asked for; empty if none does.
+        beside: What it has in common with the last model that was measured beside it:
+            `difference` and `difference_max` of the outputs, and of decisions `agreement`.
+        slices: The same of the samples of each group, as `column=value`.
+        samples: How many it was measured on; 0 if that is not said.
+        unscored: Why it has no scores; empty if it has.
+        problem: Why it could not be measured at all; empty if it was.
         serve: Asks it as a server would, and says what went wrong: nothing if that is empty.
         dataset: What it was measured on.
         recorded_on: Digests of the datasets that its `final/…` metrics stand on, as they were
@@ -107,7 +159,13 @@ class Measurements:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     per_sample: Mapping[str, np.ndarray] = field(default_factory=dict)
-    chosen: np.ndarray | None = None
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    directions: Mapping[str, Mode] = field(default_factory=dict)
+    deciding: str = ""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    slices: Mapping[str, "Measurements"] = field(default_factory=dict)
+    samples: int = 0
+    unscored: str = ""
     problem: str = ""
     serve: Callable[[], str] | None = None
     dataset: Dataset | None = None
@@ -119,14 +177,26 @@ class Measurements:
         Raises:
             MissingNumberError: It was not measured, or is NaN; says which there are.
         """
+        return self._number(self.metrics, metric)
+
+    def common(self, name: str) -> float:
+        """What it has in common with the other model, by its name.
+
+        Raises:
+            MissingNumberError: As of `number`.
+        """
+        return self._number(self.beside, name)
+
+    def _number(self, numbers: Mapping[str, float], name: str) -> float:
         if self.problem:
             raise MissingNumberError(f"it could not be measured: {self.problem}")
-        if metric not in self.metrics:
-            known = ", ".join(self.metrics) or "nothing"
-            raise MissingNumberError(f"no {metric!r} was measured, but {known}")
-        value = float(self.metrics[metric])
+        if name not in numbers:
+            known = ", ".join(numbers) or "nothing"
+            why = f" ({self.unscored})" if self.unscored else ""
+            raise MissingNumberError(f"no {name!r} was measured, but {known}{why}")
+        value = float(numbers[name])
         if math.isnan(value):
-            raise MissingNumberError(f"{metric} is NaN")
+            raise MissingNumberError(f"{name} is NaN")
         return value
 
 
@@ -144,6 +214,25 @@ def _leaves(name: str, nested: Any) -> Iterator[tuple[str, np.ndarray]]:
             yield from _leaves(f"{name}[{index}]", each)
     else:
         yield name, np.asarray(nested)
+
+
+def _of(rows: np.ndarray, nested: Any) -> Any:
+    """The rows of each array."""
+    if nested is None:
+        return None
+    if isinstance(nested, Mapping):
+        return {key: _of(rows, each) for key, each in nested.items()}
+    if isinstance(nested, (list, tuple)) and any(hasattr(each, "shape") for each in nested):
+        return type(nested)(_of(rows, each) for each in nested)
+    return np.asarray(nested)[rows]
+
+
+def _stored(archive: Any, names: Sequence[str], key: str) -> Any:
+    """An array of that name, or a dict of those called `<name>.<part>`; None if there is none."""
+    if key in names:
+        return archive[key]
+    parts = {name.removeprefix(f"{key}."): name for name in names if name.startswith(f"{key}.")}
+    return {part: archive[name] for part, name in parts.items()} or None
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

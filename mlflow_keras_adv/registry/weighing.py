@@ -90,7 +90,9 @@ def weigh(
 def put_on_record(run: Run, evidence: Evidence, model: Model) -> None:
     """Puts the evidence on a run, and waits until it is there.
 
-    The candidate's numbers are `final/…`, the champion's `champion/…`.
+    The candidate's numbers are `final/…`, the champion's `champion/…`, what both have in common is
+    `versus_champion/…`. Of a group of samples there is the deciding metric, as
+    `final/slice/<column>/<value>/<metric>`.
 
     Args:
         run: The run.
@@ -107,14 +109,28 @@ def put_on_record(run: Run, evidence: Evidence, model: Model) -> None:
         if role in evidence.measured:
             metrics = evidence.measured[role].metrics
             run.log_metrics(
-                {f"{prefix}/{key}": value for key, value in metrics.items()},
+                {f"{prefix}/{key}": value for key, value in metrics.items()}
+                | _of_slices(prefix, evidence.measured[role]),
                 step=0,
                 model_id=linked if role == "candidate" else None,
                 dataset=evidence.samples.dataset,
             )
+    common = evidence.measured["candidate"].beside if "candidate" in evidence.measured else {}
+    run.log_metrics({f"versus_champion/{key}": value for key, value in common.items()}, step=0)
     run.set_tags({"registered_model": evidence.name, "promotion.gates": evidence.summary})
     if not run.flush(_EVIDENCE_SECONDS):
         raise UserError(
             f"The evidence is not in the store after {_EVIDENCE_SECONDS:.0f} s: the server is away "
             f"or this login lacks {EDIT_EXPERIMENT}. Nothing was promoted; promote again later."
         )
+
+
+def _of_slices(prefix: str, measured: Measurements) -> dict[str, float]:
+    """The deciding metric of each group of samples."""
+    found = {}
+    for name, each in measured.slices.items():
+        column, _, value = name.partition("=")
+        if each.deciding:
+            key = f"{prefix}/slice/{column}/{value}/{each.deciding}"
+            found[key] = each.metrics[each.deciding]
+    return found

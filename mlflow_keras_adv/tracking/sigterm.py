@@ -87,6 +87,42 @@ _handler: _Handler | None = None
 _terminated_in: int | None = None
 
 
+class _AroundFork(threading.local):
+    """A forked child ends by SIGTERM, as it would without us: it has no run to end.
+
+    Its main thread may stand in a lock for good, where no handler is ever called; a pool of
+    processes that is told to end would wait for it for ever. A signal that arrives before the child
+    has its own way with it is kept by the kernel, not by Python, which would lose it.
+    """
+
+    mask: set[int] | None = None
+
+    def before(self) -> None:
+        if _handler is not None:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def in_parent(self) -> None:
+        if self.mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+            self.mask = None
+
+    def in_child(self) -> None:
+        global _handler
+        _handler = None
+        if isinstance(signal.getsignal(signal.SIGTERM), _Handler):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.in_parent()
+
+
+_around_fork = _AroundFork()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_around_fork.before,
+        after_in_parent=_around_fork.in_parent,
+        after_in_child=_around_fork.in_child,
+    )
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 

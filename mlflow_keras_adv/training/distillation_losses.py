@@ -15,15 +15,22 @@ class SoftTargets(keras.losses.Loss):
 
     Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 
+    A single logit is that of a yes, and several may be so each for itself (`each=True`): then the
+    divergence is that of the two answers yes and no, and the mean over the labels.
+
     Args:
         temperature: T, above 0.
+        each: Whether each logit is that of a label of its own, of which several may be there
+            (multi-label), and not of classes of which one is.
         name: Name of the loss.
 
     Raises:
         ValueError: The temperature is not a finite number above 0.
     """
 
-    def __init__(self, temperature: float = 4.0, *, name: str = "soft_targets") -> None:
+    def __init__(
+        self, temperature: float = 4.0, *, each: bool = False, name: str = "soft_targets"
+    ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(
                 f"temperature is {temperature!r}; expected a finite number above 0. "
@@ -31,18 +38,28 @@ class SoftTargets(keras.losses.Loss):
             )
         super().__init__(name=name, dtype="float32")
         self.temperature = float(temperature)
+        self.each = bool(each)
 
     def call(self, teacher: Any, student: Any) -> Any:
         """From logits of shape (batch, ..., classes) the losses, of shape (batch, ...)."""
-        if student.shape[-1] == 1:  # its softmax is 1 whatever it says
-            raise ValueError(
-                "SoftTargets received logits of one class; expected two or more. Give the models "
-                "one logit for each class, or pass keras.losses.MeanSquaredError() instead."
-            )
+        if self.each or student.shape[-1] == 1:  # the softmax of one is 1 whatever it says
+            return self.temperature**2 * keras.ops.mean(self._yes_and_no(teacher, student), axis=-1)
         log_teacher = keras.ops.log_softmax(teacher / self.temperature)
         log_student = keras.ops.log_softmax(student / self.temperature)
         divergence = keras.ops.exp(log_teacher) * (log_teacher - log_student)
         return self.temperature**2 * keras.ops.sum(divergence, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """What it takes to make it anew."""
+        return {"temperature": self.temperature, "each": self.each, "name": self.name}
+
+    def _yes_and_no(self, teacher: Any, student: Any) -> Any:
+        divergence = 0.0
+        for sign in (1, -1):
+            log_teacher = keras.ops.log_sigmoid(sign * teacher / self.temperature)
+            log_student = keras.ops.log_sigmoid(sign * student / self.temperature)
+            divergence += keras.ops.exp(log_teacher) * (log_teacher - log_student)
+        return divergence
 
 
 class Hint(keras.losses.MeanSquaredError):
@@ -65,3 +82,8 @@ class Hint(keras.losses.MeanSquaredError):
         super().__init__(name=name, dtype="float32")
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
+
+    def get_config(self) -> dict[str, Any]:
+        """What it takes to make it anew."""
+        layers = {"teacher_layer": self.teacher_layer, "student_layer": self.student_layer}
+        return {**layers, "name": self.name}

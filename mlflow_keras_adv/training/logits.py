@@ -1,9 +1,29 @@
-"""Whether models give logits, and losses expect them: softening needs both."""
+"""Whether models give logits or probabilities, and which of them losses expect."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+
+# Endings after which an output gives probabilities.
+PROBABILITIES = ("softmax", "sigmoid")
+
+
+def endings_of(model: Any) -> list[str | None]:
+    """The "softmax" or "sigmoid" that each output ends in, in the order of `outputs`.
+
+    Returns:
+        "linear" where a layer ends without an activation, None for another ending; an empty list
+        where the graph is not known, as of a subclassed model.
+    """
+    if isinstance(model, keras.Sequential):
+        return [_name_of(model.layers[-1])] if model.layers else []
+    # Which operation a tensor comes from has no public name.
+    histories = [getattr(each, "_keras_history", None) for each in getattr(model, "outputs", ())]
+    if None in histories:
+        return []
+    return [_name_of(history[0], history[2]) for history in histories if history is not None]
 
 
 def probability_ending(model: keras.Model) -> str | None:
@@ -23,27 +43,50 @@ def probability_ending(model: keras.Model) -> str | None:
     return None
 
 
-def require_loss_on_logits(loss: Any) -> None:
-    """Refuses a loss that takes its predictions for probabilities.
+def _name_of(operation: Any, place: int = 0) -> str | None:
+    if hasattr(operation, "layers") and hasattr(operation, "outputs"):  # a model inside
+        inner = endings_of(operation)
+        return inner[place] if place < len(inner) else None
+    activation = getattr(getattr(operation, "activation", None), "__name__", "")
+    names = {type(operation).__name__.lower(), activation}
+    return next((name for name in ("softmax", "sigmoid", "linear") if name in names), None)
+
+
+def takes_logits(loss: Any) -> bool | None:
+    """Whether a loss takes logits; None of one that has no opinion, as a mean squared error."""
+    function = keras.losses.get(loss)
+    if isinstance(function, keras.losses.Loss):
+        found = function.get_config().get("from_logits")
+        return None if found is None else bool(found)
+    parameter = inspect.signature(function).parameters.get("from_logits")
+    return None if parameter is None else bool(parameter.default)
+
+
+def require_losses_fit(losses: Mapping[str, Any], gives: Mapping[str, str | None]) -> None:
+    """Refuses losses for the labels that take what the student gives for something else.
 
     Args:
-        loss: What `compile` received: a name, a function, a loss, or a nesting of them.
+        losses: By output: a name, a function or a loss.
+        gives: By output what the student ends in, as of `endings_of`; unknown ones are logits.
 
     Raises:
-        ValueError: If there is none, or one with `from_logits=False`, as a name stands for.
+        ValueError: There is no loss, or one of logits for probabilities, or the other way round.
     """
     example = "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
-    if loss is None:
+    if not any(loss is not None for loss in losses.values()):
         raise ValueError(f"compile received no loss; expected one for the labels, as {example}.")
-    for each in keras.tree.flatten(loss):
-        function = keras.losses.get(each)
-        if isinstance(function, keras.losses.Loss):
-            from_logits = function.get_config().get("from_logits", True)
-        else:
-            parameter = inspect.signature(function).parameters.get("from_logits")
-            from_logits = parameter is None or parameter.default
-        if not from_logits:
+    for output, loss in losses.items():
+        wanted = None if loss is None else takes_logits(loss)
+        ending = gives.get(output)
+        if wanted is None or wanted == (ending not in PROBABILITIES):
+            continue
+        if wanted:
             raise ValueError(
-                f"compile received loss={each!r}, which expects probabilities (from_logits=False); "
-                f"the student gives logits. Pass an object such as {example}."
+                f"compile received loss={loss!r}, which expects logits (from_logits=True); the "
+                f"student ends in a {ending}, so it gives probabilities. Leave its last "
+                "activation out, or from_logits=True."
             )
+        raise ValueError(
+            f"compile received loss={loss!r}, which expects probabilities (from_logits=False); "
+            f"the student gives logits. Pass an object such as {example}."
+        )

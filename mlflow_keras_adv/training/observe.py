@@ -21,8 +21,8 @@ from mlflow_keras_adv.training.watching import Look, watch_method
 
 _logger = logging.getLogger(__name__)
 
-# Layers whose norms are recorded, and the rows of their table: it is wide, so it is short.
-MAX_LAYERS = 512
+# Of the table with the norms of layers: it is wide, so it is short. More layers have further ones.
+LAYERS_WIDTH = 512
 LAYERS_CAPACITY = 128
 
 
@@ -54,7 +54,7 @@ class OptimizerProbe:
         self._outer = optimizer
         self._inner = inside_of(optimizer)
         self._undo: list[Callable[[], None]] = []
-        self._said = False
+        self._said = self._said_of_layers = False
         self._trace = threading.local()  # MirroredStrategy traces its replicas in threads
 
     def observe_layers(self) -> None:
@@ -63,7 +63,7 @@ class OptimizerProbe:
             self._outer,
             subject="layers",
             capacity=max(self._capacity, LAYERS_CAPACITY),
-            width=MAX_LAYERS,
+            width=LAYERS_WIDTH,
         )
 
     def attach(self) -> None:
@@ -93,9 +93,7 @@ class OptimizerProbe:
         gradients = list(gradients)
         clipped = list((yield))
         halves = _half_squares(gradients)
-        paths: list[str] = getattr(self._trace, "paths", [])
-        if self.layers is not None and len(halves) == len(paths):
-            self.layers.write_all(_norms_by_layer(halves, paths))
+        self._write_layers(halves)
         values = {"norm": _norm(halves), **_rate_of(self._inner)}
         if any(after is not before for after, before in zip(clipped, gradients, strict=True)):
             values["norm_clipped"] = global_norm(clipped)
@@ -118,8 +116,27 @@ class OptimizerProbe:
         self._trace.clip_was_called = bool(getattr(optimizer, "gradient_accumulation_steps", None))
         yield
         if not self._trace.clip_was_called:
-            scale = getattr(optimizer, "loss_scale_factor", None) or 1.0
-            self.recorder.write_all({"norm": global_norm(gradients) / scale, **rate})
+            halves = _half_squares(_to_follow(gradients, variables))
+            if (scale := getattr(optimizer, "loss_scale_factor", None)) is not None:
+                halves = [half / scale**2 for half in halves]
+            self._write_layers(halves)
+            self.recorder.write_all({"norm": _norm(halves), **rate})
+
+    def _write_layers(self, half_squares: list[Any]) -> None:
+        if self.layers is None:
+            return
+        paths: list[str] = getattr(self._trace, "paths", [])
+        if len(half_squares) == len(paths):
+            self.layers.write_all(_norms_by_layer(half_squares, paths))
+        elif not self._said_of_layers:
+            self._said_of_layers = True
+            _logger.warning(
+                "No norms of the layers that the optimizer %r updates are recorded: it clips %d "
+                "gradients of the %d that it was given, and does not say which.",
+                self._outer.name,
+                len(half_squares),
+                len(paths),
+            )
 
     def _count_update(self) -> None:
         """Says so if a batch has more than one: of each cell the table holds the last."""
@@ -271,15 +288,23 @@ def _norm(half_squares: list[Any]) -> Any:
 
 def _paths(gradients: list[Any], variables: list[Any]) -> list[str]:
     """Paths of the variables that have a gradient, in the order in which clipping sees them."""
-    pairs = zip(gradients, variables, strict=True)
+    pairs = zip(_to_follow(gradients, variables), variables, strict=True)
     return [getattr(v, "path", v.name) for gradient, v in pairs if gradient is not None]
+
+
+def _to_follow(gradients: list[Any], variables: Iterable[Any]) -> list[Any]:
+    """The gradients; None of variables that take theirs as their value, as the scales of float8."""
+    return [
+        None if getattr(variable, "overwrite_with_gradient", False) else gradient
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
 
 
 def _norms_by_layer(half_squares: list[Any], paths: list[str]) -> dict[str, Any]:
     layers: dict[str, list[Any]] = {}
     for half_square, path in zip(half_squares, paths, strict=True):
         layers.setdefault(path.rpartition("/")[0] or path, []).append(half_square)
-    return {layer: _norm(own) for layer, own in list(layers.items())[:MAX_LAYERS]}
+    return {layer: _norm(own) for layer, own in layers.items()}
 
 
 def _distinct_rows(gradient: Any) -> Any:

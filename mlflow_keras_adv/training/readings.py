@@ -72,3 +72,17 @@ def counted_events(own: Mapping[str, Column], path: str) -> dict[str, np.ndarray
     if nonfinite.size:
         events[f"gradient/{path}nonfinite"] = nonfinite
     return events
+
+
+def united_norms(one: Mapping[str, Column], other: Mapping[str, Column]) -> dict[str, Column]:
+    """The norms of layers that two optimizers update; of one that they share, that of both."""
+    united = {**one, **other}
+    for path in one.keys() & other.keys():
+        both = np.ma.masked_all(len(united[path]), np.float32)
+        for mine, theirs in ((one[path], other[path]), (other[path], one[path])):
+            alone = ~np.ma.getmaskarray(mine) & np.ma.getmaskarray(theirs)
+            both[alone] = mine[alone]
+        together = ~np.ma.getmaskarray(one[path]) & ~np.ma.getmaskarray(other[path])
+        both[together] = np.hypot(one[path].data[together], other[path].data[together])
+        united[path] = both
+    return united

@@ -30,6 +30,7 @@ from mlflow_keras_adv.training.readings import (
     Readings,
     counted_events,
     metric_columns,
+    united_norms,
 )
 from mlflow_keras_adv.training.recorder import Rows, StepRecorder, recorder_of
 from mlflow_keras_adv.training.trainings import training_around_own, training_of
@@ -227,7 +228,7 @@ class TrainingSession:
             if any(own[column].count() for column in ("norm", "loss_scale") if column in own):
                 updated.add(name)
             if probe.layers is not None:
-                layers |= tables[id(probe.layers)].columns
+                layers = united_norms(layers, tables[id(probe.layers)].columns)
         readings = Readings(
             batches=rows.count,
             examples=rows.columns["examples"].filled(0),

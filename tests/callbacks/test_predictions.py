@@ -17,8 +17,9 @@ from PIL import Image
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.callbacks import predictions
-from mlflow_keras_adv.callbacks.prediction_figures import confusion_figure, pixels, samples_figure
 from mlflow_keras_adv.callbacks.predictions import Predictions
+from mlflow_keras_adv.metrics.views import classes
+from mlflow_keras_adv.metrics.views.pictures import confusion_figure
 
 rng = np.random.default_rng(0)
 X = rng.uniform(size=(48, 8, 8)).astype(np.float32)
@@ -26,6 +27,7 @@ Y = rng.integers(0, 3, 48)
 SAMPLE, LABELS = X[:20], Y[:20]
 BATCHES = 3
 MATRIX, GRID = "predictions/confusion_matrix", "predictions/samples"
+OF_CLASSES = {MATRIX, "predictions/reliability"}
 
 
 def net(*, softmax: bool = False, compiled: bool = True) -> keras.Model:
@@ -95,7 +97,7 @@ def test_the_matrices_count_what_the_model_predicts_after_each_epoch(
         drawn.append(counts)
         return confusion_figure(counts, names)
 
-    monkeypatch.setattr(predictions, "confusion_figure", spy)
+    monkeypatch.setattr(classes, "confusion_figure", spy)
     expected: list[np.ndarray] = []
 
     class Count(keras.callbacks.Callback):
@@ -108,7 +110,7 @@ def test_the_matrices_count_what_the_model_predicts_after_each_epoch(
     np.testing.assert_array_equal(drawn, expected)
     assert len(np.unique(expected, axis=0)) > 1
     steps = [BATCHES, 2 * BATCHES, 3 * BATCHES]
-    assert image_steps(client, run.run_id) == {MATRIX: steps, GRID: steps}
+    assert image_steps(client, run.run_id) == dict.fromkeys({*OF_CLASSES, GRID}, steps)
     assert client.get_run(run.run_id).data.tags["mlflow.loggedImages"] == "True"
     (file, *_) = [f.path for f in client.list_artifacts(run.run_id, "images") if "matrix" in f.path]
     with Image.open(client.download_artifacts(run.run_id, file)) as image:
@@ -154,7 +156,7 @@ def test_images_are_bounded_and_spread_from_the_first_to_the_last_epoch(
     with mka.track("bounded", log_system_metrics=False) as run:
         fit(net(), Predictions(SAMPLE, LABELS, **arguments), epochs=10)
     expected = [BATCHES * (epoch + 1) for epoch in epochs]
-    assert image_steps(client, run.run_id) == {MATRIX: expected, GRID: expected}
+    assert image_steps(client, run.run_id) == dict.fromkeys({*OF_CLASSES, GRID}, expected)
 
 
 def test_the_bound_is_that_of_the_run_but_each_training_shows_its_last_epoch(
@@ -253,7 +255,7 @@ def test_samples_that_are_no_images_have_no_grid_and_long_tables_are_cut(
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with mka.track("features", log_system_metrics=False) as run:
         model.fit(x, y, batch_size=300, verbose=0, callbacks=[Predictions(x, y)])
-    assert image_steps(client, run.run_id) == {MATRIX: [2]}
+    assert image_steps(client, run.run_id) == {name: [2] for name in OF_CLASSES}
     table = stored_table(run.run_id)
     assert len(table["index"]) == predictions.MAX_ROWS
     wrong = int((model.predict(x, verbose=0).argmax(axis=1) != y).sum())
@@ -261,7 +263,9 @@ def test_samples_that_are_no_images_have_no_grid_and_long_tables_are_cut(
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [(LABELS[:-1], "for 19 labels"), (LABELS + 2, "up to 4")], ids=["few", "up"]
+    ("labels", "said"),
+    [(LABELS[:-1], "labels of shape (19,)"), (LABELS + 2, "up to 4")],
+    ids=["few", "up"],
 )
 def test_what_cannot_be_predicted_is_said_once_and_breaks_nothing(
     labels: np.ndarray, said: str, experiment: str, caplog: pytest.LogCaptureFixture
@@ -303,25 +307,203 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
         Predictions(SAMPLE, LABELS, max_images=0)
 
 
-def test_the_figures_show_counts_and_mark_what_is_wrong() -> None:
-    counts = np.array([[5, 1], [0, 7]])
-    (axes,) = confusion_figure(counts, ["cat", "dog"]).axes
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {
-        (0, 0): "5",
-        (1, 0): "1",
-        (1, 1): "7",
-    }
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
-    assert axes.get_title() == "92.3% of 13 correct"
-    assert not confusion_figure(np.eye(30, dtype=int), range(30)).axes[0].texts
+def test_no_such_task() -> None:
+    with pytest.raises(ValueError, match="Received task='regresion'; expected one of classificat"):
+        Predictions(SAMPLE, LABELS, task="regresion")
+    with pytest.raises(ValueError, match="Received task='flow'"):
+        Predictions(SAMPLE, LABELS, task={"a": "regression", "b": "flow"})
 
-    images = np.repeat(np.arange(30.0), 16).reshape(30, 4, 4)
-    figure = samples_figure(images, ["a"] * 30, np.arange(30) > 0)
-    (axes,) = figure.axes
-    assert [text.get_color() for text in axes.texts] == ["red"] + ["black"] * 24
-    shades, sizes = np.unique(axes.images[0].get_array(), return_counts=True)
-    np.testing.assert_allclose(shades, np.arange(25) / 24, rtol=1e-15)
-    assert sizes[:-1].tolist() == [16] * 24  # white is also what lies between the images
-    drawn = pixels(figure)
-    assert drawn.dtype == np.uint8
-    assert drawn.shape == (800, 650, 3)
+
+# Any model
+
+L = keras.layers
+VECTORS = rng.normal(size=(30, 6)).astype(np.float32)
+WORDS = rng.integers(1, 9, size=(30, 5)) * (np.arange(5) < rng.integers(1, 6, 30)[:, None])
+
+
+def dense(units: int, activation: str | None = None) -> keras.Model:
+    return keras.Sequential([keras.Input((6,)), L.Dense(units, activation=activation)])
+
+
+def noisy() -> keras.Model:
+    """An autoencoder that draws random numbers also when it is asked, and drops some."""
+
+    class Noise(L.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seeds = keras.random.SeedGenerator(1)
+
+        def call(self, inputs: Any) -> Any:
+            return inputs + 0.1 * keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
+
+    stack = [L.Dense(4), Noise(), L.Dropout(0.3, seed=2), L.Dense(6)]
+    return keras.Sequential([keras.Input((6,)), *stack])
+
+
+def stateful() -> keras.Model:
+    inputs = keras.Input(batch_shape=(10, 5, 1))
+    return keras.Model(inputs, L.Dense(1)(L.SimpleRNN(4, stateful=True)(inputs)))
+
+
+def tagger() -> keras.Model:
+    inputs = keras.Input((5,), dtype="int32")
+    hidden = L.GRU(6, return_sequences=True)(L.Embedding(9, 4, mask_zero=True)(inputs))
+    return keras.Model(inputs, L.Dense(3)(hidden))
+
+
+def two_headed() -> keras.Model:
+    inputs = keras.Input((6,))
+    outputs = {"price": L.Dense(1, name="price")(inputs), "kind": L.Dense(3, name="kind")(inputs)}
+    return keras.Model(inputs, outputs)
+
+
+def painter() -> keras.Model:
+    return keras.Sequential([keras.Input((4, 4, 1)), L.Conv2D(3, 1, activation="softmax")])
+
+
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+IMAGES = rng.uniform(size=(30, 4, 4, 1)).astype(np.float32)
+SERIES = rng.normal(size=(30, 5, 1)).astype(np.float32)
+
+# Model, loss, samples, labels; then arguments, the task that is said, figures, columns.
+KINDS: dict[str, tuple[Any, ...]] = {
+    "regression": (
+        lambda: dense(3), "mae", VECTORS, VECTORS[:, :3] * 2, {}, "regression",
+        {"predicted_over_true", "residuals"},
+        ["index", "true/0", "predicted/0", "error/0", "true/1", "predicted/1", "error/1", "true/2",
+         "predicted/2", "error/2", "absolute_error", "step"],
+    ),
+    "forecast": (
+        lambda: dense(3), "mse", VECTORS, VECTORS[:, :3] * 2, {"task": "forecast"}, "forecast",
+        {"error_per_step", "series"},
+        ["index", "absolute_error", "error/1", "error/2", "error/3", "step"],
+    ),
+    "binary": (
+        lambda: dense(1, "sigmoid"), "binary_crossentropy", VECTORS, VECTORS[:, 0] > 0, {},
+        "binary", {"confusion_matrix", "roc", "precision_recall", "reliability"},
+        ["index", "label", "predicted", "probability", "correct", "step"],
+    ),
+    "multi-label": (
+        lambda: dense(4, "sigmoid"), "binary_crossentropy", VECTORS, VECTORS[:, :4] > 0, {},
+        "multi-label", {"per_label", "average_precision"},
+        ["index", "labels", "predicted", "wrong", "correct", "step"],
+    ),
+    "autoencoder": (
+        noisy, "mse", VECTORS, None, {}, "reconstruction", {"pairs"},
+        ["index", "absolute_error", "squared_error", "step"],
+    ),
+    "states": (
+        stateful, "mse", SERIES, SERIES[:, 0], {}, "regression",
+        {"predicted_over_true", "residuals"}, ["index", "true", "predicted", "error", "step"],
+    ),
+    "tagging": (
+        tagger, LOGITS, WORDS, WORDS % 3, {}, "tagging",
+        {"confusion_matrix", "reliability"},
+        ["index", "steps", "wrong", "accuracy", "label", "predicted", "step"],
+    ),
+    "segmentation": (
+        painter, "sparse_categorical_crossentropy", IMAGES,
+        (3 * IMAGES[..., 0]).astype(int), {}, "segmentation",
+        {"confusion_matrix", "iou", "overlays"}, ["index", "accuracy", "mean_iou", "step"],
+    ),
+    "outputs": (
+        two_headed, {"price": "mse", "kind": LOGITS}, VECTORS,
+        {"price": VECTORS[:, 0], "kind": VECTORS[:, :3].argmax(axis=1)}, {},
+        "price: regression, kind: classification",
+        {"price/predicted_over_true", "price/residuals", "kind/confusion_matrix",
+         "kind/reliability"}, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_model_is_shown_and_its_training_is_the_same(
+    kind: str, experiment: str, client: mlflow.MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    build, loss, x, y, arguments, said, figures, columns = KINDS[kind]
+    targets = x if y is None else y
+
+    def trained(*callbacks: Any) -> tuple[keras.Model, Any]:
+        keras.utils.set_random_seed(0)
+        model = build()
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        data = {"batch_size": 10, "epochs": 2, "shuffle": False, "verbose": 0}
+        return model, model.fit(x, targets, **data, callbacks=list(callbacks)).history
+
+    alone, history = trained()
+    with mka.track("any", log_system_metrics=False) as run:
+        watched, seen = trained(Predictions(x, y, **arguments))
+    assert seen == history
+    for a, b in zip(alone.variables, watched.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert client.get_run(run.run_id).data.tags["task.predictions"] == said
+    steps = {f"predictions/{name}": [3, 6] for name in figures}
+    assert image_steps(client, run.run_id) == steps
+    assert not [each for each in caplog.records if each.name.startswith("mlflow_keras_adv")]
+    if columns is None:
+        assert "error" in stored_table(run.run_id, "predictions/price.json")
+        assert "correct" in stored_table(run.run_id, "predictions/kind.json")
+    else:
+        assert list(stored_table(run.run_id)) == columns
+
+
+def test_what_is_masked_or_weighs_nothing_is_not_shown(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    keras.utils.set_random_seed(0)
+    model = tagger()
+    model.compile("sgd", LOGITS, metrics=["accuracy"])
+    weights = (np.arange(30) >= 6).astype(np.float32)
+    with mka.track("masked", log_system_metrics=False) as run:
+        model.fit(WORDS, WORDS % 3, verbose=0, callbacks=[
+            Predictions(WORDS, WORDS % 3, sample_weight=weights)
+        ])  # fmt: skip
+    table = stored_table(run.run_id)
+    assert set(table["index"]) == set(range(6, 30))
+    assert dict(zip(table["index"], table["steps"], strict=True)) == {
+        row: (WORDS[row] > 0).sum() for row in range(6, 30)
+    }
+    right = np.sum(table["steps"]) - np.sum(table["wrong"])
+    accuracy = model.evaluate(WORDS[6:], WORDS[6:] % 3, verbose=0, return_dict=True)["accuracy"]
+    assert right / np.sum(table["steps"]) == pytest.approx(accuracy, rel=1e-6)
+
+
+def test_a_dataset_brings_its_labels_and_weights(experiment: str) -> None:
+    weights = (np.arange(20) % 2).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices((SAMPLE, LABELS, weights)).batch(8)
+    model = net()
+    with mka.track("dataset", log_system_metrics=False) as run:
+        fit(model, Predictions(data), epochs=1)
+    table = stored_table(run.run_id)
+    assert sorted(table["index"]) == list(range(1, 20, 2))
+    index = list(table["index"])
+    assert list(table["predicted"]) == model.predict(SAMPLE, verbose=0)[index].argmax(1).tolist()
+
+
+@pytest.mark.parametrize("task", [None, "binary"])
+def test_what_is_open_is_asked_for_once(
+    task: Any, experiment: str, client: mlflow.MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mine(true: Any, found: Any) -> Any:
+        return keras.ops.mean(keras.ops.square(true - found), axis=-1)
+
+    keras.utils.set_random_seed(0)
+    model = dense(1)
+    model.compile("sgd", mine)
+    y = (VECTORS[:, 0] > 0).astype(np.float32)
+    with mka.track("open", log_system_metrics=False) as run:
+        shown = Predictions(VECTORS, y, task=task)
+        model.fit(VECTORS, y, epochs=2, verbose=0, callbacks=[shown])
+    tags = client.get_run(run.run_id).data.tags
+    messages = [e.getMessage() for e in caplog.records if e.name.startswith("mlflow_keras_adv")]
+    if task is None:
+        (message,) = messages
+        assert 'say task="classification"' in message
+        assert "task.predictions" not in tags
+    else:
+        assert messages == []
+        assert tags["task.predictions"] == "binary"
+        found = model.predict(VECTORS, verbose=0)[:, 0]
+        table = stored_table(run.run_id)
+        # Answers below 0 and above 1 are logits, of which 0 decides.
+        assert list(table["predicted"]) == (found > 0)[list(table["index"])].astype(int).tolist()

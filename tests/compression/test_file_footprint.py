@@ -14,7 +14,6 @@ from mlflow_keras_adv.compression.quantization import quantize
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
-Y = np.arange(12) % 3
 
 
 def classifier(seed: int) -> keras.Model:
@@ -38,15 +37,8 @@ def artifact(model: keras.Model) -> Artifact:
     return convert(model, X)
 
 
-def test_what_is_measured_equals_what_is_counted_by_hand(
-    model: keras.Model, artifact: Artifact
-) -> None:
-    other = classifier(1)
-    measured = file_footprint(artifact.content, X, Y, reference=other, repeats=3)
-    chosen = np.asarray(model(X)).argmax(axis=-1)
-    assert measured["accuracy"] == np.mean(chosen == Y)
-    assert measured["agreement"] == np.mean(chosen == np.asarray(other(X)).argmax(axis=-1))
-    assert 0 < measured["agreement"] < 1, "the two models must differ for this test to tell"
+def test_what_is_measured_equals_what_is_counted_by_hand(artifact: Artifact) -> None:
+    measured = file_footprint(artifact.content, X, repeats=3)
     assert measured["parameters"] == (4 * 5 + 5) + (5 * 3 + 3)
     assert measured["nonzeros"] == measured["parameters"] - 8
     assert measured["sparsity"] == 8 / (4 * 5 + 5 * 3)
@@ -58,20 +50,6 @@ def test_what_is_measured_equals_what_is_counted_by_hand(
     if sys.platform == "linux":
         assert measured["peak_memory_bytes"] >= len(artifact.content)
     assert all(type(value) is float for value in measured.values())
-
-
-def test_without_labels_and_reference_it_need_not_classify(artifact: Artifact) -> None:
-    measured = file_footprint(artifact.content, X[:1], repeats=1)
-    assert "accuracy" not in measured
-    assert "agreement" not in measured
-
-
-def test_a_file_is_a_reference_too_and_one_sample_a_call_is_measured(
-    model: keras.Model, artifact: Artifact
-) -> None:
-    fixed = convert(model, X, batch_size=1)
-    measured = file_footprint(fixed.content, X, reference=artifact.content, repeats=1)
-    assert measured["agreement"] == 1
 
 
 def test_latency_is_of_as_many_samples_as_it_says(
@@ -104,7 +82,5 @@ def test_the_table_has_a_row_for_each_weight(artifact: Artifact) -> None:
 def test_bad_data_are_refused(artifact: Artifact) -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         file_footprint(artifact.content, X[:0])
-    with pytest.raises(ValueError, match="One-hot"):
-        file_footprint(artifact.content, X, np.eye(3)[Y])
     with pytest.raises(ValueError, match=r"not a \.tflite file"):
         file_footprint(b"", X)

@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from mlflow_keras_adv.compression.footprint import (
-    accuracy,
-    agreement,
     footprint,
-    highest,
     latency_ms,
-    scores_of,
     sparsity,
     weight_rows,
 )
@@ -46,18 +42,6 @@ def test_keys_are_those_of_the_final_section() -> None:
     measured = footprint(model, X, repeats=2)
     assert list(measured) == sizes + latencies
     assert all(type(value) is float for value in measured.values())
-    measured = footprint(model, X, Y, reference=classifier(1), repeats=2)
-    assert list(measured) == ["accuracy", "agreement", *sizes, *latencies]
-
-
-def test_accuracy_and_agreement_equal_those_counted_by_hand() -> None:
-    model, other = classifier(0), classifier(1)
-    measured = footprint(model, X, Y, reference=other, repeats=1)
-    chosen = [int(np.argmax(scores)) for scores in np.asarray(model(X))]
-    others = [int(np.argmax(scores)) for scores in np.asarray(other(X))]
-    assert measured["accuracy"] == sum(a == b for a, b in zip(chosen, Y, strict=True)) / 12
-    assert measured["agreement"] == sum(a == b for a, b in zip(chosen, others, strict=True)) / 12
-    assert 0 < measured["agreement"] < 1, "the two models must differ for this test to tell"
 
 
 def test_parameters_and_sparsity_equal_those_counted_by_hand() -> None:
@@ -113,7 +97,7 @@ def test_the_model_stays_compiled_with_its_optimizer() -> None:
     model = classifier()
     model.fit(X, Y, verbose=0)
     optimizer = model.optimizer
-    footprint(model, X, Y, repeats=1)
+    footprint(model, X, repeats=1)
     assert model.compiled
     assert model.optimizer is optimizer
     assert int(optimizer.iterations) == 1
@@ -123,9 +107,8 @@ def test_inputs_may_be_a_dict() -> None:
     inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((2,), name="b")}
     joined = keras.layers.Concatenate()(list(inputs.values()))
     model = keras.Model(inputs, keras.layers.Dense(3)(joined))
-    measured = footprint(model, {"a": X, "b": X[:, :2]}, Y, repeats=1)
-    expected = np.argmax(np.asarray(model({"a": X, "b": X[:, :2]})), axis=-1) == Y
-    assert measured["accuracy"] == expected.sum() / 12
+    measured = footprint(model, {"a": X, "b": X[:, :2]}, repeats=1)
+    assert measured["parameters"] == 6 * 3 + 3
 
 
 def test_latency_counts_each_call_after_the_warm_up() -> None:
@@ -134,6 +117,12 @@ def test_latency_counts_each_call_after_the_warm_up() -> None:
     assert len(calls) == 8
     assert times.shape == (5,)
     assert (times >= 0).all()
+
+
+def test_a_slow_call_ends_after_its_time_but_not_before_ten() -> None:
+    calls = []
+    times = latency_ms(lambda: calls.append(1) or np.zeros(1), repeats=500, seconds=0.0)
+    assert (len(times), len(calls)) == (10, 12)
 
 
 def test_latencies_are_of_one_sample_and_of_a_batch_through_the_compiled_model() -> None:
@@ -148,43 +137,6 @@ def test_latencies_are_of_one_sample_and_of_a_batch_through_the_compiled_model()
     shapes.clear()
     footprint(model, X, batch_size=32, repeats=20)  # more than there are samples
     assert shapes == [(1, 4), (32, 4)], "traced once each, not run by Python at each call"
-
-
-def test_scores_are_those_of_all_samples_whatever_the_batches() -> None:
-    model = classifier()
-    assert scores_of(model, X, batch_size=5) == pytest.approx(np.asarray(model(X)), rel=1e-5)
-
-
-def test_a_nan_is_neither_right_nor_in_agreement() -> None:
-    chosen = highest(np.array([[np.nan, 1.0], [0.0, 1.0]]))
-    assert chosen.tolist() == [-1, 1]
-    assert accuracy(chosen, np.array([0, 1])) == 0.5
-    assert agreement(chosen, chosen) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("y", "complaint"),
-    [
-        (np.eye(3)[Y], "One-hot"),
-        (Y[:5], r"shape \(12,\)"),
-        (Y - 1, "from 0"),
-        (Y + 0.5, "whole"),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused(y: np.ndarray, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        footprint(classifier(), X, y, repeats=1)
-
-
-def test_labels_may_be_a_column() -> None:
-    model = classifier()
-    column = footprint(model, X, Y[:, None], repeats=1)["accuracy"]
-    assert column == footprint(model, X, Y, repeats=1)["accuracy"]
-
-
-def test_a_single_sigmoid_has_no_highest_class() -> None:
-    with pytest.raises(ValueError, match=r"\(12, 1\)"):
-        highest(np.zeros((12, 1)))
 
 
 def test_no_samples_and_no_repeats_are_refused() -> None:

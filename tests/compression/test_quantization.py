@@ -1,5 +1,6 @@
 """Conversion and quantization after training: what comes out is what LiteRT runs and was asked."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -25,7 +26,9 @@ def classifier() -> keras.Model:
     hidden = keras.layers.Conv2D(8, 3, use_bias=False)(image)
     hidden = keras.layers.ReLU()(keras.layers.BatchNormalization()(hidden))
     hidden = keras.layers.Dense(16, activation="relu")(keras.layers.Flatten()(hidden))
-    return keras.Model(image, keras.layers.Dense(3)(hidden))
+    model = keras.Model(image, keras.layers.Dense(3)(hidden))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,8 @@ def test_the_float_file_is_what_keras_computes(
     expected = np.asarray(classifier(X, training=False))
     apart = float(np.abs(answers - expected).max() / np.abs(expected).max())
     # Keras multiplies another number of samples at a time than the comparison did.
-    assert converted.difference == pytest.approx(apart, abs=TOLERANCE / 10)
-    assert converted.difference < TOLERANCE
+    assert converted.difference_max == pytest.approx(apart, abs=TOLERANCE / 10)
+    assert converted.difference_max < TOLERANCE
     assert (converted.scheme, converted.agreement) == ("float32", 1.0)
     assert kernel_dtypes(converted.content) == {"float32"}
 
@@ -74,9 +77,9 @@ def test_each_scheme_stores_what_it_says(converted: Artifact, scheme: quantizati
     assert len(artifact.content) < len(converted.content)
     # Each weight is off by up to half a step of its channel; three layers and the activations
     # between them add up.
-    assert 0 < artifact.difference < 8 / steps
+    assert 0 < artifact.difference_max < 8 / steps
     answers, expected = runner.predict(X), converted.expected["output_0"]
-    assert artifact.difference == np.abs(answers - expected).max() / np.abs(expected).max()
+    assert artifact.difference_max == np.abs(answers - expected).max() / np.abs(expected).max()
     same = np.mean(answers.argmax(axis=-1) == expected.argmax(axis=-1))
     assert artifact.agreement == same
 
@@ -91,7 +94,7 @@ def test_the_widest_sample_sets_the_range() -> None:
     x = RANDOM.normal(size=(50, 4)).astype("float32")
     x[7] *= 10  # one sample far out: a mean of the samples' ranges would cut it off
     artifact = quantize(model, quantization.int8, x)
-    assert artifact.difference < 4 / 256  # inputs, weights and outputs in 256 steps each
+    assert artifact.difference_max < 4 / 256  # inputs, weights and outputs in 256 steps each
 
 
 def test_samples_may_be_of_another_dtype(classifier: keras.Model, converted: Artifact) -> None:
@@ -139,7 +142,7 @@ def test_a_channel_without_weights_keeps_its_bias(scheme: quantization.Scheme, l
     hidden.set_weights([kernel, np.array([1.0, 0.0, 0.5, -0.5])])
     x = RANDOM.normal(size=(50, 4)).astype("float32")
     artifact = quantize(model, scheme, x)
-    assert artifact.difference < 8 / 127
+    assert artifact.difference_max < 8 / 127
 
 
 def test_a_large_file_is_mended_and_read_like_a_small_one() -> None:
@@ -153,7 +156,7 @@ def test_a_large_file_is_mended_and_read_like_a_small_one() -> None:
     hidden.set_weights([kernel, bias])
     x = RANDOM.normal(size=(20, 600)).astype("float32")
     artifact = quantize(model, quantization.int8, x)
-    assert artifact.difference < 8 / 127
+    assert artifact.difference_max < 8 / 127
     stored = {each.values.shape: each for each in file_weights(artifact.content)}
     assert set(stored) == {(600, 600), (600,), (3, 600), (3,)}
     assert stored[600, 600].dtype == "int8"
@@ -175,7 +178,7 @@ def test_a_recurrent_model_gets_a_fixed_number_of_samples_a_call() -> None:
     expected = np.asarray(model(x))
     apart = np.abs(runner.predict(x) - expected).max()
     assert apart < TOLERANCE * np.abs(expected).max()
-    assert quantize(artifact, quantization.dynamic_int8).agreement == 1
+    assert quantize(artifact, quantization.dynamic_int8, min_agreement=1).agreement == 1
     with pytest.raises(UserError, match="int8 cannot quantize this model"):
         quantize(artifact, quantization.int8)
 
@@ -190,7 +193,7 @@ def test_several_inputs_and_outputs_are_told_apart() -> None:
     assert artifact.agreement is None
     assert set(artifact.feeds) == {"left", "right"}
     np.testing.assert_array_equal(artifact.feeds["right"], x[0])
-    assert artifact.difference < 4 / 256
+    assert artifact.difference_max < 4 / 256
 
 
 def test_a_scheme_is_any_function(converted: Artifact) -> None:
@@ -201,6 +204,79 @@ def test_a_scheme_is_any_function(converted: Artifact) -> None:
     assert quantize(converted, mine).scheme == "mine"
 
 
+# What a file is held against is a matter of what its source is for.
+
+
+def wide(outputs: int, loss: object, activation: str | None = None) -> keras.Model:
+    """Its kernel has an outlier, so that the steps of its scale are coarse."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(outputs, activation)])
+    kernel = RANDOM.normal(size=(8, outputs))
+    kernel[0] = 25
+    model.layers[0].set_weights([kernel, np.zeros(outputs)])
+    model.compile(loss=loss)
+    return model
+
+
+FLAT = np.concatenate([np.zeros((60, 1)), RANDOM.normal(size=(60, 7))], axis=1).astype("float32")
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_regressor_is_held_to_its_numbers_and_has_no_agreement(outputs: int) -> None:
+    model = wide(outputs, "mse")
+    with pytest.raises(UserError, match="outputs differ .* expected at most 0.1"):
+        quantize(model, quantization.weight_only_int4, FLAT)
+    artifact = quantize(model, quantization.weight_only_int4, FLAT, max_difference=math.inf)
+    answers = np.asarray(LiteRTModel(artifact.content).predict(FLAT))
+    expected = np.asarray(model(FLAT))
+    apart = np.sqrt(np.mean((answers - expected) ** 2) / np.mean(expected**2))
+    assert artifact.difference == pytest.approx(apart, rel=1e-3)
+    assert artifact.difference > 0.1
+    assert artifact.agreement is None
+    assert quantize(model, quantization.float16, FLAT).difference < 1e-3
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_yes_and_no_are_decided_at_the_threshold_of_the_loss(
+    outputs: int, from_logits: bool
+) -> None:
+    loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
+    model = wide(outputs, loss, None if from_logits else "sigmoid")
+    artifact = quantize(model, quantization.weight_only_int4, FLAT, min_agreement=0)
+    threshold = 0.0 if from_logits else 0.5
+    answers = np.asarray(LiteRTModel(artifact.content).predict(FLAT)) > threshold
+    assert artifact.agreement == np.mean(answers == (np.asarray(model(FLAT)) > threshold))
+    with pytest.raises(UserError, match="decides as its source on"):
+        quantize(model, quantization.weight_only_int4, FLAT, min_agreement=1)
+
+
+def test_of_several_outputs_each_is_held_to_what_it_is_for() -> None:
+    inputs = keras.Input((8,))
+    outputs = {
+        "kind": keras.layers.Dense(3, name="kind")(inputs),
+        "price": keras.layers.Dense(1, name="price")(inputs),
+    }
+    model = keras.Model(inputs, outputs)
+    classes = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss={"kind": classes, "price": "mse"})
+    artifact = quantize(model, quantization.weight_only_int8, FLAT)
+    answers, expected = LiteRTModel(artifact.content).predict(FLAT), model(FLAT)
+    same = np.mean(answers["kind"].argmax(1) == np.asarray(expected["kind"]).argmax(1))
+    assert artifact.agreement == same
+
+
+def test_what_was_not_compiled_is_known_by_probabilities_alone() -> None:
+    scores = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    assert quantize(scores, quantization.float16, FLAT).agreement is None
+    assert quantize(scores, quantization.float16, FLAT, min_agreement=0.5).agreement == 1
+    shares = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, "softmax")])
+    assert quantize(shares, quantization.float16, FLAT).agreement == 1
+    single = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="min_agreement is for outputs that decide"):
+        quantize(single, quantization.float16, FLAT, min_agreement=0.5)
+
+
 # What is refused.
 
 
@@ -209,7 +285,7 @@ def test_what_does_not_run_or_is_of_no_use_is_never_handed_out(converted: Artifa
         quantize(converted, lambda content, samples: content)
     with pytest.raises(UserError, match="does not run"):
         quantize(converted, lambda content, samples: content[:500])
-    with pytest.raises(UserError, match="agrees with its source on"):
+    with pytest.raises(UserError, match="decides as its source on .* expected at least 101.0%"):
         quantize(converted, quantization.dynamic_int4, min_agreement=1.01)
     other = {name: values + 1 for name, values in converted.expected.items()}
     with pytest.raises(UserError, match="answers differently from Keras"):

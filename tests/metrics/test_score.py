@@ -11,7 +11,8 @@ import sklearn.metrics
 import tensorflow as tf
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.metrics.score import Scores, difference, score
+from mlflow_keras_adv.metrics.agreement import difference
+from mlflow_keras_adv.metrics.score import Scores, score
 
 L = keras.layers
 N = 24
@@ -89,8 +90,8 @@ def tokens() -> tuple[keras.Model, Any, Any]:
 class OwnStep(keras.Model):
     """Its loss is a matter of its own."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.dense = L.Dense(6)
         self.tracker = keras.metrics.Mean(name="reconstruction")
 

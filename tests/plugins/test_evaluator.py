@@ -16,6 +16,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.metrics as sk
+import tensorflow as tf
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.compression.conversion import convert
@@ -114,7 +116,10 @@ def test_a_model_is_measured_and_the_numbers_are_linked_to_it(
     assert table["class"].tolist() == ["a", "b", "c"]
     assert table["samples"].tolist() == np.bincount(y, minlength=3).tolist()
     found = {each.path for each in client.list_artifacts(run.info.run_id, "keras_adv")}
-    names = "calibration.csv confusion.png confusion_counts.csv per_class.csv reliability.png"
+    names = (
+        "calibration.csv confusion_counts.csv confusion_matrix.png per_class.csv reliability.png "
+        "samples.png"
+    )
     assert found == {f"keras_adv/{name}" for name in names.split()}
     assert result.artifacts["keras_adv/reliability"].content.size[0] > 100
 
@@ -168,20 +173,206 @@ def test_a_model_without_classes_or_labels_has_its_footprint(experiment: str) ->
 
 
 def test_mistakes_are_told(experiment: str, uris: dict[str, str], y: np.ndarray) -> None:
-    with pytest.raises(UserError, match="may hold reference.*got.*'refrence'"):
+    with pytest.raises(UserError, match="may hold task, metrics.*got.*'refrence'"):
         evaluated(uris["keras"], y, refrence=uris["litert"])
     with pytest.raises(UserError, match=r"takes samples of shape \(4, 4, 1\); the data have 15"):
         evaluated(uris["keras"], y, FLAT[:, :15])
-    with pytest.raises(UserError, match="labels go up to 3; the model has 3 classes"):
+    with pytest.raises(UserError, match="labels go up to 3, from 1; the model has 3 classes"):
         evaluated(uris["keras"], y + 1)
     with pytest.raises(UserError, match="labels cat are none of the classes 0, 1, 2"):
         evaluated(uris["keras"], np.full(len(y), "cat"))
-    with pytest.raises(UserError, match="class_names needs 3 different names"):
+    with pytest.raises(UserError, match=r"the names \['a', 'b'\]; expected 3 different ones"):
         evaluated(uris["keras"], y, class_names=["a", "b"])
     with pytest.raises(UserError, match="Keras models and LiteRT models.*PyfuncWrapper"):
         evaluated(lambda rows: rows, y)
     with pytest.raises(UserError, match="no samples"):
         evaluated(uris["keras"], y[:0], FLAT[:0])
+
+
+# Any model
+
+
+def dense(units: int, activation: str | None = None) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([keras.Input((16,)), keras.layers.Dense(units, activation)])
+
+
+def logged(model: keras.Model, example: Any) -> str:
+    return str(mka.log_model(model, name="any", input_example=example).model_uri)
+
+
+def found_in(uri: str, data: Any, **arguments: Any) -> Any:
+    with mlflow.start_run():
+        return mlflow.models.evaluate(uri, data, evaluators="keras_adv", **arguments)
+
+
+def test_a_regressor_is_measured_as_scikit_learn_does(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    model, weights = dense(2), np.linspace(0, 2, len(X))
+    true = FLAT[:, :2] * 2 - 1
+    answers = model.predict(FLAT, verbose=0).astype(np.float64)
+    uris = [logged(model, FLAT[:2])]
+    file = mka.litert.log_model(convert(model, FLAT).content, name="f", input_example=FLAT[:2])
+    for uri in [*uris, file.model_uri]:
+        with mlflow.start_run() as run:
+            result = mlflow.models.evaluate(
+                uri,
+                FLAT,
+                targets=true,
+                model_type="regressor",
+                evaluators="keras_adv",
+                evaluator_config={**QUICK, "sample_weight": weights, "reference": uris[0]},
+            )
+        assert result.metrics["final/mae"] == pytest.approx(
+            sk.mean_absolute_error(true, answers, sample_weight=weights), rel=1e-5
+        )
+        r2 = sk.r2_score(true, answers, sample_weight=weights)
+        assert result.metrics["final/r2"] == pytest.approx(r2, rel=1e-5)
+        assert result.metrics["final/difference"] == pytest.approx(0, abs=1e-6)
+        assert "final/agreement" not in result.metrics
+        assert result.artifacts["keras_adv/predicted_over_true"].content.size[0] > 100
+        tags = client.get_run(run.info.run_id).data.tags
+        assert tags["task.evaluation"] == "regression"
+        assert json.loads(tags["directions.evaluation"])["final/r2"] == "max"
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_binary_model_is_measured_at_its_threshold(experiment: str, logits: bool) -> None:
+    model = dense(1, None if logits else "sigmoid")
+    true = (FLAT[:, 0] > 0.5).astype(np.int64)
+    answers = model.predict(FLAT, verbose=0)[:, 0]
+    uri = logged(model, FLAT[:2])
+    result = found_in(
+        uri, FLAT, targets=true, model_type="classifier", evaluator_config=QUICK
+    ).metrics
+    assert result["final/threshold"] == (0 if logits else 0.5)
+    chosen = answers > result["final/threshold"]
+    assert result["final/accuracy"] == pytest.approx(np.mean(chosen == true))
+    assert result["final/roc_auc"] == pytest.approx(sk.roc_auc_score(true, answers))
+    if logits:  # nothing but the user says what 0 and 1 are
+        with pytest.raises(UserError, match='say task="classification", "binary"'):
+            found_in(uri, FLAT, targets=true, model_type="keras_adv", evaluator_config=QUICK)
+    else:
+        uri = found_in(uri, FLAT, targets=true, model_type="keras_adv", evaluator_config=QUICK)
+        assert uri.metrics["final/roc_auc"] == result["final/roc_auc"]
+
+
+def test_a_multi_label_model_and_metrics_that_are_asked_for(experiment: str) -> None:
+    model = dense(3, "sigmoid")
+    true = (FLAT[:, :3] > 0.5).astype(np.int64)
+    config = {**QUICK, "metrics": [keras.metrics.AUC(multi_label=True, name="auc")]}
+    config["class_names"] = ["a", "b", "c"]
+    result = found_in(
+        logged(model, FLAT[:2]), FLAT, targets=true, model_type="keras_adv", evaluator_config=config
+    )
+    answers = model.predict(FLAT, verbose=0)
+    known = keras.metrics.AUC(multi_label=True)
+    known.update_state(true, answers)
+    assert result.metrics["final/auc"] == pytest.approx(float(known.result()), rel=1e-6)
+    right = np.mean((answers > 0.5) == true)
+    assert result.metrics["final/binary_accuracy"] == pytest.approx(right)
+    assert result.artifacts["keras_adv/per_label"] is not None
+
+
+def test_several_outputs_have_their_columns(experiment: str, client: mlflow.MlflowClient) -> None:
+    inputs = keras.Input((16,), name="features")
+    heads = {
+        "price": keras.layers.Dense(1, name="price")(inputs),
+        "kind": keras.layers.Dense(3, activation="softmax", name="kind")(inputs),
+    }
+    model = keras.Model(inputs, heads)
+    answers = model.predict(FLAT, verbose=0)
+    kinds = np.array(["ant", "bee", "cat"])[FLAT[:, :3].argmax(axis=1)]
+    table = pd.DataFrame({"features": list(FLAT), "cost": FLAT[:, 0], "animal": kinds})
+    table["weight"] = np.arange(len(X)) % 2.0
+    result = found_in(
+        logged(model, FLAT[:2]),
+        table,
+        model_type="keras_adv",
+        evaluator_config={
+            **QUICK,
+            "targets": {"price": "cost", "kind": "animal"},
+            "class_names": {"kind": ["ant", "bee", "cat"]},
+            "sample_weight": "weight",
+        },
+    )
+    rows = table["weight"] > 0
+    off = np.abs(answers["price"][:, 0] - FLAT[:, 0])[rows]
+    assert result.metrics["final/price/mae"] == pytest.approx(off.mean(), rel=1e-5)
+    chosen = np.array(["ant", "bee", "cat"])[answers["kind"].argmax(axis=1)]
+    right = np.mean((chosen == kinds)[rows])
+    assert result.metrics["final/kind/accuracy"] == pytest.approx(right)
+    assert result.artifacts["keras_adv/kind/per_class"].content["class"].tolist() == [
+        "ant",
+        "bee",
+        "cat",
+    ]
+    files = {each.path for each in client.list_artifacts(result.run_id, "keras_adv/price")}
+    assert "keras_adv/price/residuals.png" in files
+
+
+def test_what_is_masked_does_not_count(experiment: str, caplog: pytest.LogCaptureFixture) -> None:
+    keras.utils.set_random_seed(2)
+    words = np.random.default_rng(1).integers(1, 9, (30, 5)) * (np.arange(5) < 3)
+    inputs = keras.Input((5,), dtype="int32", name="words")
+    hidden = keras.layers.Embedding(9, 6, mask_zero=True)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(hidden))
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    true = np.where(words > 0, words % 3, -1)
+    expected = model.evaluate(words, np.maximum(true, 0), verbose=0, return_dict=True)["accuracy"]
+    uri = logged(model, words[:2].astype(np.int32))
+    arguments = {"targets": true, "model_type": "keras_adv"}
+    result = found_in(uri, words, **arguments, evaluator_config=QUICK)
+    assert result.metrics["final/accuracy"] == pytest.approx(expected, rel=1e-6)
+    assert result.artifacts["keras_adv/per_class"].content["samples"].sum() == 30 * 3
+
+
+def test_a_compiled_model_says_itself_what_it_is(experiment: str) -> None:
+    model = dense(1)
+    loss = keras.losses.LogCosh()
+    model.compile("sgd", loss, metrics=[keras.metrics.RootMeanSquaredError(name="root")])
+    true = (FLAT[:, 0] > 0.5).astype(np.float32)
+    signature = mlflow.models.infer_signature(FLAT, model.predict(FLAT, verbose=0))
+    with mlflow.start_run():
+        info = mlflow.keras.log_model(
+            model, name="own", signature=signature, pip_requirements=["keras"]
+        )
+    result = found_in(
+        info.model_uri, FLAT, targets=true, model_type="keras_adv", evaluator_config=QUICK
+    ).metrics
+    known = model.evaluate(FLAT, true, verbose=0, return_dict=True)
+    assert result["final/loss"] == pytest.approx(known["loss"], rel=1e-5)
+    assert result["final/root"] == pytest.approx(known["root"], rel=1e-5)
+    assert "final/mae" in result  # as its loss is one of regressions, though labels are 0 and 1
+
+
+def test_texts_are_taken_and_mistakes_are_refused_in_a_sentence(experiment: str) -> None:
+    texts = np.array(["good one", "bad one", "one good", "one bad"] * 5)
+    words = keras.layers.TextVectorization(vocabulary=["good", "bad", "one"], output_mode="count")
+    inputs = keras.Input((1,), dtype="string", name="text")
+    model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(words(inputs)))
+    table = pd.DataFrame({"text": texts, "good": [1, 0, 1, 0] * 5})
+    uri = logged(model, texts[:2, None])
+    result = found_in(uri, table, targets="good", model_type="classifier", evaluator_config=QUICK)
+    answers = model(tf.constant(texts[:, None])).numpy()[:, 0]
+    assert result.metrics["final/roc_auc"] == sk.roc_auc_score(table["good"], answers)
+
+    uri = logged(dense(2), FLAT[:2])
+    for config, said in (
+        ({"task": "regresion"}, "task='regresion'"),
+        ({"targets": {"": "cost"}}, "no column 'cost'"),
+        ({"sample_weight": np.ones(3)}, r"weights of shape \(3,\)"),
+        ({"task": "tagging"}, r"labels of shape \(40, 3\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            found_in(
+                uri,
+                FLAT,
+                targets=FLAT[:, :2] if "sample_weight" in config else FLAT[:, :3],
+                model_type="regressor",
+                evaluator_config={**QUICK, **config},
+            )
 
 
 PLAIN = """

@@ -49,8 +49,8 @@ def test_it_is_dry_until_it_is_told_yes(
     worse = log(accuracy=0.7, size_bytes=1)
     refused = call("promote", name, worse, *options, "--yes")
     assert refused.exit_code == 1
-    assert "FAIL  accuracy worse by at most 0.01" in refused.output
-    options += ["--max-accuracy-drop", "0.2", "--max-size-bytes", "5", "--yes"]
+    assert "FAIL  the deciding metric worse by at most 0.01" in refused.output
+    options += ["--margin", "0.2", "--max-size-bytes", "5", "--yes"]
     assert call("promote", name, worse, *options).exit_code == 0
     back = call("rollback", name, "--reason", "it was worse")
     assert back.exit_code == 0
@@ -81,7 +81,7 @@ def test_the_best_of_a_named_experiment(
     [
         (["--min", "accuracy"], "expected METRIC=NUMBER"),
         (["--min", "accuracy=high"], "expected METRIC=NUMBER"),
-        (["--max-accuracy-drop", "-1"], "margin: received -1"),
+        (["--margin", "-1"], "margin: received -1"),
         (["--confidence", "95"], "confidence: received 95"),
         (["--experiment", "nowhere"], "There is no experiment 'nowhere'"),
         (["--reason", "x" * 2001], "at most 2000"),

@@ -13,9 +13,11 @@ from mlflow_keras_adv.registry import (
     agreement,
     budget,
     ceiling,
+    difference,
     floor,
     loads_and_serves,
     non_inferiority,
+    per_slice,
     same_dataset,
 )
 from mlflow_keras_adv.registry.gates import Judged, judge
@@ -78,7 +80,7 @@ def test_a_champion_without_the_number_fails_what_compares(gate: Gate) -> None:
 
 @pytest.mark.parametrize("gate", [*RELATIVE, agreement(0.9)], ids=lambda gate: gate.title)
 def test_a_first_version_passes_what_compares(gate: Gate) -> None:
-    candidate = Measurements({"accuracy": 0.1, "latency_ms_p50": 1.0}, chosen=np.zeros(3))
+    candidate = Measurements({"accuracy": 0.1, "latency_ms_p50": 1.0})
     said = verdict(gate, candidate)
     assert said.passed
     assert "no champion" in said.reason
@@ -105,8 +107,8 @@ def test_a_gate_that_breaks_lets_nobody_through() -> None:
         (non_inferiority(margin=0.01), 0.01, True),  # 0.95 - 0.94 is a little more than 0.01
         (non_inferiority(margin=0.01), 0.011, False),
         (non_inferiority(margin=0), -0.1, True),
-        (non_inferiority("accuracy", 0.01, higher_is_better=False), -0.01, True),
-        (non_inferiority("accuracy", 0.01, higher_is_better=False), -0.02, False),
+        (non_inferiority("accuracy", 0.01, mode="min"), -0.01, True),
+        (non_inferiority("accuracy", 0.01, mode="min"), -0.02, False),
     ],
 )
 def test_non_inferiority_keeps_to_the_margin(gate: Gate, loss: float, passes: bool) -> None:
@@ -136,14 +138,14 @@ def test_numbers_that_are_no_answers_are_resampled() -> None:
     noise = np.random.default_rng(0).normal(size=400)
     ours, theirs = 1 + 0.1 * noise, np.ones(400)
     models = [Measurements({"error": each.mean()}, {"error": each}) for each in (ours, theirs)]
-    gate = non_inferiority("error", 0.05, higher_is_better=False, confidence=0.95)
+    gate = non_inferiority("error", 0.05, mode="min", confidence=0.95)
     said = verdict(gate, *models)
     assert said.passed
     # The 95 % bound of a mean of 400 with deviation 0.1 is 1.645 * 0.1 / 20 above it.
     bound = bootstrap_bound(ours - theirs, 0.95)
     assert bound == pytest.approx((ours - theirs).mean() + 1.645 * 0.1 / 20, abs=0.002)
     assert f"loss below {bound:.4g} with 95% confidence (paired bootstrap)" in said.reason
-    reverse = non_inferiority("error", 0.05, confidence=0.95)
+    reverse = non_inferiority("error", 0.05, mode="max", confidence=0.95)
     shifted = [
         Measurements({"error": m.metrics["error"] - k}, m.per_sample) for k, m in enumerate(models)
     ]
@@ -189,15 +191,90 @@ def test_latency_is_compared_with_the_champions() -> None:
     assert not verdict(both, measured(latency_ms_p50=1, size_bytes=11), champion).passed
 
 
-def test_agreement_counts_equal_choices_and_no_nan() -> None:
-    def chose(*classes: int) -> Measurements:
-        return Measurements(chosen=np.array(classes))
+def test_a_metric_goes_the_way_that_is_recorded_or_that_its_name_says() -> None:
+    worse, better = measured(mae=2.0), measured(mae=1.0)
+    gate = non_inferiority("mae", 0.5)
+    assert not verdict(gate, worse, better).passed
+    assert verdict(gate, better, worse).passed
+    odd = Measurements({"odd": 1.0}, directions={"odd": "max"})
+    assert not verdict(non_inferiority("odd", 0.5), odd, measured(odd=2)).passed
+    unknown = verdict(non_inferiority("odd", 0.5), measured(odd=1), measured(odd=2))
+    assert not unknown.passed
+    assert "mode='min'" in unknown.reason
 
-    assert verdict(agreement(0.75), chose(0, 1, 2, 2), chose(0, 1, 2, 1)).passed
-    assert not verdict(agreement(0.76), chose(0, 1, 2, 2), chose(0, 1, 2, 1)).passed
-    assert not verdict(agreement(0.5), chose(-1, -1), chose(-1, -1)).passed  # NaN agrees with none
-    assert not verdict(agreement(0.1), chose(0, 1), chose(0, 1, 2)).passed
-    assert not verdict(agreement(0.1), measured(), chose(0)).passed
+
+def test_a_relative_margin_is_of_the_champions_value() -> None:
+    gate = non_inferiority("mae", 0.1, relative=True)
+    assert verdict(gate, measured(mae=22.0), measured(mae=20.0)).passed
+    assert not verdict(gate, measured(mae=22.1), measured(mae=20.0)).passed
+    assert verdict(gate, measured(mae=22.1), measured(mae=20.0)).gate == "mae worse by at most 10 %"
+
+
+def test_the_deciding_metric_is_asked_of_unless_one_is_named() -> None:
+    def of(mae: float) -> Measurements:
+        return Measurements({"mae": mae, "loss": 0}, deciding="mae", directions={"mae": "min"})
+
+    said = verdict(non_inferiority(margin=0.5), of(2), of(1))
+    assert not said.passed
+    assert said.reason.startswith("mae 2 after 1")
+    refused = Measurements({"size_bytes": 1}, unscored="the labels do not fit")
+    assert "the labels do not fit" in verdict(non_inferiority(), refused, of(1)).reason
+
+
+def test_samples_count_by_their_weights() -> None:
+    losses, weights = np.array([1.0, 0.0, 0.0, 5.0]), np.array([1.0, 1.0, 2.0, 0.0])
+    bound = bootstrap_bound(losses, 0.95, weights)
+    # Of three that count the one with a loss weighs 1 of 4; thrice drawn it is the mean.
+    assert 0.25 < bound <= 1
+    assert bootstrap_bound(np.full(4, 0.5), 0.95, weights) == 0.5
+
+    def of(values: np.ndarray) -> Measurements:
+        mean = float(np.average(values, weights=weights))
+        return Measurements({"accuracy": mean}, {"accuracy": values}, {"accuracy": weights})
+
+    said = verdict(non_inferiority("accuracy", 0.9), of(1 - np.minimum(losses, 1)), of(np.ones(4)))
+    assert "paired bootstrap" in said.reason  # right and wrong, but not of equal weight
+
+
+def test_no_group_pays_for_the_others() -> None:
+    def of(north: float, south: float) -> Measurements:
+        slices = {
+            "side=north": Measurements({"accuracy": north}, samples=30),
+            "side=south": Measurements({"accuracy": south}, samples=7),
+        }
+        return Measurements({"accuracy": (north + south) / 2}, slices=slices)
+
+    gate = per_slice(non_inferiority("accuracy", 0.05), "side")
+    better, before = of(0.99, 0.7), of(0.8, 0.8)
+    assert verdict(non_inferiority("accuracy", 0.05), better, before).passed
+    said = verdict(gate, better, before)
+    assert not said.passed
+    assert said.gate == "in each side: accuracy worse by at most 0.05"
+    assert said.reason.startswith("side=south (7 samples): 0.7 after 0.8")
+    assert "north" not in said.reason
+    assert verdict(gate, of(0.78, 0.8), before).passed
+    assert verdict(gate, better, None).passed
+    missing = verdict(per_slice(floor("accuracy", 0.1), "age"), better)
+    assert not missing.passed
+    assert "but by side" in missing.reason
+    assert not verdict(gate, better, measured(accuracy=0.1)).passed  # it has no such groups
+
+
+def test_agreement_and_difference_are_with_the_champion() -> None:
+    apart = Measurements(beside={"agreement": 0.75, "difference": 0.02, "difference_max": 0.3})
+    champion = measured()
+    assert verdict(agreement(0.75), apart, champion).passed
+    assert not verdict(agreement(0.76), apart, champion).passed
+    assert verdict(difference(0.02), apart, champion).passed
+    assert not verdict(difference(0.01), apart, champion).passed
+    assert not verdict(difference(0.2, largest=True), apart, champion).passed
+    assert verdict(difference(0.0), apart, None).passed
+    regressor = Measurements(beside={"difference": 0.02})
+    said = verdict(agreement(0.1), regressor, champion)
+    assert not said.passed
+    assert "no 'agreement' was measured, but difference" in said.reason
+    assert not verdict(difference(1.0), Measurements(problem="torn"), champion).passed
+    assert not verdict(difference(1.0), apart, Measurements(problem="torn")).passed
 
 
 def test_the_dataset_has_to_be_that_of_the_record() -> None:

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import threading
@@ -117,3 +118,44 @@ def test_another_thread_sets_no_handler() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.SIG_DFL]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_that_waits_for_good_ends_at_once_as_it_would_without_us() -> None:
+    """As the workers of a pool do, whose signal another of their threads may take."""
+
+    def wait_for_good() -> None:
+        lock = multiprocessing.get_context("fork").Lock()
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        lock.acquire()
+        lock.acquire()
+
+    with raises_terminated():
+        child = multiprocessing.get_context("fork").Process(target=wait_for_good)
+        thread = threading.Thread(target=child.start)  # as Keras does it: not in the main thread
+        thread.start()
+        thread.join()
+        child.terminate()
+        child.join(60)
+        hung = child.is_alive()
+        child.kill()
+        assert not hung
+        assert child.exitcode == -signal.SIGTERM
+        with pytest.raises(Terminated):  # and the parent is as it was
+            send_sigterm()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_that_opens_a_run_of_its_own_ends_it() -> None:
+    def opens_its_own() -> None:
+        try:
+            with raises_terminated():
+                send_sigterm()
+        except Terminated:
+            os._exit(9)
+
+    with raises_terminated():
+        child = multiprocessing.get_context("fork").Process(target=opens_its_own)
+        child.start()
+        child.join(60)
+        assert child.exitcode == 9

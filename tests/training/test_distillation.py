@@ -509,15 +509,37 @@ def softmax_ends() -> dict[str, Callable[[keras.KerasTensor], keras.KerasTensor]
     }
 
 
-@pytest.mark.parametrize("kind", softmax_ends())
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_model_that_gives_probabilities_is_refused(kind: str, role: str) -> None:
-    plain = net(4, "plain")
-    inputs = keras.Input((6,))
-    ended = keras.Model(inputs, softmax_ends()[kind](layers.Dense(3)(inputs)))
-    models = {"student": plain, "teacher": plain, role: ended}
-    with pytest.raises(ValueError, match=rf"The {role} .* gives probabilities; expected logits"):
-        Distiller(**models, distillation=SoftTargets())
+@pytest.mark.parametrize("kind", [kind for kind in softmax_ends() if kind != "sigmoid"])
+@pytest.mark.parametrize("role", ["student", "teacher", "both"])
+def test_probabilities_are_softened_as_the_logits_that_they_come_from(kind: str, role: str) -> None:
+    student, teacher = net(4, "student"), net(8, "teacher")
+    by_hand = soft_losses(forward(teacher)[1], forward(student)[1], 2.0).mean()
+    ended = {
+        name: keras.Model(model.inputs[0], softmax_ends()[kind](model.outputs[0]))
+        if role in (name, "both")
+        else model
+        for name, model in (("student", student), ("teacher", teacher))
+    }
+    logits, known = {}, softmax_ends()[kind]
+    if isinstance(known, layers.Dense | keras.Sequential):  # they have a kernel of their own
+        for name, model in ended.items():
+            inner = model.layers[-1]
+            inner = inner.layers[-1] if isinstance(inner, keras.Sequential) else inner
+            values = forward(student if name == "student" else teacher)[1]
+            if role in (name, "both"):
+                values = values @ np.float64(inner.kernel) + np.float64(inner.bias)
+            logits[name] = values
+        by_hand = soft_losses(logits["teacher"], logits["student"], 2.0).mean()
+    distiller = Distiller(ended["student"], ended["teacher"], SoftTargets(2.0), alpha=1)
+    from_logits = role == "teacher"
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    distiller.compile(keras.optimizers.SGD(0.1), loss)
+    # A probability is rounded before its logarithm is taken.
+    assert loss_of(distiller) == pytest.approx(by_hand, rel=16 * TOLERANCE)
+    if role != "teacher":
+        distiller.compile("sgd", crossentropy())
+        with pytest.raises(ValueError, match="ends in a softmax, so it gives probabilities"):
+            loss_of(distiller)
 
 
 def test_log_probabilities_are_logits_too() -> None:
@@ -571,7 +593,7 @@ def test_models_that_do_not_fit_together_are_refused() -> None:
     ("outputs", "message"),
     [
         (lambda x: layers.Dense(1)(x), "expected equal shapes"),
-        (lambda x: [layers.Dense(3)(x), layers.Dense(3)(x)], "gives a list of outputs"),
+        (lambda x: [layers.Dense(3)(x), layers.Dense(3)(x)], "outputs are 2, the student's 1"),
     ],
 )
 def test_outputs_that_cannot_be_compared_are_refused(
@@ -585,6 +607,168 @@ def test_outputs_that_cannot_be_compared_are_refused(
         distiller.fit(X, Y, verbose=0)
 
 
-def test_soft_targets_of_one_class_are_refused() -> None:
-    with pytest.raises(ValueError, match="logits of one class; expected two or more"):
-        SoftTargets()(np.zeros((2, 1)), np.zeros((2, 1)))
+# Numbers, labels and several outputs
+
+
+def dense(*units: int, activation: str | None = None) -> keras.Model:
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(*units, activation=activation)(inputs))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+def yes_no_losses(teacher: np.ndarray, student: np.ndarray, temperature: float) -> np.ndarray:
+    """T² times the divergence of Bernoulli distributions, of each number."""
+    p, q = sigmoid(teacher / temperature), sigmoid(student / temperature)
+    return temperature**2 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+
+
+def answers(model: keras.Model) -> Any:
+    return keras.tree.map_structure(np.float64, model.predict(X, verbose=0))
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_regressor_learns_the_numbers_of_its_teacher(bounded: bool) -> None:
+    student, teacher = dense(2, activation="sigmoid" if bounded else None), dense(2)
+    true = np.random.default_rng(4).normal(size=(12, 2)).astype("float32")
+    distiller = Distiller(student, teacher, keras.losses.MeanSquaredError(), alpha=0.7)
+    distiller.compile(keras.optimizers.Adam(0.05), "mae", metrics=["mse"])
+    taught = np.mean((answers(teacher) - answers(student)) ** 2, axis=-1)
+    labelled = np.mean(np.abs(answers(student) - true), axis=-1)
+    found = distiller.evaluate(X, true, sample_weight=WEIGHTS, verbose=0, return_dict=True)
+    assert found["distillation_loss"] == pytest.approx(np.mean(WEIGHTS * taught), abs=TOLERANCE)
+    assert found["student_loss"] == pytest.approx(np.mean(WEIGHTS * labelled), abs=TOLERANCE)
+    assert found["mse"] == pytest.approx(np.mean((answers(student) - true) ** 2), abs=TOLERANCE)
+    history = distiller.fit(X, true, epochs=20, verbose=0).history
+    assert history["distillation_loss"][-1] < history["distillation_loss"][0]
+
+
+@pytest.mark.parametrize("ending", [None, "sigmoid"])
+@pytest.mark.parametrize("labels", [1, 4])
+def test_labels_that_are_each_for_itself_are_softened_each(labels: int, ending: str | None) -> None:
+    student, teacher = dense(labels, activation=ending), dense(labels)
+    logits = [answers(teacher), answers(student)]
+    if ending:
+        logits[1] = np.log(logits[1] / (1 - logits[1]))
+    by_hand = yes_no_losses(*logits, 3.0).mean(axis=-1)
+    distiller = Distiller(student, teacher, SoftTargets(3.0, each=labels > 1), alpha=1)
+    loss = keras.losses.BinaryCrossentropy(from_logits=ending is None)
+    distiller.compile("sgd", loss)
+    true = np.random.default_rng(5).integers(0, 2, (12, labels)).astype("float32")
+    value = distiller.compute_loss(X, true, distiller(X), WEIGHTS, training=False)
+    assert float(value) == pytest.approx(np.mean(WEIGHTS * by_hand), rel=1e-5)
+    if labels > 1:
+        wrong = Distiller(student, teacher, SoftTargets(3.0), alpha=1)
+        wrong.compile("sgd", loss)
+        with pytest.raises(ValueError, match=r"each for itself\. Use SoftTargets\(each=True\)"):
+            wrong.compute_loss(X, true, wrong(X), training=False)
+
+
+def test_what_means_different_things_is_refused_in_a_sentence() -> None:
+    def refused(student: keras.Model, teacher: keras.Model, loss: Any, said: str) -> None:
+        distiller = Distiller(student, teacher, loss)
+        logits = student.layers[-1].activation is keras.activations.linear
+        distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=logits))
+        with pytest.raises(ValueError, match=said):
+            loss_of(distiller)
+
+    plain, shares = dense(3), dense(3, activation="softmax")
+    squares = keras.losses.MeanSquaredError()
+    refused(plain, shares, squares, "compare the teacher's softmax with the student's linear")
+    refused(shares, plain, squares, "compare the teacher's linear with the student's softmax")
+    divergence = keras.losses.KLDivergence()
+    refused(
+        plain, dense(3), divergence, "the teacher's answers for probabilities, and it gives log"
+    )
+    refused(plain, shares, divergence, "expects probabilities of the student, which ends in linear")
+    refused(shares, shares_of(3), SoftTargets(each=True), r"classes of which one is. Use SoftTarge")
+    # Both give probabilities: what Keras itself says of them.
+    same = Distiller(shares, shares_of(3), divergence, alpha=1)
+    same.compile("sgd", "sparse_categorical_crossentropy")
+    p, q = answers(same._teacher.model), answers(shares)
+    expected = np.mean((p * np.log(p / q)).sum(axis=-1))
+    assert loss_of(same) == pytest.approx(expected, rel=1e-5)
+
+
+def shares_of(classes: int) -> keras.Model:
+    return dense(classes, activation="softmax")
+
+
+def two_heads(width: int, kind: str) -> keras.Model:
+    """A number and three classes: outputs in a dict or in a list."""
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(width, "tanh", name="hidden")(inputs)
+    heads = {"price": layers.Dense(1, name="price")(hidden)}
+    heads["kind"] = layers.Dense(3, name="kind", activation="softmax")(hidden)
+    return keras.Model(inputs, heads if kind == "dict" else list(heads.values()))
+
+
+@pytest.mark.parametrize("kind", ["dict", "list"])
+def test_several_outputs_are_distilled_each_by_its_losses(kind: str) -> None:
+    student, teacher = two_heads(4, kind), two_heads(8, kind)
+    losses = {"price": keras.losses.MeanSquaredError(), "kind": SoftTargets(2.0)}
+    distiller = Distiller(
+        student,
+        teacher,
+        [HINT, losses],
+        alpha=0.4,
+        distillation_weights=[0.5, {"price": 2.0, "kind": 0.25}],
+    )
+    by_output: Any = {"price": "mse", "kind": "sparse_categorical_crossentropy"}
+    true: Any = {"price": X[:, :1], "kind": Y}
+    metrics: Any = {"price": ["mae"], "kind": ["accuracy"]}
+    if kind == "list":
+        by_output, true, metrics = (list(each.values()) for each in (by_output, true, metrics))
+    distiller.compile(keras.optimizers.SGD(0.1), by_output, metrics=metrics)
+
+    def named(model: keras.Model) -> dict[str, np.ndarray]:
+        found = answers(model)
+        return found if kind == "dict" else dict(zip(("price", "kind"), found, strict=True))
+
+    theirs, ours = named(teacher), named(student)
+    squares = np.mean((theirs["price"] - ours["price"]) ** 2)
+    soft = soft_losses(np.log(theirs["kind"]), np.log(ours["kind"]), 2.0).mean()
+    (projection,) = [each for each in distiller.projections if each is not None]
+    features = [
+        np.float64(keras.Model(model.inputs[0], model.get_layer("hidden").output)(X))
+        for model in (teacher, student)
+    ]
+    guided = features[1] @ np.float64(projection.kernel) + np.float64(projection.bias)
+    hint = np.mean((features[0] - guided) ** 2)
+    hard = np.mean((ours["price"] - X[:, :1]) ** 2) - np.log(ours["kind"])[np.arange(12), Y].mean()
+    taught = 0.5 * hint + 2 * squares + 0.25 * soft
+    found = distiller.evaluate(X, true, verbose=0, return_dict=True)
+    assert found["distillation_loss"] == pytest.approx(taught, rel=1e-5)
+    assert found["student_loss"] == pytest.approx(hard, rel=1e-5)
+    assert found["loss"] == pytest.approx(0.6 * hard + 0.4 * taught, rel=1e-5)
+    assert {"price_mae", "kind_accuracy"} <= found.keys()
+
+    weights = [WEIGHTS, np.ones(12, "float32")]
+    weight: Any = dict(zip(("price", "kind"), weights, strict=True))
+    given = weight if kind == "dict" else weights
+    logs = distiller.evaluate(X, true, sample_weight=given, verbose=0, return_dict=True)
+    off = ((theirs["price"] - ours["price"]) ** 2)[:, 0]
+    weighted = 2 * np.mean(WEIGHTS * off) + 0.25 * soft
+    assert logs["distillation_loss"] > 0
+    assert logs["distillation_loss"] - 0.5 * hint_of(features[0], guided, WEIGHTS) == (
+        pytest.approx(weighted, rel=1e-4)
+    )
+    history = distiller.fit(X, true, epochs=3, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    wrong = Distiller(student, teacher, {"prize": SoftTargets()})
+    wrong.compile("sgd", by_output)
+    with pytest.raises(ValueError, match="a loss for 'prize'; the student's outputs are 'price'"):
+        wrong.fit(X, true, verbose=0)
+
+
+def hint_of(target: np.ndarray, guided: np.ndarray, weights: np.ndarray) -> float:
+    """A hint's loss; of several outputs the weights of the first count."""
+    return float(np.mean(weights * np.mean((target - guided) ** 2, axis=-1)))
+
+
+def test_losses_are_made_anew_of_what_they_say() -> None:
+    for loss in (SoftTargets(2.5, each=True, name="soft"), HINT):
+        again = type(loss).from_config(loss.get_config())
+        assert again.get_config() == loss.get_config()

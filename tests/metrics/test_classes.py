@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from mlflow_keras_adv.plugins.classification import (
+from mlflow_keras_adv.metrics.views.classes import (
     calibration_table,
     confusion_counts,
     expected_calibration_error,
