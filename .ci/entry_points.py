@@ -22,6 +22,8 @@ SHORT = {
     "promote": {"min_accuracy": 0.1},
     "prune": {"sparsities": 0.8},
     "quantize": {"schemes": "int8,qat", "qat_epochs": 1},
+    "segmentation": {"examples": 32},
+    "sequence": {"examples": 64},
     "tune": {"max_trials": 2, "max_epochs": 2, "seeds": 2},
 }
 BY_MLFLOW = {"main"}

@@ -79,7 +79,8 @@ def main(
     """Trains the same net on clean images, on those of FGSM and on those of PGD.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each of the three trainings.
         batch_size: Examples per step.
         lr: Learning rate of Adam.

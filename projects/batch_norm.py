@@ -26,13 +26,13 @@ crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 def net(data: Data, normalized: bool) -> keras.Model:
     """Six narrow layers, each followed by normalization or not."""
     layers = keras.layers
-    body: list[keras.layers.Layer] = [layers.Flatten()]
+    body: list[keras.layers.Layer] = data.entrance()
     for _ in range(6):
         # The shift of the normalization takes the place of the bias.
         body.append(layers.Dense(32, use_bias=not normalized))
         body += [layers.BatchNormalization(momentum=0.9)] if normalized else []
         body.append(layers.Activation("relu"))
-    return keras.Sequential([keras.Input(data.input_shape), *body, layers.Dense(data.classes)])
+    return keras.Sequential([*body, layers.Dense(data.classes)])
 
 
 def inference_difference(model: keras.Model, x: np.ndarray) -> float:
@@ -53,6 +53,7 @@ def dependence_on_neighbours(model: keras.Model, x: np.ndarray) -> float:
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
     low_lr: PositiveFloat = 0.1,
@@ -62,7 +63,9 @@ def main(
     """Trains a net with and without batch normalization at two learning rates.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
         batch_size: Examples per step.
         low_lr: Learning rate of SGD that both nets bear.
@@ -70,7 +73,7 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     nets = {
         "plain_low": (False, low_lr),
         "normalized_low": (True, low_lr),

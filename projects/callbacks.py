@@ -35,7 +35,7 @@ def net(data: Data) -> keras.Model:
     """Two hidden layers."""
     body = [keras.layers.Dense(64, activation="relu") for _ in range(2)]
     head = keras.layers.Dense(data.classes)
-    return keras.Sequential([keras.Input(data.input_shape), keras.layers.Flatten(), *body, head])
+    return keras.Sequential([*data.entrance(), *body, head])
 
 
 class AnnealSmoothing(keras.callbacks.Callback):
@@ -81,6 +81,7 @@ class StopWhenGood(keras.callbacks.Callback):
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 60,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 2e-3,
@@ -92,7 +93,9 @@ def main(
     """Trains one net with ten callbacks.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs, if nothing stops the training before.
         batch_size: Examples per step.
         lr: Learning rate of Adam, until the plateau.
@@ -102,7 +105,7 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
 
     with (
         mka.technique("callbacks", params, dataset=images.dataset, seed=seed) as technique,

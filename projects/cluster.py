@@ -53,7 +53,8 @@ def main(
     """Clusters the weights of one net to several numbers of values and compares them.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         clusters: Values in a kernel, 3 or more, with commas between.
         model_uri: A logged Keras model to cluster, as models:/digits@champion; empty: train one.
         max_accuracy_drop: Of validation accuracy, that the variant chosen may lose.

@@ -54,7 +54,8 @@ def main(
     """Compresses one net step by step and chooses the smallest file that is good enough.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         net: convolutions or lenet-300-100; what is trained where no model is given.
         model_uri: A logged Keras model to compress, as models:/digits@champion; empty: train one.
         sparsity: Share of each kernel that is pruned to zero.

@@ -123,7 +123,8 @@ def main(
     """Trains a net of built-in layers and the same of our own, and loads both elsewhere.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each training.
         batch_size: Examples per step.
         lr: Learning rate of Adam.

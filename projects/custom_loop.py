@@ -26,9 +26,9 @@ from projects.data import Data, load
 
 def net(data: Data) -> keras.Model:
     """One hidden layer; no dropout, whose random numbers would differ between two graphs."""
-    body = [keras.layers.Flatten(), keras.layers.Dense(64, activation="relu")]
+    body = [*data.entrance(), keras.layers.Dense(64, activation="relu")]
     head = keras.layers.Dense(data.classes)
-    return keras.Sequential([keras.Input(data.input_shape), *body, head])
+    return keras.Sequential([*body, head])
 
 
 def focal(gamma: float) -> Any:
@@ -96,6 +96,7 @@ def by_fit(model: keras.Model, data: Any, loss_fn: Any, rates: list[float], clip
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 15,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 0.1,
@@ -107,7 +108,9 @@ def main(
     """Trains one net by a loop of its own and by fit, and compares the two.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training, if EarlyStopping does not end it before.
         batch_size: Examples per step.
         lr: Learning rate of the first epoch.
@@ -117,7 +120,7 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     rates = [lr * decay**epoch for epoch in range(epochs)]
     # One order for all epochs: fit opens the dataset once more, and would get another one.
     train, validation = map(tf.data.Dataset.from_tensor_slices, (images.train, images.validation))

@@ -81,7 +81,8 @@ def main(
     """Trains a generator and a discriminator against each other.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of the training.
         batch_size: Real images per step, and drawn ones.
         lr: Learning rate of both Adams.

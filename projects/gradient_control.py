@@ -70,7 +70,8 @@ def main(
     """Trains one net with each kind of clipping, and compares one batch with its micro-batches.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each training.
         batch_size: Examples per update; a multiple of micro_batches.
         micro_batches: Parts of a batch whose gradients are accumulated.

@@ -33,7 +33,7 @@ def net(data: Data, activation: str, depth: int) -> keras.Model:
     """A deep net of equal layers."""
     body = [keras.layers.Dense(64, activation=activation) for _ in range(depth)]
     head = keras.layers.Dense(data.classes)
-    return keras.Sequential([keras.Input(data.input_shape), keras.layers.Flatten(), *body, head])
+    return keras.Sequential([*data.entrance(), *body, head])
 
 
 def initializers() -> dict[str, keras.initializers.Initializer]:
@@ -61,6 +61,7 @@ def initialize(model: keras.Model, initializer: keras.initializers.Initializer) 
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 8,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 0.05,
@@ -70,7 +71,9 @@ def main(
     """Trains a deep net from each kind of initial weights, with ReLU and with tanh.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
         batch_size: Examples per step.
         lr: Learning rate of SGD.
@@ -78,7 +81,7 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     first = images.x_train[:256], images.y_train[:256]
     kinds, norms = initializers(), {}
 

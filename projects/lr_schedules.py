@@ -31,9 +31,9 @@ crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def net(data: Data) -> keras.Model:
     """One hidden layer."""
-    body = [keras.layers.Flatten(), keras.layers.Dense(32, activation="relu")]
+    body = [*data.entrance(), keras.layers.Dense(32, activation="relu")]
     head = keras.layers.Dense(data.classes)
-    return keras.Sequential([keras.Input(data.input_shape), *body, head])
+    return keras.Sequential([*body, head])
 
 
 def schedules(lr: float, updates: int) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def reloaded(model: keras.Model) -> keras.Model:
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 0.3,
@@ -82,7 +83,9 @@ def main(
     """Trains one net under each schedule and compares them.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
         batch_size: Examples per step.
         lr: The highest rate of each schedule.
@@ -90,7 +93,7 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     rates = schedules(lr, epochs * -(-len(images.x_train) // batch_size))
 
     plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.3, patience=2)

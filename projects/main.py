@@ -47,7 +47,8 @@ def main(
     """Trains a net, and makes three smaller ones of it.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each of the three trainings.
         batch_size: Examples per step.
         lr: Learning rate of Adam.

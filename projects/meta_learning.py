@@ -91,7 +91,8 @@ def main(
     """Trains by MAML of first and of second order, and tests on tasks of unseen classes.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each of the two trainings; an epoch is 50 steps.
         batch_size: Tasks per step.
         lr: Learning rate of Adam, which moves the weights that tasks start from.

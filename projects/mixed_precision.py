@@ -30,10 +30,10 @@ crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def net(data: Data, policy: str) -> keras.Model:
     """Layers of a dtype policy; the logits are float32, since a softmax needs the digits."""
-    body = [keras.layers.Flatten(dtype=policy)]
+    body = data.entrance(policy)
     body += [keras.layers.Dense(128, activation="relu", dtype=policy) for _ in range(2)]
     head = keras.layers.Dense(data.classes, dtype="float32")
-    return keras.Sequential([keras.Input(data.input_shape), *body, head])
+    return keras.Sequential([*body, head])
 
 
 def optimizer(policy: str, lr: float, scale: float, growth_steps: int) -> Any:
@@ -58,6 +58,7 @@ def activation_bytes(model: keras.Model) -> float:
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 15,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 2e-3,
@@ -68,7 +69,9 @@ def main(
     """Trains one net in float32, in mixed_bfloat16 and in mixed_float16.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
         batch_size: Examples per step.
         lr: Learning rate of Adam.
@@ -77,7 +80,7 @@ def main(
         seed: Of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     policies = ("float32", "mixed_bfloat16", "mixed_float16")
 
     record = {"dataset": images.dataset, "seed": seed, "variants": len(policies)}

@@ -71,7 +71,8 @@ def main(
     """Trains each task alone and both together, with plain and with learned weights.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each of the four trainings.
         batch_size: Examples per step.
         lr: Learning rate of Adam.

@@ -28,9 +28,9 @@ crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def net(data: Data) -> keras.Model:
     """One hidden layer."""
-    body = [keras.layers.Flatten(), keras.layers.Dense(64, activation="relu")]
+    body = [*data.entrance(), keras.layers.Dense(64, activation="relu")]
     head = keras.layers.Dense(data.classes)
-    return keras.Sequential([keras.Input(data.input_shape), *body, head])
+    return keras.Sequential([*body, head])
 
 
 def optimizers(lr: float) -> dict[str, keras.optimizers.Optimizer]:
@@ -53,6 +53,7 @@ def optimizers(lr: float) -> dict[str, keras.optimizers.Optimizer]:
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 8,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 5e-3,
@@ -62,7 +63,9 @@ def main(
     """Trains one net with each optimizer, from several seeds.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
         batch_size: Examples per step.
         lr: Learning rate of Adam; the others' follow from it.
@@ -70,7 +73,7 @@ def main(
         seed: The first one, of weights and order of examples; and of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     variants = optimizers(lr)
     loss, mean = {}, {}
 

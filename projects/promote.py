@@ -37,6 +37,7 @@ def main(
     model: str = "digits",
     candidate: str = "best-of-experiment",
     data: str = "digits",
+    target: str = "",
     min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.9,
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = 0.01,
     max_size_bytes: PositiveInt = 1_000_000,
@@ -51,7 +52,9 @@ def main(
         candidate: models:/m-…, runs:/<run id>/<name>, models:/dev.digits@champion, or
             best-of-experiment: the highest recorded accuracy that passes the floor and the budget
             of bytes, of equals the smallest.
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         min_accuracy: On the test images, that any champion needs.
         max_accuracy_drop: On the test images, that the candidate may lose against the champion.
         max_size_bytes: That the candidate's file may have.
@@ -60,7 +63,7 @@ def main(
         dry_run: Measure and judge only; the registry stays as it is.
     """
     params = dict(locals())
-    images = load(data)
+    images = load(data, target=target, kinds=("images", "features", "columns"))
     gates = [
         registry.floor("accuracy", min_accuracy),
         registry.non_inferiority("accuracy", max_accuracy_drop),

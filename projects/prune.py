@@ -68,7 +68,8 @@ def main(
     """Prunes one net to several sparsities and compares them.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         sparsities: Shares of zeros, as 0.8, or patterns, as 2:4, with commas between.
         model_uri: A logged Keras model to prune, as models:/digits@champion; empty: train one.
         max_accuracy_drop: Of validation accuracy, that the variant chosen may lose.

@@ -75,7 +75,8 @@ def main(
     """Quantizes one net in several ways and compares the files.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         schemes: float16, int16x8, weight_only_int8, dynamic_int8, int8, int8_io, weight_only_int4,
             dynamic_int4, qat with commas between, or all.
         model_uri: A logged Keras model to quantize, as models:/digits@champion; empty: train one.

@@ -34,9 +34,9 @@ from projects.data import Data, load
 def net(data: Data, dropout: float) -> keras.Model:
     """One hidden layer with batch normalization, whose moving averages are saved too."""
     layers = keras.layers
-    body = [layers.Flatten(), layers.Dense(64, activation="relu"), layers.BatchNormalization()]
+    body = [*data.entrance(), layers.Dense(64, activation="relu"), layers.BatchNormalization()]
     head = [layers.Dropout(dropout), layers.Dense(data.classes)]
-    return keras.Sequential([keras.Input(data.input_shape), *body, *head])
+    return keras.Sequential([*body, *head])
 
 
 def compiled(model: keras.Model, lr: float) -> keras.Model:
@@ -48,6 +48,7 @@ def compiled(model: keras.Model, lr: float) -> keras.Model:
 
 def main(
     data: str = "digits",
+    target: str = "",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 2e-3,
@@ -57,7 +58,9 @@ def main(
     """Interrupts a training half way, goes on from what was saved, and compares.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each of the four trainings; they are interrupted after half of them.
         batch_size: Examples per step.
         lr: Learning rate of Adam.
@@ -65,7 +68,7 @@ def main(
         seed: Of weights, dropout and choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     half, x = -(-epochs // 2), images.x_test
 
     def count(epoch: int, logs: dict[str, float]) -> None:

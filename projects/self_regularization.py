@@ -98,7 +98,8 @@ def main(
     """Trains the same net without, with either and with both terms.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each of the four trainings.
         batch_size: Examples per step.
         lr: Learning rate of Adam.

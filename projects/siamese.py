@@ -93,7 +93,8 @@ def main(
     """Trains an embedding with the contrastive and with the triplet loss, beside LDA.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
+            an .npz file.
         epochs: Epochs of each of the two trainings.
         batch_size: Images per step, all of whose pairs are looked at; 2 or more.
         lr: Learning rate of Adam.

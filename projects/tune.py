@@ -44,7 +44,7 @@ class Net(keras_tuner.HyperModel):
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The space: what is in a `conditional_scope` counts only where the scope is entered."""
-        net = [keras.Input(self.data.input_shape), keras.layers.Flatten()]
+        net = self.data.entrance()
         layers = hp.Int("layers", 1, 3)
         dropout = hp.Boolean("dropout")
         for number in range(1, 4):
@@ -84,6 +84,7 @@ TUNERS = {
 
 def main(
     data: str = "digits",
+    target: str = "",
     tuner: Literal["hyperband", "bayesian", "random", "grid"] = "random",
     max_trials: PositiveInt = 20,
     max_epochs: Annotated[int, Field(ge=2)] = 15,
@@ -96,7 +97,9 @@ def main(
     """Searches, trains the best anew, and compares it with the default configuration.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), or the path of an .npz file.
+        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
+            or the path of an .npz, .csv or .parquet file.
+        target: Column to tell of a .csv or .parquet file.
         tuner: hyperband, bayesian, random or grid.
         max_trials: Configurations to try; Hyperband has no such bound and tries as many as
             max_epochs makes it.
@@ -109,7 +112,7 @@ def main(
         seed: Of the search and of the choice of the validation split.
     """
     params = dict(locals())
-    images = load(data, seed=seed)
+    images = load(data, target=target, seed=seed, kinds=("images", "features"))
     net = Net(images)
     bound = f"max_trials={max_trials}"
     if tuner == "hyperband":

@@ -1,4 +1,7 @@
-"""Real .npz files, each broken in one way; only the network is replaced."""
+"""Real .npz files, each broken in one way; only the network is replaced.
+
+Tables and folders of images are in test_tables and test_image_folders.
+"""
 
 import io
 import pickle
@@ -15,6 +18,7 @@ from mlflow_keras_adv.errors import UserError
 from projects import data
 
 SPLITS = ("train", "validation", "test")
+ENDS = ("npz", "csv", "parquet")
 
 
 def arrays(**changes: object) -> dict[str, np.ndarray]:
@@ -204,15 +208,15 @@ def with_pixel(value: float) -> np.ndarray:
 
 BAD_ARRAYS = [
     ({"x_test": None, "y_test": None}, "holds x_train, y_train, but not x_test, y_test"),
-    ({"x_train": np.zeros((60, 20))}, r"x_train has the shape \(60, 20\), expected \[n, height"),
+    ({"x_train": np.zeros((60, 20))}, r"\(60, 20\), expected images \[n, height.*features"),
     ({"x_train": np.zeros((60, 1, 4, 5, 1))}, r"x_train has the shape \(60, 1, 4, 5, 1\)"),
     ({"x_train": np.float32(1)}, r"x_train has the shape \(\), expected"),
     (
         {"x_test": np.zeros((12, 4, 6), np.uint8)},
         r"\(4, 5, 1\) but those of x_test are \(4, 6, 1\)",
     ),
-    ({"y_test": np.arange(11) % 3}, "x_test has 12 images but y_test has 11 labels"),
-    ({"y_train": np.arange(61) % 3}, "x_train has 60 images but y_train has 61 labels"),
+    ({"y_test": np.arange(11) % 3}, "x_test has 12 examples but y_test has 11 labels"),
+    ({"y_train": np.arange(61) % 3}, "x_train has 60 examples but y_train has 61 labels"),
     ({"x_test": np.zeros((0, 4, 5)), "y_test": np.zeros(0, int)}, "x_test is empty"),
     ({"x_train": np.zeros((60, 0, 5))}, r"x_train is empty, with the shape \(60, 0, 5\)"),
     ({"x_train": with_pixel(np.nan)}, "x_train holds floats from nan to nan, expected 0 to 1"),
@@ -236,7 +240,7 @@ BAD_ARRAYS = [
     ({"y_train": labels(2)}, "y_train holds label 2 once; each class needs two"),
     (
         {"x_train": np.zeros((18, 4, 5)), "y_train": np.arange(18) % 3},
-        "x_train has 18 images of 3 classes; at least 20 are needed to hold 15% out",
+        "x_train has 18 examples of 3 classes; at least 20 are needed to hold 15% out",
     ),
     ({"x_train": np.full((60, 4, 5), None)}, "holds Python objects, which are not loaded"),
 ]
@@ -273,21 +277,19 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"folder.npz cannot be read: Is a directory; give"):
         data.load(str(tmp_path / "folder.npz"))
-    with pytest.raises(UserError, match=r"neither a known dataset nor an .npz file"):
-        data.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "name", ["mnist", "keras:imdb", "keras:", "Digits", "images.csv", "", "x" * 999]
+    "name", ["mnist", "keras:imdb", "keras:", "Digits", "images.txt", "", "x" * 999]
 )
 def test_an_unknown_dataset_is_told_the_known_ones(name: str) -> None:
-    known = "digits, keras:mnist, keras:fashion_mnist, keras:cifar10, keras:cifar100"
+    known = "digits, keras:mnist, keras:fashion_mnist, keras:cifar10, keras:cifar100, diabetes, "
 
     with pytest.raises(UserError, match=f"data: got '{name}', .*; give one of {known}"):
         data.load(name)
 
 
-@pytest.mark.parametrize("name", ["x" * 999 + ".npz", "a\0b.npz"])
+@pytest.mark.parametrize("name", [f"{odd}.{end}" for odd in ("x" * 999, "a\0b") for end in ENDS])
 def test_a_name_that_no_file_can_have_is_a_user_error(name: str) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         data.load(name)
@@ -395,3 +397,89 @@ def test_batches_hold_each_training_example_once_and_in_another_order_each_time(
     for labels in (first, second):
         assert sorted(np.concatenate(labels)) == sorted(images.y_train)
     assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+
+
+def features(**changes: object) -> dict[str, object]:
+    """60 + 12 rows of 3 features, each in a unit of its own, and numbers to predict."""
+    rng = np.random.default_rng(0)
+    x = rng.normal([0, 50, -1e4], [1, 5, 1e3], (72, 3))
+    good = {"x_train": x[:60], "y_train": x[:60, 0] * 3, "x_test": x[60:], "y_test": x[60:, 0] * 3}
+    return {**good, **changes}
+
+
+TAKEN = {"kinds": ("features",), "goals": ("classes", "numbers")}
+
+
+def test_features_and_numbers_are_taken_in_their_own_units(tmp_path: Path) -> None:
+    loaded = data.load(write(tmp_path / "a.npz", **features()), **TAKEN)
+
+    assert (loaded.kind, loaded.classes, loaded.input_shape) == ("features", 0, (3,))
+    assert [len(getattr(loaded, f"y_{split}")) for split in SPLITS] == [51, 9, 12]
+    np.testing.assert_array_equal(loaded.x_test, features()["x_test"].astype(np.float32))
+    np.testing.assert_array_equal(loaded.y_test, features()["y_test"].astype(np.float32))
+    pairs = zip(loaded.x_train, loaded.y_train, strict=True)
+    assert all(y == pytest.approx(3 * x[0], rel=1e-6) for x, y in pairs)
+
+
+def test_integers_are_classes_where_classes_are_taken_else_numbers(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.npz", **features(y_train=np.arange(60) % 3, y_test=np.zeros(12, int))
+    )
+
+    assert data.load(path, **TAKEN).classes == 3
+    numbers = data.load(path, kinds=("features",), goals=("numbers",))
+    assert (numbers.classes, numbers.y_test.dtype) == (0, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken", "complaint"),
+    [
+        ({}, {}, r"\(60, 3\), expected images .*which is what this script trains on"),
+        ({}, {"kinds": ("features",)}, "y_train has the dtype float64, expected integers"),
+        (arrays(), TAKEN, r"\(60, 4, 5\), expected features .*reshape\(len\(x\), -1\)"),
+        ({}, {**TAKEN, "kinds": ("columns",)}, r"\(60, 3\), expected columns of a table"),
+        ({"x_test": np.full((12, 3), np.nan)}, TAKEN, "x_test holds NaN.* in 12 of 12 rows"),
+        (
+            {"x_test": np.full((12, 3), 1e39)},
+            TAKEN,
+            "x_test holds NaN, infinities or numbers beyond",
+        ),
+        ({"y_test": np.array([1.0] * 11 + [np.inf])}, TAKEN, "y_test .* 1 of 12 rows, .* row 11 "),
+        ({"x_train": np.full((60, 3), "a")}, TAKEN, "x_train has the dtype <U1, expected numbers"),
+        ({"x_test": np.zeros((12, 4))}, TAKEN, r"features of x_train are \(3,\) but .* \(4,\)"),
+        ({"y_train": np.ones(60)}, TAKEN, "every number to predict is 1.0; nothing to learn"),
+        (
+            {"y_train": np.full(60, True)},
+            {"kinds": ("features",), "goals": ("numbers",)},
+            "y_train has the dtype bool, expected numbers to predict",
+        ),
+    ],
+)
+def test_what_a_script_does_not_take_is_said(
+    changes: dict[str, object], taken: dict[str, object], complaint: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.npz", **features(**changes))
+
+    with pytest.raises(UserError, match=f"a.npz: .*{complaint}"):
+        data.load(path, **taken)
+
+
+def test_a_target_is_of_tables_alone(tmp_path: Path) -> None:
+    for name in ("digits", "wine", write(tmp_path / "a.npz")):
+        with pytest.raises(UserError, match="target: got 'y', but .* has no column to choose"):
+            data.load(name, target="y", kinds=("images", "columns"))
+
+
+def test_the_entrance_of_a_dense_net_has_what_was_learned_of_the_training_features(
+    tmp_path: Path,
+) -> None:
+    loaded = data.load(write(tmp_path / "a.npz", **features()), **TAKEN)
+    scores = np.asarray(keras.Sequential(loaded.entrance())(loaded.x_train))
+
+    # float32, of numbers of which the third is ten of its standard deviations from 0
+    np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(scores.std(axis=0), 1, atol=1e-4)
+
+    images = data.load()
+    flat = keras.Sequential(images.entrance())(images.x_test)
+    np.testing.assert_array_equal(flat, images.x_test.reshape(450, 64))
