@@ -19,7 +19,7 @@ SHORT = {
     "compress": {"prune_epochs": 1, "tune_epochs": 1},
     "initializers": {"depth": 2},
     "optimizers": {"seeds": 1},
-    "promote": {"min_accuracy": 0.1},
+    "promote": {"limit": 0.1},
     "prune": {"sparsities": 0.8},
     "quantize": {"schemes": "int8,qat", "qat_epochs": 1},
     "segmentation": {"examples": 32},

@@ -2,13 +2,13 @@
 
 A registered model is a name with numbered versions; an alias names one of them, and who loads
 `models:/digits@champion` gets what it names now. Moving the alias is the deployment. So it moves
-only if the candidate passes every gate, measured beside the champion on the same images, in one
+only if the candidate passes every gate, measured beside the champion on the same data, in one
 process, now: numbers of old runs are of other machines and other days.
 
-    floor                    an accuracy that no model may be below
+    floor, or ceiling        an accuracy that no model may be below, an error that none may exceed
     non-inferiority          it may be worse than the champion, but by no more than a margin
     budget                   bytes, and the latency in parts of the champion's
-    same dataset             the images are those that both models were recorded on
+    same dataset             the examples are those that both models were recorded on
     loads and serves         a fresh process answers the model's own input example
 
 Non-inferiority is the trial to make where a smaller model is wanted and not a better one; on few
@@ -22,11 +22,16 @@ and `mlflow-keras-adv rollback digits` takes it back. Half a minute on two cores
 
     mlflow run . -e compress --env-manager local
     mlflow run . -e promote --env-manager local -P max_size_bytes=50000 -P dry_run=true
+
+and of a regression by its error, after `-e regression`:
+
+    mlflow run . -e promote --env-manager local -P model=diabetes -P data=diabetes \
+        -P predicts=numbers -P metric=mae -P mode=min -P limit=60 -P margin=2
 """
 
-from typing import Annotated
+from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point, registry
@@ -38,8 +43,11 @@ def main(
     candidate: str = "best-of-experiment",
     data: str = "digits",
     target: str = "",
-    min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.9,
-    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = 0.01,
+    predicts: Literal["classes", "numbers"] = "classes",
+    metric: str = "accuracy",
+    mode: Literal["max", "min"] = "max",
+    limit: float = 0.9,
+    margin: NonNegativeFloat = 0.01,
     max_size_bytes: PositiveInt = 1_000_000,
     max_latency_ratio: PositiveFloat = 2.0,
     reason: str = "",
@@ -50,55 +58,56 @@ def main(
     Args:
         model: Name of the registered model; one for each environment, as prod.digits.
         candidate: models:/m-…, runs:/<run id>/<name>, models:/dev.digits@champion, or
-            best-of-experiment: the highest recorded accuracy that passes the floor and the budget
-            of bytes, of equals the smallest.
+            best-of-experiment: the best recorded value of the metric that passes the limit and the
+            budget of bytes, of equals the smallest.
         data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
             or the path of an .npz, .csv or .parquet file.
         target: Column to tell of a .csv or .parquet file.
-        min_accuracy: On the test images, that any champion needs.
-        max_accuracy_drop: On the test images, that the candidate may lose against the champion.
+        predicts: What the labels are.
+        metric: What decides, on the test examples, as `final/…` has it: mae, auc, price/mae.
+        mode: Whether it is better when it is higher (max) or lower (min).
+        limit: What any champion needs: at least, or of a metric that is to be low at most.
+        margin: By how much the candidate may be worse than the champion, in the metric's own unit.
         max_size_bytes: That the candidate's file may have.
         max_latency_ratio: Median latency of the candidate in parts of the champion's.
         reason: Why, for the trail.
         dry_run: Measure and judge only; the registry stays as it is.
     """
     params = dict(locals())
-    images = load(data, target=target, kinds=("images", "features", "columns"))
+    rows = load(data, target=target, kinds=("images", "features", "columns"), goals=(predicts,))
     gates = [
-        registry.floor("accuracy", min_accuracy),
-        registry.non_inferiority("accuracy", max_accuracy_drop),
+        registry.floor(metric, limit) if mode == "max" else registry.ceiling(metric, limit),
+        registry.non_inferiority(metric, margin, mode=mode),
         registry.budget(max_size_bytes=max_size_bytes),
         registry.budget(max_latency_ratio=max_latency_ratio),
         registry.same_dataset(),
         registry.loads_and_serves(),
     ]
     with mka.track("promote", params=params, tags={"technique": "promote"}) as run:
-        run.log_dataset(images.dataset, context="test")
+        run.log_dataset(rows.dataset, context="test")
         done = registry.promote(
             model,
             candidate,
-            data=registry.Samples(images.x_test, images.y_test, images.name, images.digest),
+            data=registry.Samples(rows.x_test, rows.y_test, rows.name, rows.digest),
             gates=gates,
             measure=mka.measure_models,
             dry_run=dry_run,
             reason=reason,
+            select_by=metric,
+            mode=mode,
         )
-        accuracy = {
-            role: each.metrics.get("accuracy", float("nan"))
+        value = {
+            role: each.metrics.get(metric, float("nan"))
             for role, each in done.evidence.measured.items()
         }
-        claims = [
-            mka.Claim(
-                "accuracy",
-                "test accuracy of the candidate",
-                accuracy["candidate"],
-                at_least=min_accuracy,
-            )
-        ]
-        if "champion" in accuracy:
-            lost = accuracy["champion"] - accuracy["candidate"]
-            text = "test accuracy that the candidate loses against the champion"
-            claims += [mka.Claim("accuracy_drop", text, lost, at_most=max_accuracy_drop)]
+        sign = 1 if mode == "max" else -1
+        bound = {"at_least" if mode == "max" else "at_most": limit}
+        text = f"{metric} of the candidate on the test split"
+        claims = [mka.Claim("metric", text, value["candidate"], **bound)]
+        if "champion" in value:
+            worse = sign * (value["champion"] - value["candidate"])
+            text = f"{metric} by which the candidate is worse than the champion"
+            claims += [mka.Claim("worse", text, worse, at_most=margin)]
         said = mka.log_claims(run, *claims)
         run.describe(f"{done.sentence}\n\n{done.evidence.markdown()}\n\n{said}")
     print(f"{done}\n{said}")

@@ -69,7 +69,7 @@ def test_its_model_is_promoted_on_the_table(experiment: str) -> None:
         model.fit(rows.batches(16), epochs=5, shuffle=False, verbose=0)
         done = mka.log_finished_model(run, model, *rows.test, name="prepared", dataset=rows.dataset)
 
-    promote.main(model="promote.wine", data="wine", min_accuracy=0.7)
+    promote.main(model="promote.wine", data="wine", limit=0.7)
 
     version = MlflowClient().get_model_version_by_alias("promote.wine", "champion")
     assert version.source == done.info.model_uri
