@@ -290,7 +290,6 @@ CLASSES = RNG.integers(0, 3, N)
         (None, NUMBERS, GUESSES, "regression"),
         (None, CLASSES, LOGITS, "regression"),  # counts
     ],
-    ids=str,
 )  # fmt: skip
 def test_the_kind_is_what_loss_and_shapes_say(
     loss: Any, labels: Any, answers: Any, kind: str
