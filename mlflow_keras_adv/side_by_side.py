@@ -217,7 +217,10 @@ class _Scale:
             except Exception:  # its compile() takes other arguments: it is scored by its answers
                 _logger.info("%s is scored by its answers alone", model.name, exc_info=True)
             else:
-                return score(model, *given, batch_size=self.batch_size)
+                found = score(model, *given, batch_size=self.batch_size)
+                if found.answers is None:  # its evaluation is its own
+                    found = replace(found, answers=score(model, samples.x, metrics=[]).answers)
+                return found
         names = tuple(getattr(model, "output_names", None) or ())
         return score(
             replace(criteria, output_names=names),

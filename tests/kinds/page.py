@@ -1,4 +1,4 @@
-"""The table of kinds in docs/any-model.md: `pytest tests/kinds -m soak --models-table PATH`."""
+"""The table of kinds in docs/any-model.md: `pytest tests/kinds --models-table PATH`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -129,6 +129,16 @@ def test_both_are_scored_by_what_the_first_was_compiled_with(experiment: str) ->
     assert "agreement" not in ours.beside
 
 
+def test_models_with_an_evaluation_of_their_own_are_held_against_each_other(
+    experiment: str,
+) -> None:
+    model, x, _ = own_step()
+    ours, theirs = logged(model, x), logged(moved(own_step()[0], 0.1), x)
+    found, _ = measured(ours, theirs, samples=Samples(x))
+    assert found.metrics["reconstruction"] > 0
+    assert found.beside["difference"] > 0
+
+
 def test_metrics_are_given_for_a_model_that_keeps_none(experiment: str) -> None:
     _, x, y = binary()
     model = dense(1)
