@@ -3,6 +3,7 @@
 Also while the store does not answer: then it goes to the journal of its run.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from mlflow.models.model import ModelInfo
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, current_run, known_run
 from mlflow_keras_adv.tracking.store import answers, may_succeed_later
+
+_logger = logging.getLogger(__name__)
 
 _NOT_IN_NAMES = "/:.%\"'"
 
@@ -76,6 +79,12 @@ def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> M
     """
     run = current_run() if wanted.run_id is None else known_run(wanted.run_id)
     if run is None:
+        if wanted.run_id is None and mlflow.active_run() is None:
+            _logger.warning(
+                "The model %r belongs to no run, since none is open: log it inside of "
+                "`with mka.track(...)`, or give run_id=.",
+                wanted.name,
+            )
         return _log(save, wanted)
     # What the run was given before, its params and metrics, is the model's too.
     if not answers(run.tracking_uri) or not run.settle(GRACE_SECONDS):

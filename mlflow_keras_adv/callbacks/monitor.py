@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,10 @@ class Monitor:
         be told which way is better.
         """
         if self.name not in logs:
-            self._say(f"the epoch's logs hold {', '.join(logs) or 'nothing'}")
+            as_logs = self.name.removeprefix("train/").replace("/", "_")
+            near = [as_logs] if as_logs in logs else get_close_matches(self.name, logs, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            self._say(f"the epoch's logs hold {', '.join(logs) or 'nothing'}{hint}")
             return None
         value = number_in(logs[self.name])
         if value is None:

@@ -14,10 +14,10 @@ from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.metrics.answers import (
     by_output,
     in_arrays,
-    left_alone,
     masks_of,
     rows_a_call,
 )
+from mlflow_keras_adv.metrics.left_alone import left_alone
 from mlflow_keras_adv.metrics.score import loss_of
 from mlflow_keras_adv.metrics.task import Kind
 from mlflow_keras_adv.metrics.views.outputs import Known, Seen, check_task, seen

@@ -73,11 +73,11 @@ class Comparison:
 
 @keeps_random_state()
 def compare(
-    runs: Sequence[str] = (),
+    runs: str | Sequence[str] = (),
     *,
-    experiments: Sequence[str] = (),
+    experiments: str | Sequence[str] = (),
     filter_string: str = "",
-    by: Sequence[str] = (),
+    by: str | Sequence[str] = (),
     score: str | None = None,
     mode: Mode | None = None,
     max_runs: int = MAX_RUNS,
@@ -109,6 +109,7 @@ def compare(
             it is better, the file cannot be written, or the store does not answer.
         ValueError: If `max_runs` is below 1.
     """
+    by = (by,) if isinstance(by, str) else by
     if max_runs < 1:
         raise ValueError(f"Received max_runs={max_runs}. Expected 1 or more.")
     holder = current_run()

@@ -1,5 +1,6 @@
 """Which runs are compared: of ids, of experiments, of a search; parents give way to their runs."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from mlflow_keras_adv.comparison.texts import safe
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.store import require_store, without_password
 
@@ -16,6 +18,7 @@ from mlflow_keras_adv.tracking.store import require_store, without_password
 TECHNIQUE = "comparison"
 
 _PAGE = 1000
+_MOST_NAMES = 20  # of experiments, in a message
 # A parent that is not among the runs itself costs a call; its params serve to tell runs apart.
 _MAX_PARENTS = 50
 
@@ -43,8 +46,8 @@ class Selection:
 
 
 def select_runs(
-    run_ids: Sequence[str],
-    experiments: Sequence[str],
+    run_ids: str | Sequence[str],
+    experiments: str | Sequence[str],
     filter_string: str,
     max_runs: int,
     *,
@@ -65,6 +68,10 @@ def select_runs(
         UserError: Nothing is named or found, or the store does not answer, does not know what is
             named, or rejects the filter.
     """
+    # A single name is one, not its letters.
+    run_ids, experiments = (
+        (each,) if isinstance(each, str) else each for each in (run_ids, experiments)
+    )
     if not run_ids and not experiments:
         raise UserError("Nothing to compare is named. Give ids of runs, or experiments.")
     client = MlflowClient()
@@ -118,15 +125,27 @@ def _notes(selection: Selection, max_runs: int) -> list[str]:
 
 
 def _run(client: MlflowClient, run_id: str) -> Run:
-    with _asking(f"the run {run_id!r}", "Ids of runs are in the MLflow UI, 32 hexadecimal digits."):
+    advice = "Ids of runs are in the MLflow UI, 32 hexadecimal digits."
+    with _asking(f"the run {run_id!r}", advice):
+        if not re.fullmatch(r"[0-9a-f]{32}", run_id) and client.get_experiment_by_name(run_id):
+            raise UserError(
+                f"{run_id!r} is an experiment, not the id of a run: "
+                f"compare(experiments=[{run_id!r}]), on the command line -e {run_id}."
+            )
         return client.get_run(run_id)
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
-    advice = "`mlflow experiments search` lists names and ids."
-    with _asking(f"the experiment {name!r}", advice):
+    with _asking(f"the experiment {name!r}", "`mlflow experiments search` lists names and ids."):
         experiment = client.get_experiment_by_name(name)
-        return experiment.experiment_id if experiment else client.get_experiment(name).experiment_id
+        if experiment is None and name.isdecimal():
+            experiment = client.get_experiment(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        known = client.search_experiments(max_results=_MOST_NAMES)
+    names = ", ".join(repr(safe(each.name, 60)) for each in known) or "none"
+    more = ", …" if len(known) == _MOST_NAMES else ""
+    raise UserError(f"There is no experiment {name!r}. The store has: {names}{more}.")
 
 
 def _search(

@@ -1,6 +1,7 @@
 """Keras 3.8 to 3.15."""
 
 import functools
+import inspect
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,22 @@ def _signature_of(model: keras.Model, sample: Any) -> list[Any]:
             lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), sample
         )
     ]
+
+
+def left_out_of_config(made: Any) -> dict[str, Any]:
+    """Arguments of a loss or metric that its `get_config` does not tell.
+
+    Of all releases so far: `delta` of a Huber loss, and `axis` of a CosineSimilarity. Made anew
+    from its configuration it would measure something else.
+    """
+    known = made.get_config()
+    arguments = inspect.signature(type(made).__init__).parameters
+    # Private, but nothing else holds them.
+    return {
+        key: value
+        for key, value in getattr(made, "_fn_kwargs", {}).items()
+        if key in arguments and key not in known
+    }
 
 
 def metrics_by_output(metrics: Iterable[Any]) -> list[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.criteria import Criteria
 from mlflow_keras_adv.metrics.score import Scores
-from mlflow_keras_adv.metrics.task import Task, is_logits, task_of
+from mlflow_keras_adv.metrics.task import Task, scale_of, task_of
 
 _DECISIONS: tuple[Task, ...] = ("classification", "binary", "multi-label")
 # The sum of a float16 softmax over a thousand classes is that far from 1 at most.
@@ -49,7 +49,7 @@ def agreement(
         answers: Of one output, shape [samples, …].
         other: The other model's, of the same shape.
         task: Of that output.
-        loss: What the model was compiled with: of logits, 0 decides instead of 0.5.
+        loss: What the model was compiled with: of logits and margins 0 decides, not 0.5.
 
     Raises:
         UserError: The answers differ in shape.
@@ -63,7 +63,7 @@ def agreement(
         same = answers.argmax(axis=-1) == other.argmax(axis=-1)
         known = ~(np.isnan(answers).any(axis=-1) | np.isnan(other).any(axis=-1))
     else:
-        threshold = 0.0 if is_logits(loss) else 0.5
+        threshold = 0.5 if scale_of(other, loss=loss) == "probabilities" else 0.0
         same = (answers > threshold) == (other > threshold)
         known = ~(np.isnan(answers) | np.isnan(other))
     return float(np.mean(same & known))

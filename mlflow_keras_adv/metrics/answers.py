@@ -1,7 +1,6 @@
 """Answers of a model by the names of its outputs, and what in them counts: masks and weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -108,19 +107,6 @@ def masks_of(model: Any, x: Any) -> list[Array | None]:
     ]
 
 
-@contextmanager
-def left_alone(model: Any) -> Iterator[None]:
-    """Puts back what answering has moved in a model: seeds of its noise, states of its RNNs."""
-    kept = [*model.non_trainable_variables, *_states_of(model)]
-    found = [(variable, np.array(variable)) for variable in kept]
-    try:
-        yield
-    finally:
-        for variable, value in found:
-            if not np.array_equal(np.array(variable), value, equal_nan=value.dtype.kind == "f"):
-                variable.assign(value)
-
-
 def in_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """Samples, labels and weights as arrays, where `x` is a dataset that brings them along."""
     if not _is_dataset(x):
@@ -128,17 +114,6 @@ def in_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     parts = list(zip(*batches(x), strict=True))
     joined = [None if part[0] is None else _joined(part) for part in parts]
     return joined[0], joined[1], joined[2]
-
-
-def _states_of(model: Any) -> list[Any]:
-    """What RNNs carry on from a batch to the next, which Keras does not count as variables."""
-    return [
-        state
-        for layer in model._flatten_layers()  # at any depth; the public `layers` is one level
-        if getattr(layer, "stateful", False)
-        for state in keras.tree.flatten(getattr(layer, "states", None))
-        if hasattr(state, "assign")
-    ]
 
 
 def _is_dataset(x: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import left_out_of_config
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.judge import CONFIGURED, compiled_with
 from mlflow_keras_adv.metrics.task import Task
@@ -172,7 +173,10 @@ def _written(value: Any, left_out: list[str], where: str) -> Any:
     if of_scikit_learn(value):
         return {"scikit_learn": value.__name__}
     try:
-        return keras.saving.serialize_keras_object(value)
+        kept = keras.saving.serialize_keras_object(value)
+        if isinstance(value, (keras.losses.Loss, keras.metrics.Metric)):
+            kept["config"] |= left_out_of_config(value)
+        return kept
     except Exception as error:  # what get_config() of somebody's class raises has no end
         name = getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)
         left_out.append(f"{where}: {name} ({type(error).__name__}: {error})")

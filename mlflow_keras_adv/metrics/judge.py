@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.keras import left_out_of_config
 from mlflow_keras_adv.errors import UserError
 
 CONFIGURED = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -52,7 +53,7 @@ def _renewed(metric: Any) -> Any:
     if not isinstance(metric, keras.metrics.Metric):
         return metric
     try:
-        return type(metric).from_config(metric.get_config())
+        return type(metric).from_config(metric.get_config() | left_out_of_config(metric))
     except Exception as error:  # what a class of the user raises has no end
         raise UserError(
             f"the metric {metric.name!r} ({type(metric).__name__}) of the compiled model cannot be "

@@ -7,6 +7,7 @@ metrics changes, and nothing is compiled.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of, of_scikit_learn
 from mlflow_keras_adv.metrics.directions import Mode, mode_of_name
 from mlflow_keras_adv.metrics.judge import Judge, compiled_with
+from mlflow_keras_adv.metrics.left_alone import left_alone
 from mlflow_keras_adv.metrics.per_sample import PerSample
 from mlflow_keras_adv.metrics.task import Task, classes_of, task_of
 
@@ -89,7 +91,8 @@ def score(
             raise ValueError("Criteria answer nothing: give answer=, what is to be scored.")
         criteria, answers_to, own = model, answer, None
     elif metrics is None and answer is None and scores_by_itself(model):
-        return _evaluated(model, x, y, sample_weight, batch_size)
+        with left_alone(model):
+            return _evaluated(model, x, y, sample_weight, batch_size)
     else:
         criteria, own = criteria_of(model), None if answer else model
         answers_to = answer or functools.partial(model, training=False)
@@ -99,18 +102,19 @@ def score(
     collected = _Collected()
     per_sample = PerSample(judge, configured, outputs) if judge is not None else None
     try:
-        for inputs, labels, weight in batches(x, y, sample_weight, batch_size):
-            answers = answers_to(inputs)
-            collected.answers.append(_numbers(answers))
-            if labels is None:
-                continue
-            collected.labels.append(_numbers(labels))
-            if judge is None or per_sample is None:
-                continue
-            if "loss" in configured:
-                judge.loss(labels, answers, weight, own.losses if own else ())
-            judge.results(labels, answers, weight)
-            per_sample.add(labels, answers, weight)
+        with left_alone(own) if own is not None else nullcontext():
+            for inputs, labels, weight in batches(x, y, sample_weight, batch_size):
+                answers = answers_to(inputs)
+                collected.answers.append(_numbers(answers))
+                if labels is None:
+                    continue
+                collected.labels.append(_numbers(labels))
+                if judge is None or per_sample is None:
+                    continue
+                if "loss" in configured:
+                    judge.loss(labels, answers, weight, own.losses if own else ())
+                judge.results(labels, answers, weight)
+                per_sample.add(labels, answers, weight)
     except UserError:
         raise
     except Exception as error:  # what models, losses and metrics raise has no end

@@ -14,9 +14,10 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.metrics.answers import answers_of, left_alone, masks_of
+from mlflow_keras_adv.metrics.answers import answers_of, masks_of
 from mlflow_keras_adv.metrics.criteria import FILE, Criteria, read
 from mlflow_keras_adv.metrics.judge import renewed
+from mlflow_keras_adv.metrics.left_alone import left_alone
 from mlflow_keras_adv.metrics.score import Scores, loss_of, score
 from mlflow_keras_adv.metrics.views.outputs import Known
 from mlflow_keras_adv.training.logits import endings_of

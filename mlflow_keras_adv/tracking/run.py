@@ -172,6 +172,14 @@ class Tracked(AbstractContextManager[Run]):
 
         return tracked  # type: ignore[return-value]
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what copies, pickles and shells look for
+            raise AttributeError(name)
+        raise AttributeError(
+            f"track() is a block, and gives its run to it: `with mka.track(...) as run:`, and then "
+            f"`run.{name}`."
+        )
+
     def __enter__(self) -> Run:
         if self._entered:
             raise RuntimeError("A track() serves one `with`. Call track() again for another.")

@@ -73,10 +73,17 @@ class Loop:
                     f"Received {optimizer!r} as the optimizer {name!r}; expected an instance of "
                     "keras.optimizers.Optimizer, or a dict of such by name."
                 )
+        callbacks = list(callbacks)
+        for callback in callbacks:
+            if isinstance(callback, type):
+                raise TypeError(
+                    f"Received the class {callback.__name__} among the callbacks; expected an "
+                    f"instance: {callback.__name__}(...)."
+                )
         self.model = model
         self.history: dict[str, list[Any]] = {}
         self._optimizers = dict(named)
-        self._callbacks = list(callbacks)
+        self._callbacks = callbacks
         self._verbose = verbose
         self._session: _Spared | None = None
         self._epochs: weakref.ref[_Epochs] | None = None
@@ -150,6 +157,8 @@ class Loop:
                         self._callback_list.on_epoch_begin(epoch)
                         yield epoch
                         logs = self._epoch_logs()
+                        if not logs and not self.history:
+                            self._say_nothing_is_recorded()
                         self._callback_list.on_epoch_end(epoch, logs)
                         for name, value in logs.items():
                             self.history.setdefault(name, []).append(value)
@@ -172,6 +181,14 @@ class Loop:
                 del self.model.optimizer  # TensorFlow would go on tracking it
                 if found_none:
                     self.model.optimizer = None
+
+    def _say_nothing_is_recorded(self) -> None:
+        if "nothing is recorded" not in self._said:
+            self._said.add("nothing is recorded")
+            _logger.warning(
+                "This loop has recorded no value in its first epoch, not even a loss. Call "
+                "loop.record(loss=loss) in the train step, or loop.log(loss=...) once an epoch."
+            )
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches of one epoch, and counts them.

@@ -106,7 +106,7 @@ def test_only_the_newest_are_compared_and_that_is_said(parent: str, experiment: 
         ({}, "Nothing to compare is named"),
         ({"runs": ["0" * 32]}, r"does not accept the run '0+': .*not found"),
         ({"runs": ["../../etc/passwd"]}, r"does not accept the run '../../etc/passwd'"),
-        ({"experiments": ["no such"]}, r"does not accept the experiment 'no such'"),
+        ({"experiments": ["no such"]}, r"There is no experiment 'no such'. The store has: "),
         ({"filter_string": "accuracy is high"}, "does not accept the filter 'accuracy is high'"),
         ({"filter_string": "params.lr = 'none'"}, "There is no run to compare"),
         ({"score": "final/acuracy"}, r"has the metric 'final/acuracy'. They have: batch/loss, fin"),

@@ -96,3 +96,21 @@ def test_the_structure_of_answers_is_kept(outputs: Any, names: Any) -> None:
     if isinstance(outputs, list):
         found = {"output_1": outputs[1], "output_0": outputs[0]}
         assert criteria.arranged(found)[1] is outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("loss", "metric"),
+    [
+        (keras.losses.Huber(0.1), keras.metrics.CosineSimilarity(axis=0)),
+        (keras.losses.CosineSimilarity(axis=0), keras.metrics.RootMeanSquaredError()),
+    ],
+    ids=["Huber", "CosineSimilarity"],
+)
+def test_what_keras_leaves_out_of_a_configuration_is_kept_too(loss: Any, metric: Any) -> None:
+    model = dense(3)
+    model.compile("sgd", loss, metrics=[metric])
+    truth = model.evaluate(X, X[:, :3], verbose=0, return_dict=True, batch_size=N)
+    assert dict(score(model, X, X[:, :3], batch_size=N).values) == pytest.approx(truth, **CLOSE)
+    criteria = read(json.loads(json.dumps(written(criteria_of(model)))))
+    found = score(criteria, X, X[:, :3], answer=model, batch_size=N)
+    assert dict(found.values) == pytest.approx(truth, **CLOSE)

@@ -285,3 +285,22 @@ def test_the_difference_of_answers() -> None:
 def test_scores_are_plain_numbers() -> None:
     found: Scores = score(*regression())
     json.dumps(dict(found.values))
+
+
+def test_a_model_that_was_scored_draws_and_remembers_as_before() -> None:
+    noisy = keras.Sequential([keras.Input((6,)), L.GaussianNoise(1.0, seed=3), L.Dense(1)])
+    state = keras.Input(batch_shape=(6, 2, 3))
+    remembers = keras.Model(state, L.Dense(1)(L.LSTM(4, stateful=True)(state)))
+    series = RNG.normal(size=(6, 2, 3)).astype(np.float32)
+    for model, x in ((noisy, X[:6]), (remembers, series)):
+        model.compile("sgd", "mse")
+        model(x, training=True)
+        before = [np.array(each) for each in keras.tree.flatten(_remembered(model))]
+        score(model, x, np.zeros((6, 1)))
+        after = [np.array(each) for each in keras.tree.flatten(_remembered(model))]
+        assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def _remembered(model: keras.Model) -> list[Any]:
+    states = [getattr(layer, "states", []) for layer in model.layers]
+    return [[each.value for each in model.non_trainable_variables], states]

@@ -1,0 +1,32 @@
+"""A model that has answered is as it was before: its noise goes on, its RNNs remember the same."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+
+@contextmanager
+def left_alone(model: Any) -> Iterator[None]:
+    """Puts back what answering has moved in a model: seeds of its noise, states of its RNNs."""
+    kept = [*model.non_trainable_variables, *_states_of(model)]
+    found = [(variable, np.array(variable)) for variable in kept]
+    try:
+        yield
+    finally:
+        for variable, value in found:
+            if not np.array_equal(np.array(variable), value, equal_nan=value.dtype.kind == "f"):
+                variable.assign(value)
+
+
+def _states_of(model: Any) -> list[Any]:
+    """What RNNs carry on from a batch to the next, which Keras does not count as variables."""
+    return [
+        state
+        for layer in model._flatten_layers()  # at any depth; the public `layers` is one level
+        if getattr(layer, "stateful", False)
+        for state in keras.tree.flatten(getattr(layer, "states", None))
+        if hasattr(state, "assign")
+    ]
