@@ -141,21 +141,19 @@ def losses_of(model: keras.Model) -> dict[str, Any]:
 def _runner(model: keras.Model, x: Any, batch_size: int | None) -> LiteRTModel:
     """The float file, running: with a free number of samples a call if LiteRT can."""
     refused = None
-    sizes = (batch_size,) if batch_size is not None else (None, 1)
-    for size in sizes:
+    for size in (batch_size,) if batch_size is not None else (None, 1):
         try:
             runner = LiteRTModel(_exported(model, x, size))
         except ValueError as error:
             refused = refused or error
             continue
         one = keras.tree.map_structure(lambda array: np.asarray(array)[:1], x)
-        feeds = arrays_by_name(model, runner, one)
+        given = arrays_by_name(model, runner, one)
+        feeds = {tensor.name: tensor.encode(given[tensor.name]) for tensor in runner.inputs}
         try:  # some load, and fail when they are called
             runner.predict(feeds)
             return runner
         except ValueError as error:
-            if size == sizes[-1] and "LiteRT cannot run" not in str(error):
-                return runner  # it is the samples that do not fit, which is told by what follows
             refused = refused or error
     raise UserError(
         f"model {model.name!r} cannot be run by LiteRT: {refused}. Which of its layers is the "
