@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from packaging.version import Version
 from pandas.api import types
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
@@ -17,7 +16,6 @@ from mlflow_keras_adv.errors import UserError
 
 TABLES = ("diabetes", "breast_cancer", "wine")
 FILES = (".csv", ".parquet")
-OLDEST_PYARROW = "14.0.1"  # those before unpickle what a file calls an extension type
 WORDS = ("pale", "light", "medium", "deep", "dark")  # of the wines, by their colour intensity
 
 Columns = Mapping[str, NDArray[np.generic]]
@@ -84,13 +82,6 @@ def _frame(path: Path) -> pd.DataFrame:
         with path.open("rb") as file:  # pandas would take an address of the internet too
             if path.suffix.lower() == ".csv":
                 return pd.read_csv(file, low_memory=False)
-            import pyarrow
-
-            if Version(pyarrow.__version__) < Version(OLDEST_PYARROW):
-                raise UserError(
-                    f"{path.name}: pyarrow {pyarrow.__version__} may run code that a .parquet file "
-                    f"holds; install {OLDEST_PYARROW} or a newer one"
-                )
             return pd.read_parquet(file)
     except OSError as error:
         raise UserError(

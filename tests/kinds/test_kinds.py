@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_keras_adv.errors import UserError
 from tests.kinds.features import FEATURES
-from tests.kinds.models import KINDS, Kind
+from tests.kinds.models import KINDS, Kind, many_layers
 from tests.kinds.page import Cell, cells_of
 
 IN_CI = ("finished",)
@@ -18,7 +18,7 @@ CASES = [
     pytest.param(
         kind,
         feature,
-        marks=[] if feature in IN_CI else [pytest.mark.soak],
+        marks=[] if feature in IN_CI and kind is not many_layers else [pytest.mark.soak],
         id=f"{kind.__name__}-{feature}",
     )
     for kind in KINDS

@@ -213,13 +213,3 @@ def test_damaged_parquet_is_a_user_error(tmp_path: Path) -> None:
 def test_an_address_is_not_fetched() -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         data.load("https://127.0.0.1/a.csv", target="b", **COLUMNS)
-
-
-def test_a_pyarrow_that_unpickles_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path, "parquet")
-    monkeypatch.setattr("pyarrow.__version__", "14.0.0")
-
-    with pytest.raises(UserError, match=r"pyarrow 14\.0\.0 may run code"):
-        data.load(path, target="price", **COLUMNS)
