@@ -178,7 +178,7 @@ class _Scale:
         weighed = replace(loaded, weights=weights, call=call)
         scores, unscored = self._scores(loaded, self.samples)
         slices = {}
-        if not unscored and self.samples.y is not None:
+        if not unscored and scores.values:
             for name, group in self.samples.groups():
                 slices[name] = group.count, self._scores(loaded, group)[0]
         return replace(weighed, scores=scores, slices=slices, unscored=unscored)

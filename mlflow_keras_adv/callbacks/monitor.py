@@ -40,7 +40,7 @@ class Monitor:
         if self.name not in logs:
             as_logs = self.name.removeprefix("train/").replace("/", "_")
             near = [as_logs] if as_logs in logs else get_close_matches(self.name, logs, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             self._say(f"the epoch's logs hold {', '.join(logs) or 'nothing'}{hint}")
             return None
         value = number_in(logs[self.name])

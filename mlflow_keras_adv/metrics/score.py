@@ -193,6 +193,8 @@ def batches(
         for number in range(x.num_batches):
             yield _three(x[number])
         return
+    if any(tf.is_tensor(each) for each in keras.tree.flatten(x)):  # Keras takes no mixture
+        x = keras.tree.map_structure(tf.convert_to_tensor, x)
     parts = (x, y, sample_weight)
     count = len(keras.tree.flatten(x)[0])
     if count == 0:

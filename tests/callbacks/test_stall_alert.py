@@ -179,7 +179,7 @@ def test_what_cannot_be_watched_is_said_once(
         fit(net(), StallAlert(patience=1), epochs=3)
         fit(net(), Scores(mine=[1, 1, 1]), StallAlert("mine", patience=1), epochs=3)
     assert said(caplog) == [
-        "'val_loss' cannot be watched: the epoch's logs hold loss.",
+        "'val_loss' cannot be watched: the epoch's logs hold loss (did you mean 'loss'?).",
         "'mine' cannot be watched: pass mode='max' or mode='min', whichever is better.",
     ]
     assert tags(client, run) == {}

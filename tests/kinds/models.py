@@ -96,8 +96,9 @@ def segmentation() -> Any:
 
 
 def tagging_with_masks() -> Any:
-    words = RNG.integers(1, 9, size=(N, 7)).astype("int32")
-    for row, length in enumerate(RNG.integers(2, 7, size=N)):
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 9, size=(N, 7)).astype("int32")
+    for row, length in enumerate(rng.integers(2, 7, size=N)):
         words[row, length:] = 0
     inputs = keras.Input((7,), dtype="int32")
     hidden = L.LSTM(6, return_sequences=True)(L.Embedding(9, 4, mask_zero=True)(inputs))
@@ -108,13 +109,15 @@ def tagging_with_masks() -> Any:
 
 
 def forecast() -> Any:
+    rng = np.random.default_rng(0)
     model = keras.Sequential([keras.Input((12, 2)), L.GRU(8), L.Dense(4)])
     model.compile("adam", "mae", metrics=[keras.metrics.RootMeanSquaredError(name="rmse")])
-    series = RNG.normal(size=(N, 16, 2)).astype("float32").cumsum(axis=1)
+    series = rng.normal(size=(N, 16, 2)).astype("float32").cumsum(axis=1)
     return model, series[:, :12], series[:, 12:, 0]
 
 
 def transformer() -> Any:
+    rng = np.random.default_rng(0)
     inputs = keras.Input((7,), dtype="int32")
     embedded = L.Embedding(9, 8)(inputs)
     attended = L.MultiHeadAttention(2, 4)(embedded, embedded)
@@ -122,7 +125,7 @@ def transformer() -> Any:
     model = keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling1D()(normed)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"])
-    words = RNG.integers(0, 9, size=(N, 7)).astype("int32")
+    words = rng.integers(0, 9, size=(N, 7)).astype("int32")
     return model, words, words[:, 0] % 2
 
 
@@ -264,10 +267,11 @@ def many_layers() -> Any:
 
 
 def embeddings_alone() -> Any:
+    rng = np.random.default_rng(0)
     layers = [L.Embedding(20, 8), L.GlobalAveragePooling1D()]
     model = keras.Sequential([keras.Input((5,), dtype="int32"), *layers])
     model.compile("adam", "mse", metrics=["mae"])
-    return model, RNG.integers(0, 20, size=(N, 5)).astype("int32"), RNG.normal(size=(N, 8))
+    return model, rng.integers(0, 20, size=(N, 5)).astype("int32"), rng.normal(size=(N, 8))
 
 
 KINDS: tuple[Kind, ...] = (

@@ -33,22 +33,43 @@ def cells_of(config: pytest.Config) -> list[Cell]:
 
 
 def write(path: Path, cells: Sequence[Cell]) -> None:
-    """Puts the table between the marks of a page, with the sentences below it."""
+    """Puts the table between the marks of a page, sentences below; cells not run this time stay."""
     page = path.read_text()
     before, _, rest = page.partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    features = list(dict.fromkeys(cell.feature for cell in cells))
-    said = list(dict.fromkeys(cell.said for cell in cells if cell.said))
-    found = {(cell.kind, cell.feature): cell for cell in cells}
+    measured, _, after = rest.partition(_END)
+    found = {(cell.kind, cell.feature): cell for cell in [*_read(measured), *cells]}
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    features = list(dict.fromkeys(feature for _, feature in found))
+    said = list(dict.fromkeys(cell.said for cell in found.values() if cell.said))
     lines = [
         f"| model | {' | '.join(features)} |",
         f"|---|{':---:|' * len(features)}",
     ]
-    for kind in dict.fromkeys(cell.kind for cell in cells):
+    for kind in kinds:
         row = [_shown(found.get((kind, feature)), said) for feature in features]
-        lines.append(f"| {kind.replace('_', ' ')} | {' | '.join(row)} |")
+        if any(row):
+            lines.append(f"| {kind.replace('_', ' ')} | {' | '.join(row)} |")
     lines += ["", *(f"{number}. {text}" for number, text in enumerate(said, 1))]
     path.write_text("\n".join([before + _BEGIN, *lines, _END + after]))
+
+
+def _read(measured: str) -> list[Cell]:
+    """The cells of a table that stands on the page."""
+    lines = measured.strip().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    said = {
+        number: text
+        for number, dot, text in (line.partition(". ") for line in lines)
+        if dot and number.isdecimal()
+    }
+    cells = []
+    for kind, *row in rows[2:]:
+        for feature, cell in zip(rows[0][1:], row, strict=True):
+            if cell:
+                word, _, number = cell.partition(" ")
+                name = kind.replace(" ", "_")
+                cells.append(Cell(name, feature, said.get(number, ""), word == "refused"))
+    return cells
 
 
 def _shown(cell: Cell | None, said: Sequence[str]) -> str:

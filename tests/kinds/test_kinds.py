@@ -28,6 +28,10 @@ CASES = [
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:.*retracing:UserWarning")
+# MLflow's own, of a DataFrame: under pandas 3, and of any integer column.
+@pytest.mark.filterwarnings("ignore:Starting with pandas version 4")
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.drop")
+@pytest.mark.filterwarnings("ignore:Hint. Inferred schema contains integer")
 @pytest.mark.parametrize(("kind", "feature"), CASES)
 def test_it_works_or_is_refused_in_a_sentence(
     kind: Kind, feature: str, experiment: str, request: pytest.FixtureRequest
