@@ -158,11 +158,30 @@ def compare(**options: Any) -> None:
     A run with nested runs stands for these. Runs that differ in the seed alone are one variant.
     """
     from mlflow_keras_adv.comparison.compare import compare as comparison_of
+    from mlflow_keras_adv.tracking.addresses import left_to_the_caller
 
-    found = comparison_of(**options)
+    with left_to_the_caller():
+        found = comparison_of(**options)
     click.echo(str(found))
-    if found.run_id is not None:
-        click.echo(f"Page: runs:/{found.run_id}/comparison/report.html")
+    if found.where:
+        click.echo(found.where)
+
+
+@main.command()
+@click.option("-e", "--experiment", help="Show this one, by name or id; default: the newest run's.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="If it is free."
+)
+@click.option("--open", "browse", is_flag=True, help="Open the page in a browser.")
+def ui(experiment: str | None, port: int, browse: bool) -> None:
+    """Serve the store in MLflow's UI, and print the address of the page that shows the runs.
+
+    The store is that of MLFLOW_TRACKING_URI, else ./mlflow.db. If it is a server, only the address
+    is printed. Ctrl-C ends the UI.
+    """
+    from mlflow_keras_adv.tracking.ui import serve
+
+    serve(experiment, port, click.echo, browse=browse)
 
 
 def _sync(uri: str | None) -> bool:

@@ -37,6 +37,7 @@ from mlflow_keras_adv.compression import runtime
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
+from mlflow_keras_adv.keywords import answers_keywords
 from mlflow_keras_adv.litert_signature import described, example_of, signature_of
 from mlflow_keras_adv.model_logging import LoggedAs, log_saved
 from mlflow_keras_adv.random_state import keeps_random_state
@@ -256,3 +257,7 @@ def _content(model: bytes | str | Path) -> bytes:
         raise UserError(
             f"{model} cannot be read ({error.strerror}); give a .tflite file"
         ) from error
+
+
+for _public in (save_model, log_model, load_model):
+    answers_keywords(_public)

@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mlflow import MlflowClient
 
-from mlflow_keras_adv.comparison.view import say_where, view_address
+from mlflow_keras_adv.comparison.view import view_address
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.addresses import say_where
 from mlflow_keras_adv.tracking.directions import Mode, direction, recorded
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.store import answers
+from mlflow_keras_adv.tracking.texts import safe
 
 _logger = logging.getLogger(__name__)
 
@@ -95,9 +97,10 @@ def log_comparison(
     """Puts what its nested runs found on the parent run.
 
     Logs the table `comparison.json`, the figure `learning_curves.png`, the `final/…` metrics of the
-    winner (a parent without metrics shows an empty chart page) and the tag `winner`. Prints where
-    MLflow's own chart page shows the nested runs. While the store does not answer nothing is
-    compared, with a warning: the values are in journals, and can be compared when they are there.
+    winner (a parent without metrics shows an empty chart page) and the tag `winner`. The line with
+    which the run's `track` ends says where MLflow's own chart page shows the nested runs. While the
+    store does not answer, nothing is compared and a warning says so: the values are in journals,
+    and can be compared once they are delivered.
 
     Args:
         run: The parent.
@@ -192,7 +195,10 @@ def compare_variants(
         directions=directions,
         parent_run_id=run.run_id,
     )
-    say_where(address)
+    if run.is_held:
+        run.charts = address
+    elif address is not None:
+        say_where(f"Run {safe(run.name)}", run.tracking_uri, {"charts": address})
     return winner, select_by
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.claims import Claim, log_claims
 from mlflow_keras_adv.measure import FinishedModel, log_finished_model
 from mlflow_keras_adv.report import compare_variants
@@ -76,12 +77,12 @@ class Technique:
             model: See `log_finished_model`; so are the other arguments.
             x: Test samples.
             y: Their labels.
-            name: What to call it. Default: the name of its run.
+            name: What to call it. Default: the name of its run, or of the technique.
             scores: What else it scores.
             reference: A model that it should agree with.
             parent_model_id: Id of the LoggedModel that it comes from.
         """
-        name = name or run.name
+        name = name or self._name_of(run)
         self.finished[name] = log_finished_model(
             run,
             model,
@@ -109,7 +110,7 @@ class Technique:
         """The same for a `.tflite` file; the arguments are those of `log_finished_file`."""
         from mlflow_keras_adv.measure_file import log_finished_file  # needs LiteRT
 
-        name = name or run.name
+        name = name or self._name_of(run)
         self.finished[name] = log_finished_file(
             run,
             content,
@@ -121,6 +122,9 @@ class Technique:
             parent_model_id=parent_model_id,
         )
         return self.finished[name]
+
+    def _name_of(self, run: Run) -> str:
+        return str(self._tags["technique"]) if run is self.run else run.name
 
     def final(self, key: str) -> dict[str, float]:
         """A `final/…` value of the finished models that have it, by name."""
@@ -180,7 +184,8 @@ def technique(
     The run and its variants have the tag `technique`.
 
     Args:
-        name: Of the technique, and of a new run.
+        name: Of the technique, and of a new run. The run of an entry point is also named after
+            the first parameters that differ from their defaults.
         params: The parameters of the run.
         dataset: Name and digest of the data.
         seed: Of Python's, NumPy's and TensorFlow's random numbers, from 0.
@@ -190,7 +195,7 @@ def technique(
         The technique's record.
     """
     tags = {"technique": name}
-    with track(name, params=params, tags=tags) as run:
+    with track(entry_point.run_name(name), params=params, tags=tags) as run:
         if dataset is not None:
             run.log_dataset(dataset, context="training")
         keras.utils.set_random_seed(seed)

@@ -105,7 +105,9 @@ def main(
     prices: list[Price] = []
     growth = delivery = searches = workers = None
     with (
-        mka.track("benchmark", params=params, log_system_metrics=False) as run,
+        mka.track(
+            entry_point.run_name("benchmark"), params=params, log_system_metrics=False
+        ) as run,
         scratch_store(store) as uri,
         ThreadPoolExecutor(1) as thread,  # where this run, of another store, is not active
     ):

@@ -39,7 +39,11 @@ def main(
         mode: Which way the score is better, where the runs do not say it.
         max_runs: The newest so many are compared.
     """
-    with mka.track("comparison", tags={"technique": "comparison"}, log_system_metrics=False) as run:
+    with mka.track(
+        entry_point.run_name("comparison"),
+        tags={"technique": "comparison"},
+        log_system_metrics=False,
+    ) as run:
         found = mka.compare(
             parts(runs),
             experiments=parts(experiments) or ([] if runs else [run.experiment_id]),
@@ -50,7 +54,7 @@ def main(
             max_runs=max_runs,
         )
         run.describe(found.sentence)
-    print(found)
+        print(found)
 
 
 def parts(text: str) -> list[str]:

@@ -83,7 +83,9 @@ def main(
         registry.same_dataset(),
         registry.loads_and_serves(),
     ]
-    with mka.track("promote", params=params, tags={"technique": "promote"}) as run:
+    with mka.track(
+        entry_point.run_name("promote"), params=params, tags={"technique": "promote"}
+    ) as run:
         run.log_dataset(rows.dataset, context="test")
         done = registry.promote(
             model,

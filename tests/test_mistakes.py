@@ -1,6 +1,9 @@
 """Mistakes that somebody makes in the first hour, and what they are told."""
 
+import inspect
 import logging
+import pickle
+from typing import Any
 
 import keras
 import numpy as np
@@ -81,3 +84,44 @@ def test_a_model_that_is_logged_outside_of_a_run_says_so(
     with caplog.at_level(logging.WARNING), mka.track("mine"):
         mka.log_model(net(), name="owned", input_example=X)
     assert not any("belongs to no run" in each for each in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (lambda: mka.track("a", parms={}), "track() received the keyword 'parms', .*'params'"),
+        (lambda: mka.MlflowLogger(class_name=[]), "did you mean 'class_names'"),
+        (lambda: mka.MlflowLogger(log_every=5), "MlflowLogger() .* have. It has: run, class_names"),
+        (
+            lambda: mka.compression.prune(net(), (X, X[:, :1]), loss="mse", sparcity=0.5),
+            "did you mean 'sparsity'",
+        ),
+        (lambda: mka.registry.promote("a", "b", candidat="c"), "did you mean 'candidate'"),
+        (lambda: mka.litert.log_model(b"", nam="c"), "did you mean 'name'"),
+        (lambda: mka.technique("a", {}, variant=2), "did you mean 'variants'"),
+        (lambda: mka.Loop(net(), optimizer="sgd"), "did you mean 'optimizers'"),
+    ],
+)
+def test_a_wrong_keyword_is_answered_with_the_right_one(call: Any, meant: str) -> None:
+    with pytest.raises(TypeError, match=meant.replace("()", r"\(\)")) as told:
+        call()
+    assert told.value.__suppress_context__
+
+
+PUBLIC = [
+    pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
+    for package in (mka, mka.compression, mka.registry)
+    for name in package.__all__
+    if inspect.isfunction(getattr(package, name)) or inspect.isclass(getattr(package, name))
+]
+
+
+@pytest.mark.parametrize("public", PUBLIC)
+def test_every_public_callable_answers_and_is_found_by_pickle(public: Any) -> None:
+    own = inspect.isfunction(public) or inspect.isfunction(vars(public).get("__init__"))
+    takes = inspect.signature(public).parameters.values() if own else ()
+    protocol = getattr(public, "_is_protocol", False)
+    if own and not protocol and not any(each.kind is each.VAR_KEYWORD for each in takes):
+        with pytest.raises(TypeError, match="received the keyword 'zzzz', which it does not have"):
+            public(zzzz=1)
+    assert pickle.loads(pickle.dumps(public)) is public

@@ -93,13 +93,6 @@ def view_address(
     return f"{server}/#/{page}&viewStateShareKey={key}"
 
 
-def say_where(address: str | None) -> None:
-    """Prints the address of a prepared view, if there is one."""
-    if address is not None:
-        under = "" if address.startswith("http") else "under `mlflow ui`: "
-        print(f"Charts: {under}{address}", flush=True)
-
-
 def _plain(facets: Mapping[str, Any]) -> str:
     """The part of a view that fits into an address: which runs, in which order."""
     told = ("searchFilter", "orderByKey", "orderByAsc")

@@ -19,7 +19,8 @@ from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.random_state import keeps_random_state
-from mlflow_keras_adv.tracking import active
+from mlflow_keras_adv.tracking import active, offline
+from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
 from mlflow_keras_adv.tracking.ending import end, settle_ended
 from mlflow_keras_adv.tracking.opening import open_child, open_run
@@ -29,6 +30,7 @@ from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_term
 from mlflow_keras_adv.tracking.store import opening_runs
 from mlflow_keras_adv.tracking.sync import catch_up
 from mlflow_keras_adv.tracking.system_metrics import watch_machine
+from mlflow_keras_adv.tracking.texts import safe
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -46,8 +48,11 @@ class Run(RunWriter):
         run_id: Id of the run.
         experiment_id: Id of its experiment.
         name: Name of the run.
+        artifact_uri: Where its artifacts are.
         axis: The steps of its curves: training batches consumed so far.
         counts: Running counts that go on through several trainings of this run. Loggers keep them.
+        charts: Where MLflow draws the runs that are nested in it, if that was prepared; see
+            `comparison.view.view_address`. Said when the run ends.
         pid: Id of the process that made this object; a forked child has it too, and ends no run.
     """
 
@@ -61,8 +66,10 @@ class Run(RunWriter):
         )
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
+        self.artifact_uri: str = info.artifact_uri
         self.axis = StepAxis(earlier)
         self.counts: Counter[str] = Counter(earlier.counts)
+        self.charts: str | None = None
         self._at_exit: dict[object, Callable[[], None]] = {}
 
     @property
@@ -241,6 +248,7 @@ class Tracked(AbstractContextManager[Run]):
         self._stack = active.stack_of_this_thread()
         self._holds = _holders.setdefault(found.run.run_id, self) is self
         self._ends_run = found.opened and self._holds
+        self._outermost = found.outermost
         if self._ends_run:
             found.run.announce_end()
             if wish.log_system_metrics and found.outermost:
@@ -286,7 +294,18 @@ class Tracked(AbstractContextManager[Run]):
                 delivered = end(run, error, seconds, status=status)
             elif self._holds and seconds is not None:
                 delivered = run.flush(seconds)
+            if self._holds and self._pid == os.getpid():
+                self._say_where(run)
         return delivered
+
+    def _say_where(self, run: Run) -> None:
+        """One line, once: nested runs leave it to theirs, an adopted run to who opened it."""
+        pages = {}
+        if self._ends_run and self._outermost:
+            pages[""] = run_page(run.experiment_id, run.run_id)
+        if run.charts is not None:
+            pages["charts"], run.charts = run.charts, None
+        say_where(f"Run {safe(run.name)}", run.tracking_uri, pages, target=offline.target())
 
     @keeps_random_state()
     def _catch_up(self) -> None:
@@ -323,7 +342,8 @@ def track(
     journal, for `mlflow-keras-adv sync`.
 
     Args:
-        name: Name of a new run; a run that exists keeps its own.
+        name: Name of a new run. A run that exists keeps its own, except one that `mlflow run`
+            opened without `--run-name`.
         run_id: A run to continue.
         nested: Open a child of the enclosing run, if there is one.
         parent_run_id: Open a child of this run, in its experiment.
