@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 
@@ -97,6 +98,7 @@ def log_claims(run: Run, *claims: Claim) -> str:
     Raises:
         ValueError: If there is no claim, or two have one name.
     """
+    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
     names = [claim.name for claim in claims]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Received claims named {names}. Expected one or more different names.")

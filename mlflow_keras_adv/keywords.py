@@ -47,6 +47,12 @@ def _answering(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         for each in signature.parameters.values()
         if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self"
     ]
+    in_order = [
+        each.name
+        for each in signature.parameters.values()
+        if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "self"
+    ]
+    takes_more = any(each.kind is each.VAR_POSITIONAL for each in signature.parameters.values())
     takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
 
     @functools.wraps(function)
@@ -58,9 +64,11 @@ def _answering(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             if takes_any:  # it hands on what it does not know itself, where that may be welcome
                 free = [each for each in named if each not in kwargs]
                 unknown = [each for each in unknown if _near(each, free, 0.75)]
-            if not unknown:
-                raise
-            raise TypeError(_answer(name, unknown[0], named)) from None
+            if unknown:
+                raise TypeError(_answer(name, unknown[0], named)) from None
+            if len(args) - ("self" in signature.parameters) > len(in_order) and not takes_more:
+                raise TypeError(_too_many(name, in_order, named)) from None
+            raise
 
     # Keras reads the arguments of its objects from here, and does not look through wrappers.
     answering.__signature__ = signature  # type: ignore[attr-defined]
@@ -74,6 +82,14 @@ def _answer(name: str, received: str, named: list[str]) -> str:
     return (
         f"{name}() received the keyword {received!r}, which it does not have; {meant}It has: "
         f"{', '.join(named) or 'none'}."
+    )
+
+
+def _too_many(name: str, in_order: list[str], named: list[str]) -> str:
+    others = ", ".join(f"{each}=" for each in named if each not in in_order)
+    return (
+        f"{name}() received too many arguments without a name; it takes "
+        f"{', '.join(in_order) or 'none'} so, and by name: {others or 'nothing else'}."
     )
 
 

@@ -10,7 +10,7 @@ import keras
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compression.footprint import footprint
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.metrics.agreement import compared
 from mlflow_keras_adv.metrics.criteria import criteria_of
 from mlflow_keras_adv.metrics.score import Scores, batches, loss_of, score
@@ -83,6 +83,8 @@ def log_finished_model(
         parent_model_id: Id of the LoggedModel that this one comes from: teacher, unpruned, float.
         tolerance: By how much the saved model may answer otherwise; see `log_model`.
     """
+    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    expect("the model", model, keras.Model, "a keras.Model")
     criteria = criteria_of(model)
     if metrics is not None:
         criteria = replace(criteria, configured={"metrics": metrics})
@@ -116,8 +118,12 @@ def scored(by: Callable[..., Scores], x: Any, y: Any, sample_weight: Any, metric
     try:
         return by(x, y, sample_weight, metrics=metrics)
     except UserError as error:
-        _logger.warning("Without scores on record: %s", error)
-        return by(x, metrics=[])
+        try:
+            found = by(x, metrics=[])
+        except UserError:
+            raise error from None  # it does not take x either
+        _logger.warning("The model is logged without scores: %s", error)
+        return found
 
 
 def beside(found: Scores, other: Scores, loss: Any) -> dict[str, float]:

@@ -8,14 +8,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.comparison.view import view_address
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.addresses import say_where
 from mlflow_keras_adv.tracking.directions import Mode, direction, recorded
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.tracking.store import answers
+from mlflow_keras_adv.tracking.store import answers, without_password
 from mlflow_keras_adv.tracking.texts import safe
 
 _logger = logging.getLogger(__name__)
@@ -46,9 +48,21 @@ def curve(run: Run | str, key: str) -> "pd.Series[float]":
 
     Returns:
         Values by step, in the order of the steps; empty where the run has no such metric.
+
+    Raises:
+        UserError: The store knows no such run.
     """
     run_id = run if isinstance(run, str) else run.run_id
-    points = sorted(MlflowClient().get_metric_history(run_id, key), key=lambda point: point.step)
+    client = MlflowClient()
+    points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)
+    if not points:
+        try:  # of a run that it does not know, a store has no points either
+            client.get_run(run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"There is no run {run_id!r}: {without_password(error.message)}. Expected a run "
+                "or its id, run.run_id."
+            ) from error
     steps = [point.step for point in points]
     return pd.Series([point.value for point in points], steps, dtype=float, name=key)
 
@@ -137,6 +151,10 @@ def compare_variants(
     curves: Sequence[str],
 ) -> tuple[str, str]:
     """What `log_comparison` does; returns the metric that has decided, too."""
+    expect("the parent", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    expect("the variants", variants, Mapping, "a dict of runs by their names: {'a': run_a}")
+    if not variants:
+        raise ValueError("Received no variants to compare; expected at least one, by its name.")
     if not answers(run.tracking_uri):
         _logger.warning(
             "The runs %s are not compared: their store does not answer, and has not all of them. "

@@ -58,7 +58,7 @@ ROOMS = {
     ),
     "litert_signature.py": (STORE | {"pandas"}, {"compression"}),
     "model_signature.py": (MEETING, {"training"}),
-    "model_logging.py": (STORE, {"tracking"}),
+    "model_logging.py": (STORE, {"errors", "tracking"}),
     "models.py": (
         MEETING,
         {"errors", "metrics", "training", "model_signature", "model_logging", "served"},

@@ -34,7 +34,7 @@ from mlflow_keras_adv.compression.dead_channels import mended_biases
 from mlflow_keras_adv.compression.file_layers import operations_left
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.runtime import LiteRTModel
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, received
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
 
@@ -91,6 +91,11 @@ def quantize(
         UserError: What `convert` refuses; or the scheme changed nothing, LiteRT cannot run the
             file, or it is further from its source than it may be.
     """
+    if not callable(scheme):
+        raise TypeError(
+            f"Received {received(scheme)} as the scheme; expected a function, such as "
+            "mka.compression.int8 or mka.compression.float16."
+        )
     if isinstance(model, Artifact):
         if model.scheme != "float32":
             raise ValueError(f"this file is quantized already ({model.scheme}); give a float one")

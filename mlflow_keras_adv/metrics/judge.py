@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from mlflow_keras_adv.compat.keras import left_out_of_config
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, in_short
 
 CONFIGURED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
@@ -88,7 +88,7 @@ class Judge:
         except Exception as error:  # what losses and metrics raise has no end
             raise UserError(
                 f"model {self.name!r} cannot be trained on, as in Keras' fit: its loss, metrics or "
-                f"weights do not fit its outputs and the labels. {type(error).__name__}: {error}"
+                f"weights do not fit its outputs and the labels. {in_short(error)}"
             ) from error
         self.reset()
 

@@ -82,7 +82,12 @@ def resolve(candidate: str) -> Model:
     if found := re.fullmatch(r"models:/([^/:@]+)@([\w\-]+)", candidate):
         with asking(f"{candidate} cannot be read", READ_MODEL):
             return model_of(client.get_model_version_by_alias(found[1], found[2]))
-    raise UserError(f"{candidate!r} names no model. Give {_FORMS}.")
+    run = f" To name a model of this run: runs:/{candidate}/<name>." if _is_run(candidate) else ""
+    raise UserError(f"{candidate!r} names no model. Give {_FORMS}.{run}")
+
+
+def _is_run(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
 def model_of(version: ModelVersion) -> Model:

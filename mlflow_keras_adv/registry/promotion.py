@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.compat.mlflow import active_experiment_id
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry import audit
 from mlflow_keras_adv.registry.aliases import (
@@ -129,6 +129,8 @@ def promote(
         ValueError: No gates, or a reason that is too long.
     """
     require_name(name)
+    expect("candidate", candidate, str, "the address of a logged model, a str: info.model_uri")
+    expect("gates", gates, Sequence, "a list of gates: [registry.floor('accuracy', 0.9)]")
     if not gates:
         raise ValueError("promote needs gates, at least a floor; received none.")
     _check_reason(reason)
@@ -190,7 +192,10 @@ def rollback(name: str, *, reason: str = "") -> audit.Entry:
     old, previous = number_of(alias(name, CHAMPION)), alias(name, PREVIOUS)
     new = number_of(previous)
     if previous is None or old == new:
-        raise UserError(f"{name} has no previous champion to go back to. Promote a model instead.")
+        raise UserError(
+            f"The registered model {name!r} has no previous champion to go back to. Promote a "
+            "model instead."
+        )
     model = model_of(previous)
     download(model)  # checks that it is still what was registered
     with alone(name):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, TypeVar
 
 import mlflow
@@ -18,6 +18,7 @@ from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import client_of
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
@@ -71,6 +72,9 @@ class Run(RunWriter):
         self.counts: Counter[str] = Counter(earlier.counts)
         self.charts: str | None = None
         self._at_exit: dict[object, Callable[[], None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name!r} {self.run_id}>"
 
     @property
     def is_held(self) -> bool:
@@ -361,6 +365,15 @@ def track(
         begin raises `UserError` if the store cannot be written, or does not know the run, and
         `ValueError` if both a run to continue and a run to nest in are given.
     """
+    if isinstance(name, Run):
+        raise TypeError(
+            f"Received {name!r} as name; expected a str. track(run_id=run.run_id) continues a run."
+        )
+    expect("name", name, (str, NoneType), "a str")
+    for what, given in (("run_id", run_id), ("parent_run_id", parent_run_id)):
+        expect(what, given, (str, NoneType), "the id of a run, a str: run.run_id")
+    for what, values in (("params", params), ("tags", tags)):
+        expect(what, values, (Mapping, NoneType), "a dict of values by their names")
     return Tracked(
         _Wish(
             name,

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.errors import received
 from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
 from mlflow_keras_adv.training.logits import (
     PROBABILITIES,
@@ -326,6 +327,11 @@ def _taken_apart(
         ValueError: The factors are not as many as the losses.
     """
     alone = isinstance(distillation, keras.losses.Loss | Mapping)
+    if not alone and not isinstance(distillation, Sequence):
+        raise TypeError(
+            f"Received {received(distillation)} as the distillation; expected a loss, such as "
+            "SoftTargets(), a list of them, or a dict of them by the student's outputs."
+        )
     items = [distillation] if alone else list(distillation)
     if weights is None:
         weights = [1.0] * len(items)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.leaving import Asker, NotesInterrupts, exception_leaving
 from mlflow_keras_adv.training.observe import is_optimizer, over_replicas
@@ -113,6 +114,7 @@ class Loop:
         earlier = None if self._epochs is None else self._epochs()
         if earlier is not None:
             earlier.end_if_left()
+        expect("epochs", epochs, (int, np.integer), "how many, a whole number")
         if self._session is not None:
             raise RuntimeError("This Loop is running already. End it, or make a second Loop.")
         made = _Epochs(self._run_epochs(epochs, initial_epoch))
@@ -200,6 +202,7 @@ class Loop:
                 in their order, as with `fit(shuffle=False)`.
         """
         session = self._running()
+        expect("data", data, Iterable, "an iterable of batches, such as a tf.data.Dataset")
         self._expect(data)
         self._begin_epoch_of(data, session)
         try:
