@@ -15,12 +15,12 @@ _enabled = _nested = _said = False
 def autolog(*, nested: bool = False, disable: bool = False) -> None:
     """Records every later `fit` as if an `MlflowLogger` had been passed to it.
 
-    A fit inside a run is recorded there; any other opens a run, which ends with it and with its
-    true status. The user's list of callbacks is left alone. A fit that is given an `MlflowLogger`
-    is recorded by that one only. Works beside `mlflow.keras.autolog()`, whose metrics have other
-    names. Models of tf_keras are included if that is imported before; so are the searches of Keras
-    Tuner, as `track_search` records them. The first fit prints what is recorded and where, and that
-    no model is: `mka.log_model` keeps one.
+    A fit inside a run is recorded there; any other opens a run, which ends with it: FINISHED,
+    FAILED or KILLED. The user's list of callbacks is left alone. A fit that is given an
+    `MlflowLogger` is recorded by that one only. Works beside `mlflow.keras.autolog()`, whose
+    metrics have other names. Models of tf_keras are included if that is imported before; so are the
+    searches of Keras Tuner, as `track_search` records them. The first fit prints what is recorded
+    and where, and that no model is: `mka.log_model` keeps one.
 
     Args:
         nested: Give each fit inside a run a child of its own, `fit-1`, `fit-2`, …, as the folds of

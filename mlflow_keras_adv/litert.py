@@ -181,7 +181,7 @@ def log_model(
         model_type: For example "classifier".
         registered_model_name: Registers a version of this model too.
         metadata: Kept in the MLmodel file.
-        **arguments: Of `save_model`: signature, input_example, predict_params, code_paths,
+        **arguments: Those of `save_model`: signature, input_example, predict_params, code_paths,
             conda_env, pip_requirements, extra_pip_requirements, criteria.
 
     Returns:

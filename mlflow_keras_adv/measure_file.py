@@ -58,6 +58,13 @@ def log_finished_file(
         reference: A Keras model or `.tflite` file that it should equal; `final/difference` says how
             far the outputs are apart, and `final/agreement` how often both decide alike.
         parent_model_id: Id of the LoggedModel that this one comes from.
+
+    Returns:
+        The model's entry in the store (`info`) and its metrics without `final/` (`final`).
+
+    Raises:
+        TypeError: The run is no `Run`, or the file is not given as bytes.
+        UserError: The file does not take the samples, or cannot be served.
     """
     expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
     expect("the file", content, bytes, "its content: artifact.content, or Path(...).read_bytes()")

@@ -78,8 +78,8 @@ def log_model(
     Before anything is created in the store, the model is saved, loaded by `mlflow.pyfunc` with the
     code that it takes along, and compared on the input example, in Python and over JSON.
 
-    Of its own code it takes along what is needed: the modules of its custom objects and those that
-    they import, as far as they are not installed. The tag `code` says which these were.
+    It takes along the code of its own that it needs: the modules of its custom objects and those
+    that they import, as far as they are not installed. The tag `code` says which these were.
 
     Args:
         model: A built model. It stays as it is: compiled, with its optimizer.

@@ -132,8 +132,9 @@ def log_comparison(
         The winner's name; of several candidates none, "", while the store does not answer.
 
     Raises:
-        ValueError: If no candidate has the metric `select_by`, or nobody knows which way it is
-            better.
+        ValueError: If no candidate has the metric `select_by`, or it is not known which way it
+            is better.
+        TypeError: The parent is no `Run`, or the variants no dict of runs.
     """
     winner, _ = compare_variants(
         run, variants, candidates=candidates, select_by=select_by, mode=mode, curves=curves
@@ -187,7 +188,7 @@ def compare_variants(
     mode = direction(select_by, directions)
     if mode not in ("min", "max"):
         raise ValueError(
-            f"Nobody knows which way {select_by!r} is better. Pass mode='min' or mode='max'."
+            f"It is not known which way {select_by!r} is better. Pass mode='min' or mode='max'."
         )
     sign = 1 if mode == "max" else -1
 

@@ -45,7 +45,7 @@ class Technique:
         weights and see the examples in the same order.
 
         Args:
-            name: Of the nested run and of its model; short, and unlike the others' from the first
+            name: Name of the nested run and its model; short, and unlike the others' from the first
                 letters.
             params: What it does not have from the parent.
 
@@ -81,6 +81,12 @@ class Technique:
             scores: What else it scores.
             reference: A model that it should agree with.
             parent_model_id: Id of the LoggedModel that it comes from.
+
+        Returns:
+            The model's entry in the store, and its `final/…` metrics.
+
+        Raises:
+            TypeError: The run is no `Run`, or the model no Keras model.
         """
         name = name or self._name_of(run)
         self.finished[name] = log_finished_model(
@@ -107,7 +113,23 @@ class Technique:
         reference: Any = None,
         parent_model_id: str | None = None,
     ) -> FinishedModel:
-        """The same for a `.tflite` file; the arguments are those of `log_finished_file`."""
+        """Logs a `.tflite` file as `finish` logs a model, and keeps its numbers in `finished`.
+
+        Args:
+            run: The run that made it.
+            content: The file.
+            x: Test samples.
+            y: Their labels.
+            name: What to call it. Default: the name of its run, or of the technique.
+            reference: The Keras model or file that it was made from; see `log_finished_file`.
+            parent_model_id: Id of the LoggedModel that it comes from.
+
+        Returns:
+            The model's entry in the store, and its `final/…` metrics.
+
+        Raises:
+            TypeError: The run is no `Run`, or the file is not given as bytes.
+        """
         from mlflow_keras_adv.measure_file import log_finished_file  # needs LiteRT
 
         name = name or self._name_of(run)
@@ -127,7 +149,14 @@ class Technique:
         return str(self._tags["technique"]) if run is self.run else run.name
 
     def final(self, key: str) -> dict[str, float]:
-        """A `final/…` value of the finished models that have it, by name."""
+        """A `final/…` value of the finished models that have it, by name.
+
+        Args:
+            key: Name of the metric without `final/`.
+
+        Returns:
+            Values by the names of the models.
+        """
         finals = {name: each.final for name, each in self.finished.items()}
         return {name: final[key] for name, final in finals.items() if key in final}
 
@@ -141,8 +170,17 @@ class Technique:
     ) -> str:
         """Puts the comparison of the variants on the run; see `log_comparison`.
 
+        Args:
+            candidates: Names among which the winner is chosen. Default: all.
+            select_by: Metric that decides.
+            mode: Whether the highest ("max") or the lowest ("min") wins.
+            curves: Metrics that the figure shows.
+
         Returns:
             The winner's name.
+
+        Raises:
+            ValueError: As `log_comparison`.
         """
         winner, decided_by = compare_variants(
             self.run,
@@ -184,11 +222,11 @@ def technique(
     The run and its variants have the tag `technique`.
 
     Args:
-        name: Of the technique, and of a new run. The run of an entry point is also named after
+        name: Name of the technique, and of a new run. The run of an entry point is also named after
             the first parameters that differ from their defaults.
         params: The parameters of the run.
         dataset: Name and digest of the data.
-        seed: Of Python's, NumPy's and TensorFlow's random numbers, from 0.
+        seed: Seed of Python's, NumPy's and TensorFlow's random numbers, from 0.
         variants: How many nested runs there will be, for the console.
 
     Yields:

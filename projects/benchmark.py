@@ -98,7 +98,7 @@ def main(
         trials: Trials that train, of a search with the record and of one without (10 or more);
             the first 16 of them for workers.
         simulated_trials: Trials that do nothing, the same; 20 or more.
-        seed: Of weights, data and the order of turns.
+        seed: Seed of weights, data and the order of turns.
     """
     params = dict(locals())
     keras.utils.set_random_seed(seed)

@@ -40,7 +40,7 @@ from mlflow_keras_adv.tracking.run import Run, current_run, track
 MAX_RUNS = 500
 # Of one variant; what is drawn of it is a mean and a band.
 _MAX_SEEDS = 10
-# Of a table on a terminal.
+# The size of a table on a terminal.
 _ROWS, _COLUMNS = 20, 7
 
 
@@ -114,8 +114,8 @@ def compare(
         The table and the page.
 
     Raises:
-        UserError: Nothing is named or found, no run has the metric `score`, nobody knows which way
-            it is better, the file cannot be written, or the store does not answer.
+        UserError: Nothing is named or found, no run has the metric `score`, it is not known which
+            way it is better, the file cannot be written, or the store does not answer.
         ValueError: If `max_runs` is below 1.
     """
     by = (by,) if isinstance(by, str) else by
@@ -136,7 +136,7 @@ def compare(
         directions[score] = mode
     if score is not None and not better(score, directions):
         raise UserError(
-            f"Nobody knows which way {score!r} is better. Pass mode='min' or mode='max' "
+            f"It is not known which way {score!r} is better. Pass mode='min' or mode='max' "
             "(--mode on the command line)."
         )
     groups = sort_groups(groups, score, directions)

@@ -57,8 +57,8 @@ def select_runs(
 
     Args:
         run_ids: Ids of runs. One with nested runs stands for these.
-        experiments: Names or ids of experiments. Of their runs those with nested runs among them,
-            which repeat the numbers of a winner, are left out, and so are earlier comparisons.
+        experiments: Names or ids of experiments. Their runs with nested runs among them are left
+            out, since they repeat the numbers of a winner, and so are earlier comparisons.
         filter_string: As for `mlflow.search_runs`; holds for the experiments, and for the nested
             runs that a run stands for.
         max_runs: The newest so many.

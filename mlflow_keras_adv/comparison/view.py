@@ -50,9 +50,9 @@ def view_address(
 
     Args:
         runs: The runs that are compared, as the store has them.
-        name: Of the view, in the list of saved views.
+        name: Name of the view, in the list of saved views.
         score: Metric to sort by, the best first.
-        directions: Of metrics, which way they are better.
+        directions: Which way metrics are better.
         parent_run_id: Where given, all runs nested in this one are shown; else the first 100.
 
     Returns:

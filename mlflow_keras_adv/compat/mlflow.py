@@ -90,11 +90,11 @@ def monitor_arguments(tracking_uri: str) -> dict[str, Any]:
 def refused_though_stored(
     client: MlflowClient, run_id: str, entities: Sequence[Metric | Param | RunTag]
 ) -> list[int]:
-    """Of what a store has refused in one call, the metric values that it holds all the same.
+    """The metric values that a store has refused in one call and holds all the same.
 
     Servers before 3.16 refuse a value that they hold if it is NaN, or if it comes twice in one call
-    (for the run and for a model of it, say): needless when no such server is met any more. Of a
-    call with several entities only NaN is looked at; what came twice is found when they are sent
+    (for the run and for a model of it, say): needless when no such server is met any more. In
+    a call with several entities only NaN is looked at; what came twice is found when they are sent
     one by one.
 
     Args:

@@ -28,7 +28,7 @@ def compiled_with(model: keras.Model, given: Collection[str] = ()) -> dict[str, 
         Those of `CONFIGURED` that the model has.
 
     Raises:
-        UserError: Of a metric that cannot be made anew.
+        UserError: A metric cannot be made anew.
     """
     # get_compile_config() is public, but of a function it keeps a name at best.
     kept = getattr(model, "_compile_config", None)
@@ -41,7 +41,7 @@ def renewed(configured: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `compile`, with new metrics of the same kind.
 
     Raises:
-        UserError: Of a metric that cannot be made anew.
+        UserError: A metric cannot be made anew.
     """
     found = dict(configured)
     for key in found.keys() & {"metrics", "weighted_metrics"}:

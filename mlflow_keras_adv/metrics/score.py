@@ -35,13 +35,13 @@ class Scores:
 
     Attributes:
         values: By name: `loss` and the metrics, of several outputs as `<output>/<metric>`.
-        directions: Of each whose better way is known, "min" or "max".
-        per_sample: Of metrics that are means over samples, float64 of shape [samples].
-        weights: Of the same, how much each sample counts in the mean: its sample weight, or how
+        directions: Which way each is better, where that is known: "min" or "max".
+        per_sample: Metrics that are means over samples, float64 of shape [samples].
+        weights: How much each sample counts in these means: its sample weight, or how
             many of its steps a mask shows. float64 of shape [samples].
         answers: What the model answered: an array of shape [samples, …], or a structure of such.
         labels: The labels, in the same form; None without.
-        task: Of a model with one output, where it is known.
+        task: Task of a model with one output, where it is known.
     """
 
     values: Mapping[str, float]
@@ -72,7 +72,7 @@ def score(
     """Scores a model.
 
     Args:
-        model: A Keras model; or, of what answers elsewhere, the criteria that it is scored by.
+        model: A Keras model; or the criteria by which to score what answers elsewhere.
         x: Arrays of shape [samples, …], a list or dict of such, a finite `tf.data.Dataset`, or a
             `keras.utils.PyDataset`; the latter two bring their labels and sample weights.
         y: Labels, in the structure of the outputs; None where there are none.
@@ -160,7 +160,7 @@ def score(
 def deciding(found: Scores) -> str | None:
     """The metric that decides where nobody has said which: accuracy, else the first, else loss.
 
-    Of those alone whose better way is known.
+    Only metrics count whose better way is known.
     """
     known = [name for name in found.values if name in found.directions]
     if "accuracy" in known:

@@ -82,7 +82,7 @@ def say_where(title: str, uri: str, pages: Mapping[str, str], *, target: str = "
         title: Begins the line: the name of a run, for example.
         uri: The tracking URI of the store.
         pages: See `how_to_open`.
-        target: Of an offline run, the store that it is meant for.
+        target: The store that an offline run is meant for.
 
     Returns:
         The line; empty without pages.
@@ -129,7 +129,7 @@ def artifact_page(artifact_uri: str, experiment_id: str, run_id: str, path: str)
         artifact_uri: Where the artifacts of the run are.
         experiment_id: The run's experiment.
         run_id: The run.
-        path: Of the artifact in the run.
+        path: Path of the artifact in the run.
     """
     if is_local_uri(artifact_uri):
         return str(Path(absolute_uri(artifact_uri), path))

@@ -105,10 +105,15 @@ class Run(RunWriter):
         )
 
     def resume_after(self, epochs: int, batches: int | None = None) -> None:
-        """Goes back on the axis to a checkpoint, and tags what is superseded.
+        """Goes back on the axis to a checkpoint: training goes on from there.
 
-        MLflow keeps every point; the tag `superseded` says which do not count any more, in the
-        words of `StepAxis.back_to_checkpoint`, which also says what the arguments are.
+        MLflow keeps every point that was logged after the checkpoint. The tag `superseded` names
+        the steps whose points no longer count.
+
+        Args:
+            epochs: Epochs that were finished at the checkpoint.
+            batches: Training batches that were consumed by then. Default: those of that many
+                epochs, as the run has recorded them.
         """
         superseded = self.axis.back_to_checkpoint(epochs, batches)
         if superseded is not None:
@@ -121,6 +126,9 @@ class Run(RunWriter):
 
         Also when it ends by an exception, and before the last values are delivered: the place to
         put back what was changed on a model. A run that no `track` holds never calls it.
+
+        Args:
+            callback: A function without arguments.
 
         Returns:
             A function that withdraws the callback.
@@ -329,7 +337,7 @@ def track(
     log_system_metrics: bool = True,
     await_delivery: bool = True,
 ) -> Tracked:
-    """Opens the run to write to, or adopts it, and ends what it opened with the true status.
+    """Opens a run to write to, or adopts one that is open; ends what it opened, as what it became.
 
     Which run: that of `run_id`; else that of an enclosing `track`; else that of `mlflow run`
     (MLFLOW_RUN_ID, which is consumed, as `mlflow.start_run` does); else the active run of MLflow;
@@ -361,9 +369,12 @@ def track(
             here is delivered beside what follows, and `ending.settle_ended` waits for it.
 
     Returns:
-        A context manager, for one `with`, that gives the run; also a decorator of a function. Its
-        begin raises `UserError` if the store cannot be written, or does not know the run, and
-        `ValueError` if both a run to continue and a run to nest in are given.
+        A context manager for one `with`, which gives the `Run`; also a decorator of a function.
+
+    Raises:
+        TypeError: An argument is of the wrong type, such as a run where its id is expected.
+        UserError: On entering the block, if the store cannot be written or does not know the run.
+        ValueError: On entering the block, if both a run to continue and a run to nest in are given.
     """
     if isinstance(name, Run):
         raise TypeError(
@@ -390,12 +401,14 @@ def track(
 
 
 def current_run() -> Run | None:
-    """The run that this context is in: the innermost that `track` or MLflow made active.
+    """Gives the run that this context is in: the innermost that `track` or MLflow made active.
 
-    Of several asyncio tasks in a thread each has its own; a task that is begun inside a run is in
-    it too. For an active run of `mlflow.start_run()` it is the same object each time, so that its
-    step axis goes on through several trainings. None where no run is active; another thread's is
-    not seen.
+    Each of several asyncio tasks in a thread has its own; a task that is begun inside a run is in
+    it too. The active run of `mlflow.start_run()` is the same object each time, so that its step
+    axis goes on through several trainings.
+
+    Returns:
+        The run; None where no run is active. Another thread's is not seen.
     """
     found = mlflow.active_run()
     if found is not None:
@@ -411,7 +424,13 @@ def known_run(run_id: str) -> Run | None:
 
 @keeps_random_state()
 def attach_run(run_id: str) -> Run:
-    """A run by its id, to write to and not to end.
+    """Gives a run by its id, to write to and not to end.
+
+    Args:
+        run_id: Its id.
+
+    Returns:
+        The run: the same object each time in a process.
 
     Raises:
         UserError: If the store cannot be reached, or does not know the run.

@@ -29,7 +29,7 @@ _ADVICE = (
 def require_store(uri: str) -> None:
     """Checks that a store can be reached or written, within seconds.
 
-    A server is asked by `probe`. Of an SQLite file, the file and its folder are tried. Other
+    A server is asked by `probe`. An SQLite file and its folder are tried. Other
     databases and plugins are left to MLflow.
 
     Args:

@@ -75,8 +75,8 @@ class Distiller(keras.Model):
             outputs a dict of such by their names; what is in no dict is for each of them. Lists may
             hold dicts: `[Hint(…), {"kind": SoftTargets(), "price": MeanSquaredError()}]`.
         alpha: Weight of the distillation part, from 0 (labels only) to 1 (teacher only).
-        distillation_weights: A factor for each of several losses; 1 by default. Of a dict of
-            losses one for all in it, or a dict.
+        distillation_weights: A factor for each of several losses; 1 by default. A dict of
+            losses has one for all in it, or a dict.
         name: Name of the distiller.
 
     Raises:
@@ -144,6 +144,9 @@ class Distiller(keras.Model):
             y_pred: What this distiller, called on `x`, gave.
             sample_weight: Weights as Keras' losses take them, or None.
             training: Ignored: `y_pred` comes from the right pass already.
+
+        Returns:
+            The loss, a float32 scalar.
         """
         answers = _by_output(y_pred, self._names)
         order = _in_order(y_pred, list(answers))
