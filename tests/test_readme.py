@@ -1,4 +1,4 @@
-"""What README promises is true: its example runs, its commands are CI's, its table is complete."""
+"""What README says is true: its example runs, its commands are CI's, its tables are complete."""
 
 import os
 import re
@@ -52,10 +52,25 @@ def test_the_commands_are_those_of_ci() -> None:
     assert script.index(".ci/entry_points.py") < script.index('"$folder/test.sh"')
 
 
-def test_every_entry_point_has_its_row() -> None:
+def test_every_entry_point_is_named() -> None:
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
-    rows = re.findall(r"^\| `(\w+)` \|", README.partition("## Entry points")[2], re.MULTILINE)
-    assert sorted(rows) == sorted(entry_points)
+    rows = re.findall(r"^\| [\w ]+ \| (`.*`) \|$", README.partition("## Entry points")[2], re.M)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(entry_points)
+
+
+def test_every_page_is_linked() -> None:
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r"\]\(([^)#]+)\)", README)) <= {"docs/index.md"}
+
+
+def test_its_costs_are_those_of_the_page() -> None:
+    """The numbers for fit, in the order of the three models."""
+    page = (ROOT / "docs" / "benchmark.md").read_text()
+    said = README.partition("## What it costs")[2]
+    for logger in ("`MlflowLogger`, each step", "`mlflow.keras.MlflowCallback`, each step"):
+        (row,) = re.findall(rf"^\| {re.escape(logger)} \|(.*)\|$", page, re.MULTILINE)
+        for cell in row.split("|"):
+            assert cell.split()[0] in said
 
 
 def test_links_and_pictures_exist() -> None:
