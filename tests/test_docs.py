@@ -48,6 +48,21 @@ ELSEWHERE = {
     "python .ci/matrix.py": "minutes to hours; .ci/run makes the oldest environment",
 }
 
+# Metrics that a page promises, beside what runs without an error.
+STEPS = {"batch/loss", "gradient/norm", "optimizer/learning_rate"}
+PROMISED = {
+    README: STEPS | {"val/accuracy", "final/accuracy", "final/latency_ms_p50"},
+    "index.md": STEPS | {"train/accuracy", "val/accuracy"},
+    "fit.md": STEPS
+    | {"train/step_ms", "train/examples_per_second", "final/accuracy"}
+    | {"final/mae", "final/r2_score", "final/error_p90"},
+    "loop.md": {"batch/loss", "gradient/norm", "gradient/norm_clipped", "val/loss"},
+    "search.md": {"trial/score", "val/accuracy"},
+    "compress.md": {"final/size_bytes", "final/sparsity", "final/agreement"},
+    "evaluate.md": {"final/ece", "final/rmse", "final/agreement", "final/gzip_bytes"},
+    "promote.md": {"final/accuracy", "final/mae"},
+}
+
 
 def blocks(page: str) -> list[tuple[str, str]]:
     """Language and text of each fenced block of a page."""
@@ -93,7 +108,7 @@ def shell(command: str) -> None:
     assert done.exit_code == 0, f"{command}\n{done.output}"
 
 
-WITH_CODE = [page for page in PAGES if page != README and script_of(page)]
+WITH_CODE = [page for page in PAGES if script_of(page)]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +195,9 @@ def test_what_a_page_says_runs_from_top_to_bottom(
     assert mlflow.active_run() is None
     client = mlflow.MlflowClient()
     everywhere = [each.experiment_id for each in client.search_experiments()]
-    assert {run.info.status for run in client.search_runs(everywhere)} <= {"FINISHED"}
+    runs = client.search_runs(everywhere)
+    assert {run.info.status for run in runs} <= {"FINISHED"}
+    assert PROMISED.get(page, set()) <= {key for run in runs for key in run.data.metrics}
     for registered in client.search_registered_models():  # no gate has refused
         assert "champion" in registered.aliases, registered.name
 
