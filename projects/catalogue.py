@@ -39,10 +39,10 @@ class Entry:
     """An entry point and the run that shows it.
 
     Attributes:
-        name: Of the entry point.
+        name: Name of the entry point.
         lesson: The first line of its script.
         run: The newest finished run with the default parameters, or None.
-        claims: Of the run.
+        claims: Claims of the run.
     """
 
     name: str

@@ -151,6 +151,8 @@ def test_every_public_name_has_an_entry(site: Path) -> None:
 def test_every_command_and_option_has_its_place(site: Path) -> None:
     html = (site / "reference" / "commands.html").read_text()
     assert [name for name in main.commands if f"mlflow-keras-adv {name}" not in html] == []
+    listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "reference" / "commands.md").read_text(), re.M)
+    assert listed == sorted(main.commands)
     evaluate = (DOCS / "evaluate.md").read_text()
     assert [name for name in Options.known() if f"`{name}`" not in evaluate] == []
 

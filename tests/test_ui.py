@@ -155,7 +155,8 @@ def test_the_lines_of_readme_lead_to_the_curves(
 ) -> None:
     (written,) = re.findall(r"<http://127\.0\.0\.1:5000(/#/\S+)>", (ROOT / "README.md").read_text())
     page.set_viewport_size({"width": 1400, "height": 930})
-    parent = page.get_by_role("row").filter(has_text=runs["parent"].info.run_name)
+    link = page.get_by_role("link", name=runs["parent"].info.run_name, exact=True)
+    parent = page.get_by_role("row").filter(has=link)
 
     page.goto(address)  # by hand, from where `mlflow ui` opens
     page.get_by_role("button", name="Model training", exact=True).click()

@@ -82,7 +82,7 @@ def operations(model: Any) -> Iterator[Any]:
 
 
 def calls(model: Any) -> Iterator[tuple[Any, tuple[Any, Any], list[Any]]]:
-    """Of each call in a functional model: what is called, its arguments, its flat results."""
+    """The calls in a functional model: what is called, its arguments, its flat results."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             if node.is_input:
