@@ -17,6 +17,7 @@ Example:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlflow_keras_adv.keywords import answers_keywords
 from mlflow_keras_adv.when_imported import when_imported
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ def __getattr__(name: str) -> Any:
     extras.require_mlflow()
     with extras.extra("tensorflow"):
         home = import_module(f"{__name__}.{_HOMES[name]}")
-    return home if _HOMES[name] == name else getattr(home, name)  # a package, or what it holds
+    if _HOMES[name] == name:  # a package
+        return home
+    return answers_keywords(getattr(home, name))
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 
@@ -65,6 +66,9 @@ def largest_difference(first: Any, second: Any) -> float:
         first: An array, or a list of arrays such as `model.get_weights()`.
         second: The same shapes.
 
+    Returns:
+        The difference; 0 for empty arrays.
+
     Raises:
         ValueError: The shapes or the lengths of the lists differ.
     """
@@ -96,7 +100,9 @@ def log_claims(run: Run, *claims: Claim) -> str:
 
     Raises:
         ValueError: If there is no claim, or two have one name.
+        TypeError: The run is no `Run`.
     """
+    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
     names = [claim.name for claim in claims]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Received claims named {names}. Expected one or more different names.")
@@ -110,6 +116,12 @@ def log_claims(run: Run, *claims: Claim) -> str:
 @keeps_random_state()
 def logged_claims(run_id: str) -> list[Claim]:
     """The claims that `log_claims` has put on a run.
+
+    Args:
+        run_id: Id of the run.
+
+    Returns:
+        The claims, in the order in which they were logged.
 
     Raises:
         mlflow.exceptions.MlflowException: The run has none.

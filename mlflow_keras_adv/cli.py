@@ -49,9 +49,9 @@ def doctor(uri: str | None) -> None:
 def sync(uri: str | None) -> None:
     """Deliver what is pending on this machine: journals, and runs that were recorded offline.
 
-    Runs whose process has died without a word are ended as KILLED; what a process that is alive
-    holds is left to it. To call it again makes no duplicates. Exit code 0 if nothing is pending any
-    more, else 1.
+    Runs whose process died without ending them become KILLED; what a living process is delivering
+    is left to it. Calling it again makes no duplicates. Exit code 0 if nothing is pending any more,
+    else 1.
     """
     if not _sync(uri):
         sys.exit(1)
@@ -63,16 +63,26 @@ def sync(uri: str | None) -> None:
 @click.option(
     "--data",
     required=True,
-    help="An .npz file with x_test and y_test, or x and y; of several inputs or outputs x.<input>, "
-    "y.<output>; sample_weight if there are any.",
+    help="An .npz file with x_test and y_test, or x and y; x.<input> and y.<output> if there are "
+    "several; sample_weight if there are weights.",
 )
-@click.option("--dataset", default="", help="Its name in the record; default: that of the file.")
-@click.option("--digest", default="", help="Its digest in the record; default: computed.")
-@click.option("--experiment", help="Name of the experiment of best-of-experiment.")
+@click.option("--dataset", default="", help="Name of the dataset; default: that of the file.")
+@click.option("--digest", default="", help="Digest of the dataset; default: computed.")
+@click.option("--experiment", help="Name of the experiment that best-of-experiment searches.")
 @click.option(
-    "--min", "floors", multiple=True, metavar="METRIC=NUMBER", help="A floor; repeatable."
+    "--min",
+    "floors",
+    multiple=True,
+    metavar="METRIC=NUMBER",
+    help="A metric must be at least this; repeatable.",
 )
-@click.option("--max", "ceilings", multiple=True, metavar="METRIC=NUMBER", help="A ceiling.")
+@click.option(
+    "--max",
+    "ceilings",
+    multiple=True,
+    metavar="METRIC=NUMBER",
+    help="A metric must be at most this; repeatable.",
+)
 @click.option(
     "--metric",
     help="What must not get worse; default: accuracy of a classifier, else the first metric that "
@@ -86,30 +96,46 @@ def sync(uri: str | None) -> None:
     "--mode",
     type=click.Choice(["auto", "min", "max"]),
     default="auto",
-    help="Which way the metric is better, where its name does not say.",
+    help="Whether lower or higher is better; auto: as its name says.",
 )
-@click.option("--confidence", type=float, help="The loss has to be shown with this, as 0.95.")
+@click.option(
+    "--confidence", type=float, help="How sure it must be that the margin holds, such as 0.95."
+)
 @click.option(
     "--slice",
     "slices",
     multiple=True,
     metavar="COLUMN",
-    help="An array of the file: in no group of equal values may it get worse; repeatable.",
+    help="An array in the file: no group of equal values in it may get worse; repeatable.",
 )
-@click.option("--min-agreement", type=float, help="With the champion, share of the decisions.")
-@click.option("--max-difference", type=float, help="From the champion's outputs, in parts of them.")
-@click.option("--max-size-bytes", type=int)
-@click.option("--max-latency-ratio", type=float, help="Of the champion's, measured now.")
-@click.option("--same-dataset", is_flag=True, help="The digest has to be that of the record.")
+@click.option(
+    "--min-agreement", type=float, help="Share of the decisions that must be the champion's, too."
+)
+@click.option(
+    "--max-difference",
+    type=float,
+    help="How far the outputs may be from the champion's, relative to these.",
+)
+@click.option("--max-size-bytes", type=int, help="Largest size of the candidate's file.")
+@click.option(
+    "--max-latency-ratio",
+    type=float,
+    help="The candidate's median latency, divided by the champion's.",
+)
+@click.option(
+    "--same-dataset", is_flag=True, help="The digest must be the one that the runs recorded."
+)
 @click.option("--reason", default="", help="Why, for the trail.")
-@click.option("--yes", is_flag=True, help="Act. Without it nothing is changed.")
+@click.option(
+    "--yes", is_flag=True, help="Promote if all gates pass. Without it, nothing is changed."
+)
 def promote(name: str, candidate: str, yes: bool, **options: Any) -> None:
     """Measure CANDIDATE beside the champion of the registered model NAME, and ask the gates.
 
     CANDIDATE is models:/m-…, runs:/<run id>/<name>, models:/<name>/<version>,
-    models:/<name>@<alias> or best-of-experiment. It is always asked to load and serve, and with
-    labels to be worse in the metric by no more than the margin. With --yes it becomes the champion
-    if all gates pass. Exit code 0 if they do, else 1.
+    models:/<name>@<alias> or best-of-experiment. It must always load and serve; if there are
+    labels, it may be worse in the metric by the margin at most. With --yes it becomes the champion
+    if all gates pass. Exit code 0 if they pass, else 1.
     """
     from mlflow_keras_adv.registry.command import promotion_of
     from mlflow_keras_adv.side_by_side import measure_models
@@ -144,25 +170,63 @@ def history(name: str) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, metavar="[RUN_ID]...")
-@click.option("-e", "--experiment", "experiments", multiple=True, help="Its runs; repeatable.")
-@click.option("--filter", "filter_string", default="", help="As \"params.lr = '0.01'\".")
-@click.option("--by", multiple=True, help="Param that makes a variant, or name; repeatable.")
+@click.option(
+    "-e",
+    "--experiment",
+    "experiments",
+    multiple=True,
+    help="Compare the runs of this experiment (name or id); repeatable.",
+)
+@click.option(
+    "--filter",
+    "filter_string",
+    default="",
+    help="Only runs that match, such as \"params.lr = '0.01'\".",
+)
+@click.option(
+    "--by",
+    multiple=True,
+    help="Param (or: name) by which runs are grouped into variants; repeatable.",
+)
 @click.option("--score", help="Metric to sort by; default: final/accuracy, else another.")
-@click.option("--mode", type=click.Choice(["min", "max"]), help="Which way the score is better.")
+@click.option(
+    "--mode", type=click.Choice(["min", "max"]), help="Whether lower or higher scores are better."
+)
 @click.option("--max-runs", type=click.IntRange(1), default=500, show_default=True)
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the page here, too.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False), help="Write the page to this file, too."
+)
 @click.option("--log/--no-log", default=True, help="Log page and table to a new run.")
 def compare(**options: Any) -> None:
     """Compare runs on one page: by their ids, of experiments, or of a search in these.
 
-    A run with nested runs stands for these. Runs that differ in the seed alone are one variant.
+    A run with nested runs is replaced by these. Runs that differ only in the seed are one variant.
     """
     from mlflow_keras_adv.comparison.compare import compare as comparison_of
+    from mlflow_keras_adv.tracking.addresses import left_to_the_caller
 
-    found = comparison_of(**options)
+    with left_to_the_caller():
+        found = comparison_of(**options)
     click.echo(str(found))
-    if found.run_id is not None:
-        click.echo(f"Page: runs:/{found.run_id}/comparison/report.html")
+    if found.where:
+        click.echo(found.where)
+
+
+@main.command()
+@click.option("-e", "--experiment", help="Show this one, by name or id; default: the newest run's.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="If it is free."
+)
+@click.option("--open", "browse", is_flag=True, help="Open the page in a browser.")
+def ui(experiment: str | None, port: int, browse: bool) -> None:
+    """Serve the store in MLflow's UI, and print the address of the page that shows the runs.
+
+    The store is that of MLFLOW_TRACKING_URI, else ./mlflow.db. If it is a server, only the address
+    is printed. Ctrl-C ends the UI.
+    """
+    from mlflow_keras_adv.tracking.ui import serve
+
+    serve(experiment, port, click.echo, browse=browse)
 
 
 def _sync(uri: str | None) -> bool:

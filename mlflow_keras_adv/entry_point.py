@@ -9,7 +9,8 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -94,13 +95,48 @@ def run(
     try:
         if extra is not None:
             require(extra)
-        main(**values)
+        given = _given.set(_differing(main, values))
+        try:
+            main(**values)
+        finally:
+            _given.reset(given)
     except UserError as error:
         _say(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
+
+
+def run_name(technique: str) -> str:
+    """What to call the run of an entry point: `distill temperature=5`.
+
+    Args:
+        technique: The name of the technique.
+
+    Returns:
+        The name, and the first parameters that the command line has set to something else than
+        their defaults. Not the seed: runs that differ in it alone are repetitions.
+    """
+    return " ".join([technique, *_given.get()[:_MOST_IN_A_NAME]])
+
+
+# What the command line of the `main` that runs has changed, as it is shown.
+_given: ContextVar[tuple[str, ...]] = ContextVar("given", default=())
+_MOST_IN_A_NAME = 2
+_LONGEST_VALUE = 24
+
+
+def _differing(main: Callable[..., object], values: Mapping[str, object]) -> tuple[str, ...]:
+    found = []
+    for each in parameters(main):
+        value = values.get(each.name, each.default)
+        if value != each.default and each.name != "seed":
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            if len(text) > _LONGEST_VALUE:  # a path, an address: its end tells it apart
+                text = f"…{text[1 - _LONGEST_VALUE :]}"
+            found.append(f"{each.name}={text}")
+    return tuple(found)
 
 
 def _parse(main: Callable[..., object], argv: Sequence[str]) -> dict[str, object]:

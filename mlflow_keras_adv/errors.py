@@ -1,4 +1,6 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception that is meant for the person at the keyboard, and what messages share."""
+
+import re
 
 
 class UserError(Exception):
@@ -7,3 +9,37 @@ class UserError(Exception):
     The message says what was received, what was expected and what to do. Entry points print it
     alone, without a traceback.
     """
+
+
+def expect(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Checks the type of an argument.
+
+    Args:
+        name: Name of the argument.
+        value: What was received.
+        kinds: What it may be an instance of.
+        expected: The same for the reader, and what to do: `the id of a run: run.run_id`.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, kinds):
+        raise TypeError(f"Received {received(value)} as {name}; expected {expected}.")
+
+
+def received(value: object) -> str:
+    """A value in a message: in one line, and short."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def in_short(error: BaseException) -> str:
+    """What an exception says, in one line: of Keras' pages of arguments the sentence alone."""
+    text = str(error)
+    bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
+    text = re.sub(
+        r"\x1b\[\d*m", "", bold[1] if bold else text.partition("\n\nArguments received")[0]
+    )
+    return f"{type(error).__name__}: {' '.join(text.split())}"

@@ -28,7 +28,7 @@ class MissingExtraError(UserError, ImportError):
     """Something needs a package that is not installed, and that an extra brings.
 
     Args:
-        name: Of the extra.
+        name: Name of the extra.
         packages: What lacks.
     """
 
@@ -65,7 +65,7 @@ def missing(name: str) -> list[str]:
     """The modules of an extra that are not installed; none of them is imported.
 
     Args:
-        name: Of the extra, as in pyproject.toml.
+        name: Name of the extra, as in pyproject.toml.
     """
     return [module for module in EXTRAS[name] if find_spec(module) is None]
 
@@ -74,7 +74,7 @@ def require(name: str) -> None:
     """Asks for all of an extra, before anything is begun that needs it.
 
     Args:
-        name: Of the extra.
+        name: Name of the extra.
 
     Raises:
         MissingExtraError: Some of it is not installed.
@@ -88,7 +88,7 @@ def extra(name: str) -> Iterator[None]:
     """Around the imports of an extra's modules.
 
     Args:
-        name: Of the extra.
+        name: Name of the extra.
 
     Raises:
         MissingExtraError: One of its modules is not installed. What else goes wrong while they are

@@ -37,8 +37,9 @@ from mlflow_keras_adv.compression import runtime
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
+from mlflow_keras_adv.keywords import answers_keywords
 from mlflow_keras_adv.litert_signature import described, example_of, signature_of
-from mlflow_keras_adv.model_logging import LoggedAs, log_saved
+from mlflow_keras_adv.model_logging import LoggedAs, fetched, log_saved
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.served import check_served
 
@@ -180,7 +181,7 @@ def log_model(
         model_type: For example "classifier".
         registered_model_name: Registers a version of this model too.
         metadata: Kept in the MLmodel file.
-        **arguments: Of `save_model`: signature, input_example, predict_params, code_paths,
+        **arguments: Those of `save_model`: signature, input_example, predict_params, code_paths,
             conda_env, pip_requirements, extra_pip_requirements, criteria.
 
     Returns:
@@ -219,13 +220,11 @@ def load_model(model_uri: str, dst_path: str | Path | None = None) -> LiteRTMode
         The model, with the file in `content` and `predict`.
 
     Raises:
-        UserError: What lies there is not a LiteRT model.
+        UserError: Nothing lies there, or something else than a LiteRT model.
         ValueError: It is damaged.
-        mlflow.exceptions.MlflowException: Nothing lies there.
     """
     destination = None if dst_path is None else str(dst_path)
-    folder = mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=destination)
-    flavors = Model.load(folder).flavors
+    folder, flavors = fetched(str(model_uri), destination)
     if FLAVOR_NAME not in flavors:
         raise UserError(
             f"{model_uri} is not a LiteRT model: its flavors are {', '.join(flavors)}. "
@@ -256,3 +255,7 @@ def _content(model: bytes | str | Path) -> bytes:
         raise UserError(
             f"{model} cannot be read ({error.strerror}); give a .tflite file"
         ) from error
+
+
+for _public in (save_model, log_model, load_model):
+    answers_keywords(_public)

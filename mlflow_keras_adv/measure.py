@@ -10,7 +10,7 @@ import keras
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compression.footprint import footprint
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.metrics.agreement import compared
 from mlflow_keras_adv.metrics.criteria import criteria_of
 from mlflow_keras_adv.metrics.score import Scores, batches, loss_of, score
@@ -63,6 +63,23 @@ def log_finished_model(
     The metrics stand at step 0 of the run, so that MLflow draws them as bars, and are linked to the
     model and the dataset, so that they stand in the table of models too.
 
+    Example:
+        ```python
+        with mka.track("prices") as run:  # a regression
+            model.compile("adam", "mae", metrics=["mse"])
+            model.fit(x, y, callbacks=[mka.MlflowLogger()])
+            # final/loss and final/mse, as evaluate() measures them, and one measured by yourself
+            within_10 = float((abs(model.predict(x_test)[:, 0] - y_test) < 10).mean())
+            mka.log_finished_model(
+                run, model, x_test, y_test, name="prices", scores={"within_10": within_10}
+            )
+            # metrics= scores by others than those it was compiled with
+            mka.log_finished_model(
+                run, model, x_test, y_test, name="prices-rmse",
+                metrics=[keras.metrics.RootMeanSquaredError()],
+            )
+        ```
+
     Args:
         run: The run that made the model.
         model: A built model.
@@ -82,7 +99,16 @@ def log_finished_model(
             agree.
         parent_model_id: Id of the LoggedModel that this one comes from: teacher, unpruned, float.
         tolerance: By how much the saved model may answer otherwise; see `log_model`.
+
+    Returns:
+        The model's entry in the store (`info`) and its metrics without `final/` (`final`).
+
+    Raises:
+        TypeError: The run is no `Run`, or the model no Keras model.
+        UserError: The model does not take the samples, or cannot be saved and served.
     """
+    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    expect("the model", model, keras.Model, "a keras.Model")
     criteria = criteria_of(model)
     if metrics is not None:
         criteria = replace(criteria, configured={"metrics": metrics})
@@ -116,8 +142,12 @@ def scored(by: Callable[..., Scores], x: Any, y: Any, sample_weight: Any, metric
     try:
         return by(x, y, sample_weight, metrics=metrics)
     except UserError as error:
-        _logger.warning("Without scores on record: %s", error)
-        return by(x, metrics=[])
+        try:
+            found = by(x, metrics=[])
+        except UserError:
+            raise error from None  # it does not take x either
+        _logger.warning("The model is logged without scores: %s", error)
+        return found
 
 
 def beside(found: Scores, other: Scores, loss: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ from mlflow_keras_adv import litert
 from mlflow_keras_adv.compression.file_footprint import file_footprint, weight_table
 from mlflow_keras_adv.compression.file_score import score_file
 from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.measure import FinishedModel, beside, few_of, on_record, scored
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of
 from mlflow_keras_adv.metrics.score import score
@@ -57,7 +58,16 @@ def log_finished_file(
         reference: A Keras model or `.tflite` file that it should equal; `final/difference` says how
             far the outputs are apart, and `final/agreement` how often both decide alike.
         parent_model_id: Id of the LoggedModel that this one comes from.
+
+    Returns:
+        The model's entry in the store (`info`) and its metrics without `final/` (`final`).
+
+    Raises:
+        TypeError: The run is no `Run`, or the file is not given as bytes.
+        UserError: The file does not take the samples, or cannot be served.
     """
+    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    expect("the file", content, bytes, "its content: artifact.content, or Path(...).read_bytes()")
     model = LiteRTModel(content)
     of_keras = isinstance(reference, keras.Model)
     criteria = criteria_of(reference) if of_keras else Criteria(name)

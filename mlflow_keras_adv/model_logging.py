@@ -4,21 +4,25 @@ Also while the store does not answer: then it goes to the journal of its run.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 
+from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, current_run, known_run
-from mlflow_keras_adv.tracking.store import answers, may_succeed_later
+from mlflow_keras_adv.tracking.store import answers, may_succeed_later, without_password
 
 _logger = logging.getLogger(__name__)
 
@@ -173,3 +177,50 @@ def _hand_in(run: Run, folder: Path, described: Model, wanted: LoggedAs) -> Mode
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
+
+
+FORMS = (
+    "models:/m-… (a logged model), models:/<registered name>/<version>, "
+    "models:/<registered name>@<alias>, runs:/<run id>/<name of the model> or a folder"
+)
+
+
+def fetched(model_uri: str, dst_path: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Downloads a model.
+
+    Args:
+        model_uri: Its address, or its folder.
+        dst_path: Where to download it to; default: a temporary folder.
+
+    Returns:
+        The folder, and the model's flavors by their names.
+
+    Raises:
+        UserError: Nothing lies there, or no model.
+    """
+    try:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=dst_path)
+        return folder, Model.load(folder).flavors
+    except (MlflowException, OSError) as error:
+        said = without_password(getattr(error, "message", str(error))).rstrip(".")
+        raise UserError(
+            f"No model can be loaded from {model_uri!r}: {said}. {_what_is_there(model_uri)}"
+        ) from error
+
+
+def _what_is_there(model_uri: str) -> str:
+    """Which aliases, or models of the run, there are; else which addresses a model may have."""
+    client = MlflowClient()
+    with suppress(MlflowException):
+        if alias := re.fullmatch(r"models:/([^/:@]+)@.*", model_uri):
+            model = client.get_registered_model(alias[1])
+            aliases = ", ".join(map(repr, model.aliases)) or "none"
+            return f"The registered model {alias[1]!r} has the aliases: {aliases}."
+        run_id = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", model_uri)
+        if run_id is not None:
+            outputs = client.get_run(run_id[1]).outputs
+            made = [] if outputs is None else outputs.model_outputs
+            models = (client.get_logged_model(each.model_id) for each in made)
+            names = ", ".join(f"{each.name!r} (models:/{each.model_id})" for each in models)
+            return f"The run {run_id[1]} has logged the models: {names or 'none'}."
+    return f"Expected {FORMS}."

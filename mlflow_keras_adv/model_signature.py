@@ -112,7 +112,7 @@ def _described(name: str, tensor: keras.KerasTensor) -> dict[str, Any]:
 
 
 def _guessed(name: str, value: Any) -> dict[str, Any]:
-    """Of a subclassed model only the example says what it takes."""
+    """What a subclassed model takes: only the example says it."""
     dtype = None
     if value is not None and _holds_texts(np.asarray(value)):
         dtype = "string"

@@ -33,7 +33,7 @@ from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of, keep
-from mlflow_keras_adv.model_logging import LoggedAs, log_saved
+from mlflow_keras_adv.model_logging import LoggedAs, fetched, log_saved
 from mlflow_keras_adv.model_signature import Arrays, Taken, inputs_of, signature_of
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.served import TOLERANCE, check_served
@@ -78,8 +78,8 @@ def log_model(
     Before anything is created in the store, the model is saved, loaded by `mlflow.pyfunc` with the
     code that it takes along, and compared on the input example, in Python and over JSON.
 
-    Of its own code it takes along what is needed: the modules of its custom objects and those that
-    they import, as far as they are not installed. The tag `code` says which these were.
+    It takes along the code of its own that it needs: the modules of its custom objects and those
+    that they import, as far as they are not installed. The tag `code` says which these were.
 
     Args:
         model: A built model. It stays as it is: compiled, with its optimizer.
@@ -177,7 +177,8 @@ def load_model(model_uri: str, *, custom_objects: Mapping[str, Any] | None = Non
     imported a module of the same name: their classes are not the program's.
 
     Args:
-        model_uri: `models:/m-…`, `models:/name/version`, `runs:/<run id>/<name>` or a folder.
+        model_uri: `models:/m-…`, `models:/<name>/<version>`, `models:/<name>@<alias>`,
+            `runs:/<run id>/<name>` or a folder.
         custom_objects: Classes and functions of this program to use instead, by the names that
             Keras calls them: `{"package>Scale": Scale}`, or `{"Scale": Scale}` if `Scale` is not
             registered with Keras.
@@ -186,11 +187,9 @@ def load_model(model_uri: str, *, custom_objects: Mapping[str, Any] | None = Non
         The model, uncompiled.
 
     Raises:
-        UserError: What lies there is not a Keras model.
-        mlflow.exceptions.MlflowException: Nothing lies there.
+        UserError: Nothing lies there, or something else than a Keras model.
     """
-    folder = mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri))
-    flavors = Model.load(folder).flavors
+    folder, flavors = fetched(str(model_uri))
     if "keras" not in flavors:
         raise UserError(
             f"{model_uri} is not a Keras model: its flavors are {', '.join(flavors)}. "

@@ -8,13 +8,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from mlflow_keras_adv.comparison.view import say_where, view_address
+from mlflow_keras_adv.comparison.view import view_address
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.addresses import say_where
 from mlflow_keras_adv.tracking.directions import Mode, direction, recorded
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.tracking.store import answers
+from mlflow_keras_adv.tracking.store import answers, without_password
+from mlflow_keras_adv.tracking.texts import safe
 
 _logger = logging.getLogger(__name__)
 
@@ -44,9 +48,21 @@ def curve(run: Run | str, key: str) -> "pd.Series[float]":
 
     Returns:
         Values by step, in the order of the steps; empty where the run has no such metric.
+
+    Raises:
+        UserError: The store knows no such run.
     """
     run_id = run if isinstance(run, str) else run.run_id
-    points = sorted(MlflowClient().get_metric_history(run_id, key), key=lambda point: point.step)
+    client = MlflowClient()
+    points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)
+    if not points:
+        try:  # of a run that it does not know, a store has no points either
+            client.get_run(run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"There is no run {run_id!r}: {without_password(error.message)}. Expected a run "
+                "or its id, run.run_id."
+            ) from error
     steps = [point.step for point in points]
     return pd.Series([point.value for point in points], steps, dtype=float, name=key)
 
@@ -95,9 +111,10 @@ def log_comparison(
     """Puts what its nested runs found on the parent run.
 
     Logs the table `comparison.json`, the figure `learning_curves.png`, the `final/…` metrics of the
-    winner (a parent without metrics shows an empty chart page) and the tag `winner`. Prints where
-    MLflow's own chart page shows the nested runs. While the store does not answer nothing is
-    compared, with a warning: the values are in journals, and can be compared when they are there.
+    winner (a parent without metrics shows an empty chart page) and the tag `winner`. The line with
+    which the run's `track` ends says where MLflow's own chart page shows the nested runs. While the
+    store does not answer, nothing is compared and a warning says so: the values are in journals,
+    and can be compared once they are delivered.
 
     Args:
         run: The parent.
@@ -115,8 +132,9 @@ def log_comparison(
         The winner's name; of several candidates none, "", while the store does not answer.
 
     Raises:
-        ValueError: If no candidate has the metric `select_by`, or nobody knows which way it is
-            better.
+        ValueError: If no candidate has the metric `select_by`, or it is not known which way it
+            is better.
+        TypeError: The parent is no `Run`, or the variants no dict of runs.
     """
     winner, _ = compare_variants(
         run, variants, candidates=candidates, select_by=select_by, mode=mode, curves=curves
@@ -134,6 +152,10 @@ def compare_variants(
     curves: Sequence[str],
 ) -> tuple[str, str]:
     """What `log_comparison` does; returns the metric that has decided, too."""
+    expect("the parent", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    expect("the variants", variants, Mapping, "a dict of runs by their names: {'a': run_a}")
+    if not variants:
+        raise ValueError("Received no variants to compare; expected at least one, by its name.")
     if not answers(run.tracking_uri):
         _logger.warning(
             "The runs %s are not compared: their store does not answer, and has not all of them. "
@@ -166,7 +188,7 @@ def compare_variants(
     mode = direction(select_by, directions)
     if mode not in ("min", "max"):
         raise ValueError(
-            f"Nobody knows which way {select_by!r} is better. Pass mode='min' or mode='max'."
+            f"It is not known which way {select_by!r} is better. Pass mode='min' or mode='max'."
         )
     sign = 1 if mode == "max" else -1
 
@@ -192,7 +214,10 @@ def compare_variants(
         directions=directions,
         parent_run_id=run.run_id,
     )
-    say_where(address)
+    if run.is_held:
+        run.charts = address
+    elif address is not None:
+        say_where(f"Run {safe(run.name)}", run.tracking_uri, {"charts": address})
     return winner, select_by
 
 

@@ -124,9 +124,12 @@ class TradeOff:
             parent: Name of the variant that it was made from. Default: the baseline.
             parent_model_id: Instead, the id of a LoggedModel from elsewhere.
 
+        Returns:
+            The model's entry in the store, and its `final/…` metrics.
+
         Raises:
             ValueError: The first one added is no Keras model.
-            UserError: It has no such metric, or nobody knows which way that is better.
+            UserError: It has no such metric, or it is not known which way that is better.
         """
         if self._reference is None and not isinstance(made, keras.Model):
             raise ValueError(
@@ -186,7 +189,15 @@ class TradeOff:
         return chosen
 
     def smallest(self, margin: float, candidates: Sequence[str]) -> str:
-        """The fewest gzip bytes of those that are no worse than that; if need be the baseline."""
+        """Chooses the variant of the fewest gzip bytes that is still good enough.
+
+        Args:
+            margin: How much worse than the baseline it may be.
+            candidates: Names of the variants to choose among.
+
+        Returns:
+            Its name; the baseline's if none is good enough.
+        """
         sign = 1 if self._mode == "max" else -1
         least = sign * self.validation[self._name] - margin - 1e-9  # of rounding
         considered = (self._name, *candidates)
@@ -206,7 +217,7 @@ class TradeOff:
             raise UserError(f"There is no metric {metric!r} to choose by, but {known}.")
         self._metric, self._mode = metric, self._mode or found.directions.get(metric)
         if self._mode is None:
-            raise UserError(f"Nobody knows which way {metric!r} is better: give mode=.")
+            raise UserError(f"It is not known which way {metric!r} is better: give mode=.")
         return found.values[metric]
 
     def _predict_ms(self, model: keras.Model) -> float:

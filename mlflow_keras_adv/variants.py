@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.claims import Claim, log_claims
 from mlflow_keras_adv.measure import FinishedModel, log_finished_model
 from mlflow_keras_adv.report import compare_variants
@@ -44,7 +45,7 @@ class Technique:
         weights and see the examples in the same order.
 
         Args:
-            name: Of the nested run and of its model; short, and unlike the others' from the first
+            name: Name of the nested run and its model; short, and unlike the others' from the first
                 letters.
             params: What it does not have from the parent.
 
@@ -76,12 +77,18 @@ class Technique:
             model: See `log_finished_model`; so are the other arguments.
             x: Test samples.
             y: Their labels.
-            name: What to call it. Default: the name of its run.
+            name: What to call it. Default: the name of its run, or of the technique.
             scores: What else it scores.
             reference: A model that it should agree with.
             parent_model_id: Id of the LoggedModel that it comes from.
+
+        Returns:
+            The model's entry in the store, and its `final/…` metrics.
+
+        Raises:
+            TypeError: The run is no `Run`, or the model no Keras model.
         """
-        name = name or run.name
+        name = name or self._name_of(run)
         self.finished[name] = log_finished_model(
             run,
             model,
@@ -106,10 +113,26 @@ class Technique:
         reference: Any = None,
         parent_model_id: str | None = None,
     ) -> FinishedModel:
-        """The same for a `.tflite` file; the arguments are those of `log_finished_file`."""
+        """Logs a `.tflite` file as `finish` logs a model, and keeps its numbers in `finished`.
+
+        Args:
+            run: The run that made it.
+            content: The file.
+            x: Test samples.
+            y: Their labels.
+            name: What to call it. Default: the name of its run, or of the technique.
+            reference: The Keras model or file that it was made from; see `log_finished_file`.
+            parent_model_id: Id of the LoggedModel that it comes from.
+
+        Returns:
+            The model's entry in the store, and its `final/…` metrics.
+
+        Raises:
+            TypeError: The run is no `Run`, or the file is not given as bytes.
+        """
         from mlflow_keras_adv.measure_file import log_finished_file  # needs LiteRT
 
-        name = name or run.name
+        name = name or self._name_of(run)
         self.finished[name] = log_finished_file(
             run,
             content,
@@ -122,8 +145,18 @@ class Technique:
         )
         return self.finished[name]
 
+    def _name_of(self, run: Run) -> str:
+        return str(self._tags["technique"]) if run is self.run else run.name
+
     def final(self, key: str) -> dict[str, float]:
-        """A `final/…` value of the finished models that have it, by name."""
+        """A `final/…` value of the finished models that have it, by name.
+
+        Args:
+            key: Name of the metric without `final/`.
+
+        Returns:
+            Values by the names of the models.
+        """
         finals = {name: each.final for name, each in self.finished.items()}
         return {name: final[key] for name, final in finals.items() if key in final}
 
@@ -137,8 +170,17 @@ class Technique:
     ) -> str:
         """Puts the comparison of the variants on the run; see `log_comparison`.
 
+        Args:
+            candidates: Names among which the winner is chosen. Default: all.
+            select_by: Metric that decides.
+            mode: Whether the highest ("max") or the lowest ("min") wins.
+            curves: Metrics that the figure shows.
+
         Returns:
             The winner's name.
+
+        Raises:
+            ValueError: As `log_comparison`.
         """
         winner, decided_by = compare_variants(
             self.run,
@@ -180,17 +222,18 @@ def technique(
     The run and its variants have the tag `technique`.
 
     Args:
-        name: Of the technique, and of a new run.
+        name: Name of the technique, and of a new run. The run of an entry point is also named after
+            the first parameters that differ from their defaults.
         params: The parameters of the run.
         dataset: Name and digest of the data.
-        seed: Of Python's, NumPy's and TensorFlow's random numbers, from 0.
+        seed: Seed of Python's, NumPy's and TensorFlow's random numbers, from 0.
         variants: How many nested runs there will be, for the console.
 
     Yields:
         The technique's record.
     """
     tags = {"technique": name}
-    with track(name, params=params, tags=tags) as run:
+    with track(entry_point.run_name(name), params=params, tags=tags) as run:
         if dataset is not None:
             run.log_dataset(dataset, context="training")
         keras.utils.set_random_seed(seed)

@@ -86,7 +86,7 @@ def main(
         lr: Learning rate of Adam.
         epsilon: How far a pixel may be moved, on a scale from 0 (black) to 1 (white).
         attack_steps: Steps of PGD in training; 2 or more. The test takes 10.
-        seed: Of weights, order of examples, attacks and choice of the validation split.
+        seed: Seed of weights, order of examples, attacks and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

@@ -70,7 +70,7 @@ def main(
         batch_size: Examples per step.
         low_lr: Learning rate of SGD that both nets bear.
         high_lr: The one that only the normalized net does.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
@@ -113,7 +113,7 @@ def main(
             mka.Claim(
                 "inference_difference",
                 "largest difference between a normalization in inference and the formula with its "
-                "moving statistics, in parts of the largest answer",
+                "moving statistics, relative to the largest answer",
                 inference_difference(model, few),
                 at_most=1e-5,
             ),

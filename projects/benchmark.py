@@ -98,14 +98,16 @@ def main(
         trials: Trials that train, of a search with the record and of one without (10 or more);
             the first 16 of them for workers.
         simulated_trials: Trials that do nothing, the same; 20 or more.
-        seed: Of weights, data and the order of turns.
+        seed: Seed of weights, data and the order of turns.
     """
     params = dict(locals())
     keras.utils.set_random_seed(seed)
     prices: list[Price] = []
     growth = delivery = searches = workers = None
     with (
-        mka.track("benchmark", params=params, log_system_metrics=False) as run,
+        mka.track(
+            entry_point.run_name("benchmark"), params=params, log_system_metrics=False
+        ) as run,
         scratch_store(store) as uri,
         ThreadPoolExecutor(1) as thread,  # where this run, of another store, is not active
     ):

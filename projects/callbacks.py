@@ -99,10 +99,10 @@ def main(
         epochs: Epochs, if nothing stops the training before.
         batch_size: Examples per step.
         lr: Learning rate of Adam, until the plateau.
-        smoothing: Of the labels in the first epoch; 0 in the last.
+        smoothing: Smoothing of the labels in the first epoch; 0 in the last.
         patience: Epochs without a better val_loss until EarlyStopping; the rate falls after half.
         stop_at: Validation accuracy that is enough, three times in a row.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))

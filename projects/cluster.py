@@ -57,13 +57,13 @@ def main(
             an .npz file.
         clusters: Values in a kernel, 3 or more, with commas between.
         model_uri: A logged Keras model to cluster, as models:/digits@champion; empty: train one.
-        max_accuracy_drop: Of validation accuracy, that the variant chosen may lose.
+        max_accuracy_drop: How much validation accuracy the variant chosen may lose.
         epochs: Epochs of the baseline.
         cluster_epochs: Epochs of each clustering.
         batch_size: Examples per step.
         lr: Learning rate of Adam for the baseline.
         cluster_lr: Learning rate of Adam while clustering.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     wanted = counts(clusters)

@@ -1,10 +1,10 @@
 """Comparison: any runs side by side, on one page that opens from disk.
 
-Of runs, experiments or a search: the metrics with mean and spread over seeds (runs that differ in
-nothing but a seed are one variant), the parameters that differ, curves, accuracy over size and over
-latency, gradients and pictures side by side. What to expect: the artifacts `comparison/report.html`
-and `comparison/table.json` of the run, and the address of MLflow's own charts of the same runs.
-Seconds; 500 runs take longest to be looked up.
+It takes runs, experiments or a search, and shows: the metrics with mean and spread over seeds (runs
+that differ in nothing but a seed are one variant), the parameters that differ, curves, accuracy
+over size and over latency, gradients and pictures side by side. What to expect: the artifacts
+`comparison/report.html` and `comparison/table.json` of the run, and the address of MLflow's own
+charts of the same runs. Seconds; 500 runs take longest to be looked up.
 
     mlflow run . -e compare --env-manager local -P experiments=Default -P by=lr
 """
@@ -39,7 +39,11 @@ def main(
         mode: Which way the score is better, where the runs do not say it.
         max_runs: The newest so many are compared.
     """
-    with mka.track("comparison", tags={"technique": "comparison"}, log_system_metrics=False) as run:
+    with mka.track(
+        entry_point.run_name("comparison"),
+        tags={"technique": "comparison"},
+        log_system_metrics=False,
+    ) as run:
         found = mka.compare(
             parts(runs),
             experiments=parts(experiments) or ([] if runs else [run.experiment_id]),
@@ -50,7 +54,7 @@ def main(
             max_runs=max_runs,
         )
         run.describe(found.sentence)
-    print(found)
+        print(found)
 
 
 def parts(text: str) -> list[str]:

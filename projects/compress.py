@@ -60,7 +60,7 @@ def main(
         model_uri: A logged Keras model to compress, as models:/digits@champion; empty: train one.
         sparsity: Share of each kernel that is pruned to zero.
         clusters: Values that the weights of a kernel share.
-        max_accuracy_drop: Of validation accuracy, that the file chosen may lose.
+        max_accuracy_drop: How much validation accuracy the file chosen may lose.
         epochs: Epochs of the baseline.
         prune_epochs: Epochs of pruning.
         tune_epochs: Epochs of clustering, and of quantization-aware training.
@@ -68,7 +68,7 @@ def main(
         lr: Learning rate of Adam for the baseline and for pruning.
         tune_lr: Learning rate of Adam in the other two.
         samples: Training images that set the ranges of activations.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)
@@ -129,13 +129,13 @@ def main(
             f"{smaller:.0f} times smaller than the float file.",
             mka.Claim(
                 "pruned_int8_gzip_share",
-                "gzip bytes of the pruned net in int8, in parts of the float file's",
+                "gzip bytes of the pruned net in int8, relative to the float file's",
                 sizes["pruned_int8"] / sizes["float32"],
                 at_most=0.325 * left,
             ),
             mka.Claim(
                 "pcqat_gzip_share",
-                "gzip bytes of the whole recipe, in parts of the float file's",
+                "gzip bytes of the whole recipe, relative to the float file's",
                 sizes["pcqat"] / sizes["float32"],
                 at_most=0.25 * left,
             ),

@@ -139,8 +139,8 @@ def conclude(
     Args:
         technique: With the variants, one of them named `baseline`.
         chosen: The smallest that is good enough.
-        *claims: Of the technique, beside those about accuracy and bytes.
-        max_accuracy_drop: Of validation accuracy, that it may lose.
+        *claims: Claims of the technique, beside those about accuracy and bytes.
+        max_accuracy_drop: How much validation accuracy it may lose.
         bytes_left: From the `final/…` values of a variant to the share of the baseline's gzip bytes
             that it is claimed to have at most.
     """
@@ -157,7 +157,7 @@ def conclude(
         ),
         mka.Claim(
             "gzip_share",
-            f"gzip bytes of {chosen} in parts of the baseline's",
+            f"gzip bytes of {chosen} relative to the baseline's",
             last["gzip_bytes"] / first["gzip_bytes"],
             at_most=1.0 if chosen == "baseline" else bytes_left(last),
         ),

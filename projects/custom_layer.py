@@ -129,7 +129,7 @@ def main(
         batch_size: Examples per step.
         lr: Learning rate of Adam.
         units: Size of the hidden layers.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

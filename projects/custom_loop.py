@@ -115,9 +115,9 @@ def main(
         batch_size: Examples per step.
         lr: Learning rate of the first epoch.
         decay: What the rate is multiplied by from epoch to epoch.
-        gamma: Of the focal loss; 0 is cross-entropy.
+        gamma: Gamma of the focal loss; 0 is cross-entropy.
         clip: Largest global norm of the gradients of a step.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))

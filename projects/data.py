@@ -70,7 +70,7 @@ class Data:
 
     @property
     def kind(self) -> Kind:
-        """Of the examples."""
+        """The kind of the examples."""
         return _kind(self.x_train)
 
     @property
@@ -159,7 +159,7 @@ def load(
             - the path of a `.csv` or `.parquet` file, with `target`;
             - a folder with a subfolder of images for each class.
 
-            Of the latter two and of the embedded ones a quarter is the test split.
+            A quarter of the latter two, and of the embedded ones, is the test split.
         target: Column of a table that is to be predicted: texts and integers are classes, floats
             are numbers to predict. Where only numbers are taken, integers are such.
         seed: Chooses the validation examples, in the same proportions of classes as the rest.

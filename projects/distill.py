@@ -75,7 +75,7 @@ def main(
         temperature: T, which softens teacher and student; above 0.
         alpha: Weight of the distillation part of the loss, from 0 to 1.
         quantize: Put the distilled student into an int8 file too; needs the extra "compression".
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     if quantize:
@@ -130,13 +130,13 @@ def main(
             f"(from scratch {agreement['scratch']:.1%}).",
             mka.Claim(
                 "accuracy_kept",
-                "test accuracy of the distilled student, in parts of its teacher's",
+                "test accuracy of the distilled student, relative to its teacher's",
                 accuracy["distilled"] / accuracy["teacher"],
                 at_least=0.95,
             ),
             mka.Claim(
                 "parameters",
-                "parameters of the student, in parts of its teacher's",
+                "parameters of the student, relative to its teacher's",
                 parameters["distilled"] / parameters["teacher"],
                 at_most=0.02,
             ),

@@ -86,7 +86,7 @@ def main(
         epochs: Epochs of the training.
         batch_size: Real images per step, and drawn ones.
         lr: Learning rate of both Adams.
-        seed: Of weights, noise, order of examples and choice of the validation split.
+        seed: Seed of weights, noise, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

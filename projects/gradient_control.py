@@ -76,11 +76,11 @@ def main(
         batch_size: Examples per update; a multiple of micro_batches.
         micro_batches: Parts of a batch whose gradients are accumulated.
         lr: Learning rate of SGD with momentum.
-        gain: Of the recurrent weights; above 1 their gradients explode.
+        gain: Gain of the recurrent weights; above 1 their gradients explode.
         clip_value: Limit of each element of a gradient.
         clip_norm: Limit of the norm of each weight's gradient.
         clip_global_norm: Limit of the norm of all gradients together.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     if batch_size % micro_batches:
@@ -135,7 +135,7 @@ def main(
             ),
             mka.Claim(
                 "norm_after_clipping",
-                "largest global norm of an update of global_norm, in parts of its limit",
+                "largest global norm of an update of global_norm, relative to its limit",
                 mka.curve(runs["global_norm"], "gradient/norm_clipped").max() / clip_global_norm,
                 at_most=1 + 1e-5,
             ),

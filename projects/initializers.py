@@ -78,7 +78,7 @@ def main(
         batch_size: Examples per step.
         lr: Learning rate of SGD.
         depth: Number of hidden layers.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
@@ -111,7 +111,7 @@ def main(
         accuracy = technique.final("accuracy")
 
         def way_back(name: str, **limits: float) -> mka.Claim:
-            text = f"{name}: gradient at the first hidden layer in parts of that at the last"
+            text = f"{name}: gradient at the first hidden layer relative to that at the last"
             part = norms[name][0].gradient / norms[name][-2].gradient
             return mka.Claim(f"gradient_{name}", text, part, **limits)
 

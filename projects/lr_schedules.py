@@ -89,8 +89,8 @@ def main(
         epochs: Epochs of each training.
         batch_size: Examples per step.
         lr: The highest rate of each schedule.
-        momentum: Of SGD.
-        seed: Of weights, order of examples and choice of the validation split.
+        momentum: Momentum of SGD.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
@@ -129,14 +129,14 @@ def main(
             f"({worst}).",
             mka.Claim(
                 "loss_ratio",
-                "train/loss of the last epoch under a schedule (median), in parts of that under "
+                "train/loss of the last epoch under a schedule (median), relative to that under "
                 "the constant rate",
                 fallen / losses["constant"],
                 at_most=0.5,
             ),
             mka.Claim(
                 "rate_difference",
-                "largest difference between a rate on record and its schedule, in parts of lr",
+                "largest difference between a rate on record and its schedule, relative to lr",
                 max(recorded.values()) / lr,
                 at_most=1e-6,
             ),

@@ -52,7 +52,7 @@ def main(
         epochs: Epochs of each of the three trainings.
         batch_size: Examples per step.
         lr: Learning rate of Adam.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)
@@ -106,7 +106,7 @@ def main(
             *(
                 mka.Claim(
                     f"{name}_gzip_share",
-                    f"bytes of the {name} model after gzip, in parts of the baseline's",
+                    f"bytes of the {name} model after gzip, relative to the baseline's",
                     gzip_bytes[name] / gzip_bytes["baseline"],
                     at_most=0.5,
                 )

@@ -100,7 +100,7 @@ def main(
         inner_steps: How many of these steps.
         ways: N, the classes of a task.
         shots: K, the images of each class to learn from.
-        seed: Of weights, tasks and choice of the validation split.
+        seed: Seed of weights, tasks and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

@@ -75,9 +75,9 @@ def main(
         epochs: Epochs of each training.
         batch_size: Examples per step.
         lr: Learning rate of Adam.
-        initial_scale: Of the loss in float16; Keras' own default is 32768.
+        initial_scale: Initial scale of the loss in float16; Keras' own default is 32768.
         growth_steps: Good updates in a row after which the scale is doubled.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
@@ -119,7 +119,7 @@ def main(
             ),
             mka.Claim(
                 "activation_bytes",
-                "bytes of all layers' outputs in float16, in parts of those in float32",
+                "bytes of all layers' outputs in float16, relative to those in float32",
                 kept["float16"] / kept["float32"],
                 at_most=0.55,
             ),

@@ -77,7 +77,7 @@ def main(
         batch_size: Examples per step.
         lr: Learning rate of Adam.
         max_angle: Images are turned by up to so many degrees, either way.
-        seed: Of weights, angles, order of examples and choice of the validation split.
+        seed: Seed of weights, angles, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

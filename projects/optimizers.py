@@ -118,7 +118,7 @@ def main(
             f"Best on validation, of the first seed: {winner}.",
             mka.Claim(
                 "momentum_loss",
-                "train/loss of the last epoch with momentum, in parts of that of SGD at the same "
+                "train/loss of the last epoch with momentum, relative to that of SGD at the same "
                 "rate, mean over seeds",
                 loss["momentum"] / loss["sgd"],
                 at_most=0.5,

@@ -7,7 +7,7 @@ process, now: numbers of old runs are of other machines and other days.
 
     floor, or ceiling        an accuracy that no model may be below, an error that none may exceed
     non-inferiority          it may be worse than the champion, but by no more than a margin
-    budget                   bytes, and the latency in parts of the champion's
+    budget                   bytes, and the latency relative to the champion's
     same dataset             the examples are those that both models were recorded on
     loads and serves         a fresh process answers the model's own input example
 
@@ -72,7 +72,7 @@ def main(
         limit: What any champion needs: at least, or of a metric that is to be low at most.
         margin: By how much the candidate may be worse than the champion, in the metric's own unit.
         max_size_bytes: That the candidate's file may have.
-        max_latency_ratio: Median latency of the candidate in parts of the champion's.
+        max_latency_ratio: Median latency of the candidate relative to the champion's.
         reason: Why, for the trail.
         dry_run: Measure and judge only; the registry stays as it is.
     """
@@ -89,7 +89,9 @@ def main(
         registry.same_dataset(),
         registry.loads_and_serves(),
     ]
-    with mka.track("promote", params=params, tags={"technique": "promote"}) as run:
+    with mka.track(
+        entry_point.run_name("promote"), params=params, tags={"technique": "promote"}
+    ) as run:
         run.log_dataset(rows.dataset, context="test")
         done = registry.promote(
             model,

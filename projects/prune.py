@@ -72,11 +72,11 @@ def main(
             an .npz file.
         sparsities: Shares of zeros, as 0.8, or patterns, as 2:4, with commas between.
         model_uri: A logged Keras model to prune, as models:/digits@champion; empty: train one.
-        max_accuracy_drop: Of validation accuracy, that the variant chosen may lose.
+        max_accuracy_drop: How much validation accuracy the variant chosen may lose.
         epochs: Epochs of the baseline and of each pruning.
         batch_size: Examples per step.
         lr: Learning rate of Adam.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     wanted = targets(sparsities)

@@ -80,14 +80,14 @@ def main(
         schemes: float16, int16x8, weight_only_int8, dynamic_int8, int8, int8_io, weight_only_int4,
             dynamic_int4, qat with commas between, or all.
         model_uri: A logged Keras model to quantize, as models:/digits@champion; empty: train one.
-        max_accuracy_drop: Of validation accuracy, that the file chosen may lose.
+        max_accuracy_drop: How much validation accuracy the file chosen may lose.
         epochs: Epochs of the baseline.
         qat_epochs: Epochs of quantization-aware training.
         batch_size: Examples per step.
         lr: Learning rate of Adam for the baseline.
         qat_lr: Learning rate of Adam in quantization-aware training.
         samples: Training images that set the ranges of activations.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     wanted = kinds(schemes)
@@ -137,7 +137,7 @@ def main(
             if name in final:
                 share = final[name]["size_bytes"] / final["float32"]["size_bytes"]
                 drop = final["float32"]["accuracy"] - final[name]["accuracy"]
-                in_parts = f"bytes of {name} in parts of the float file's"
+                in_parts = f"bytes of {name} relative to the float file's"
                 lost = f"test accuracy that {name} loses"
                 claims.append(mka.Claim(f"{name}_size_share", in_parts, share, at_most=0.31))
                 claims.append(mka.Claim(f"{name}_accuracy_drop", lost, drop, at_most=0.01))

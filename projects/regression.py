@@ -99,11 +99,11 @@ def main(
         epochs: Epochs of each of the two trainings.
         batch_size: Examples per step.
         lr: Learning rate of Adam.
-        units: Of the hidden layer.
+        units: Units of the hidden layer.
         wrong: Share of the training labels that are ten times too large.
-        delta: Error beyond which Huber's loss is in proportion, in parts of half the distance of
+        delta: Error beyond which Huber's loss is in proportion, relative to half the distance of
             the labels' quartiles.
-        seed: Of weights, wrong labels, order of examples and choice of the validation split.
+        seed: Seed of weights, wrong labels, order of examples and choice of the validation split.
     """
     params = dict(locals())
     rows = load(data, target=target, seed=seed, kinds=("features",), goals=("numbers",))
@@ -152,19 +152,19 @@ def main(
             f"whoever asks, {median:.3g}.",
             mka.Claim(
                 "huber_squared",
-                "mean absolute error under Huber's loss in parts of that under the squared error",
+                "mean absolute error under Huber's loss relative to that under the squared error",
                 mae["huber"] / mae["squared"],
                 at_most=0.6,
             ),
             mka.Claim(
                 "huber_right",
-                "the same in parts of that of a ridge regression on the right labels",
+                "the same relative to that of a ridge regression on the right labels",
                 mae["huber"] / mae["ridge_right"],
                 at_most=1.25,
             ),
             mka.Claim(
                 "ridge_wrong",
-                "error of the ridge regression on the wrong labels, in parts of that on the right",
+                "error of the ridge regression on the wrong labels, relative to that on the right",
                 mae["ridge"] / mae["ridge_right"],
                 at_least=2.0,
             ),

@@ -67,7 +67,7 @@ def main(
         lr: Learning rate of both Adams.
         discount: What a push is worth one push earlier, from 0 to 1.
         entropy_bonus: Weight of the entropy, which keeps the policy trying.
-        seed: Of weights, actions and the carts' beginnings.
+        seed: Seed of weights, actions and the carts' beginnings.
     """
     params = dict(locals())
     keras.utils.set_random_seed(seed)

@@ -65,7 +65,7 @@ def main(
         batch_size: Examples per step.
         lr: Learning rate of Adam.
         dropout: Share of the hidden units that is dropped in each step, from 0 to below 1.
-        seed: Of weights, dropout and choice of the validation split.
+        seed: Seed of weights, dropout and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))

@@ -6,8 +6,8 @@ The U-Net (Ronneberger, Fischer, Brox 2015, arXiv:1505.04597) hands what it had 
 the way back, past the narrow middle: concatenation of equal sizes, the skip connections.
 
 Nine pixels of ten are background, so a net that sees no stroke at all is right on most of them. The
-measure is the IoU (intersection over union) of the strokes: pixels told and true, in parts of those
-told or true.
+measure is the IoU (intersection over union) of the strokes: pixels that are both told and true,
+divided by those that are either.
 
 Two nested runs with the same keys: the net with its skip connections, and without. What to expect:
 without them it finds the digits, but draws blots where they are. A minute of computing on two
@@ -108,8 +108,8 @@ def main(
         examples: Canvases to train on; half as many to validate on, and to test on.
         digits: Images on each canvas.
         noise: Standard deviation of what is added to each pixel, whose brightness is 0 to 1.
-        filters: Of the first convolution; each that follows has twice as many.
-        seed: Of weights, canvases, order of examples and choice of the validation split.
+        filters: Filters of the first convolution; each that follows has twice as many.
+        seed: Seed of weights, canvases, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

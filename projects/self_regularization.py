@@ -106,7 +106,7 @@ def main(
         orthogonal: Weight of the regularizer.
         sparse: Weight of the term on the activations.
         target: Mean activation that it asks of each unit, between 0 and 1.
-        seed: Of weights, order of examples and choice of the validation split.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

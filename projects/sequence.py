@@ -93,7 +93,7 @@ def net(width: int, reach: int) -> keras.Model:
 def accuracies(
     model: keras.Model, x: np.ndarray, y: np.ndarray, places: np.ndarray, reach: int
 ) -> dict[str, float]:
-    """Of all words and keys, counted by hand, and of words within reach of the key and beyond."""
+    """Accuracy on all words and keys, and on words within reach of the key and beyond."""
     right = model.predict(x, batch_size=256, verbose=0).argmax(axis=-1) == y
     words = x != PADDING
     far = np.abs(np.arange(x.shape[1]) - places[:, None]) > reach
@@ -120,8 +120,8 @@ def main(
         examples: Sequences to train on; a quarter as many to validate on, and to test on.
         longest: Words of a sequence at most, 16 or more; the shortest have 6.
         reach: Words on either side that the window shows.
-        width: Of the embedding and of the Transformer, an even number.
-        seed: Of weights, sequences and their order.
+        width: Width of the embedding and of the Transformer, an even number.
+        seed: Seed of weights, sequences and their order.
     """
     params = dict(locals())
     few = max(32, examples // 4)

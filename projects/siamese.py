@@ -42,7 +42,7 @@ def embedding_net(data: Data, dimensions: int) -> keras.Model:
 
 
 def pairs(y: Any, points: Any) -> tuple[Any, Any]:
-    """Of all pairs of a batch: whether they are of one class, and their distance."""
+    """All pairs of a batch: whether they are of one class, and their distance."""
     y = ops.reshape(y, (-1,))
     differences = points[:, None] - points[None]
     # The root of zero has no gradient, and every point is in a pair with itself.
@@ -98,8 +98,8 @@ def main(
         epochs: Epochs of each of the two trainings.
         batch_size: Images per step, all of whose pairs are looked at; 2 or more.
         lr: Learning rate of Adam.
-        dimensions: Of the embedding, from 2 to 9; fewer than there are classes.
-        seed: Of weights, order of examples and choice of the validation split.
+        dimensions: Dimensions of the embedding, from 2 to 9; fewer than there are classes.
+        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)

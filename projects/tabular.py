@@ -1,10 +1,11 @@
 """Tables: columns of numbers and of texts, made ready inside the model that is served.
 
-Of each wine twelve measurements are known, each in its own unit, and its colour as a word; which of
-three growers made it is to be told. A net wants numbers about 0 of about 1. What makes them so has
-been learned from the training rows (means and variances, the vocabulary), and belongs to the model:
-Normalization and StringLookup are layers of it. Whoever asks it sends a row as the table has it, by
-the names of its columns, and nobody has to rebuild the preparation elsewhere, slightly otherwise.
+Twelve measurements of each wine are known, each in its own unit, and its colour as a word; the net
+is to tell which of three growers made it. A net wants numbers about 0 of about 1. What makes them
+so has been learned from the training rows (means and variances, the vocabulary), and belongs to the
+model: Normalization and StringLookup are layers of it. Whoever asks it sends a row as the table has
+it, by the names of its columns, and nobody has to rebuild the preparation elsewhere, slightly
+otherwise.
 
 Two nested runs with the same keys: the numbers as they come, and normalized; the words are looked
 up in both. Beside them stands scikit-learn's logistic regression, or ridge regression where the
@@ -79,7 +80,7 @@ def errors_without_net(data: Data) -> tuple[float, float]:
     """The share of wrong classes, or the mean absolute error, on the test split.
 
     Returns:
-        Of scikit-learn's linear model, and of one that gives every row the same answer.
+        The error of scikit-learn's linear model, and of giving every row the same answer.
     """
     train, test = (
         pd.DataFrame({name: values[:, 0] for name, values in x.items()})
@@ -118,8 +119,8 @@ def main(
         epochs: Epochs of each of the two trainings.
         batch_size: Rows per step.
         lr: Learning rate of Adam.
-        units: Of the hidden layer.
-        seed: Of weights, order of rows and choice of the validation split.
+        units: Units of the hidden layer.
+        seed: Seed of weights, order of rows and choice of the validation split.
     """
     params = dict(locals())
     goals = ("classes", "numbers")
@@ -152,7 +153,7 @@ def main(
         claims = [
             mka.Claim(
                 "gain",
-                "error that preparing takes away, in parts of that of the same answer for all",
+                "error that preparing takes away, relative to that of the same answer for all",
                 (error["raw"] - error["prepared"]) / usual,
                 at_least=0.1,
             ),

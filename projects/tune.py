@@ -109,7 +109,7 @@ def main(
         seeds: Trainings of the best and of the default configuration to compare, 2 or more.
         directory: Folder of the search; one that holds a search is continued. Empty: a temporary
             one.
-        seed: Of the search and of the choice of the validation split.
+        seed: Seed of the search and of the choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))

@@ -54,7 +54,7 @@ def test_a_comparison_and_its_claims_are_on_the_parent(
     assert parent.data.tags["mlflow.note.content"] == note
     said = capsys.readouterr().out
     assert said.startswith("[1/2] worse\n[2/2] better\n")
-    assert said.endswith(f"It gains.\n- {claim}\n")
+    assert f"It gains.\n- {claim}\nRun toy: " in said
     models = {each.name: each for each in client.search_logged_models([experiment])}
     assert models["worse"].source_run_id == by_name["worse"].info.run_id
     assert {each.dataset_name for each in models["worse"].metrics} == {"zeros"}

@@ -140,6 +140,9 @@ def load_best(
         monitor: The value by which it was chosen, needed if the run has checkpoints by several.
         custom_objects: Classes and functions that the model needs and Keras does not know.
 
+    Returns:
+        The compiled model, with the weights and the optimizer of that epoch.
+
     Raises:
         UserError: If there is no run, or it has no such checkpoint, or the file is not the one that
             was saved.

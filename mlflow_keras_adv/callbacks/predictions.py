@@ -63,9 +63,9 @@ class Predictions(EitherKeras):
 
     The task is told by the loss and the shapes, and where the loss does not say it by the labels; a
     forecast only by you, as it has the shapes of a regression. Where it is open nothing is shown,
-    and a warning says so. The tag `task.predictions` says which it was. Of a model with several
-    outputs each has its figures `predictions/<output>/…` and its table `predictions/<output>.json`.
-    What is masked, or weighs nothing, is not shown.
+    and a warning says so. The tag `task.predictions` says which it was. Each output of a model with
+    several has its figures `predictions/<output>/…` and its table `predictions/<output>.json`. What
+    is masked, or weighs nothing, is not shown.
 
     Args:
         x: The samples, as `model.predict` takes them. Shape `[n, height, width]` or
@@ -78,8 +78,8 @@ class Predictions(EitherKeras):
         class_names: Names of the classes, labels, tags or targets, in the order of the model's
             outputs; of several outputs a dict.
         max_images: Most epochs of the run of which images are logged: spread evenly over the
-            training, the first and the last among them. Of a further training in a run that has
-            them all only the last. A store keeps two files for each image.
+            training, the first and the last among them. A further training in a run that has
+            them all gets only the last. A store keeps two files for each image.
         every: Images of every n-th epoch at most.
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
             run; without any, nothing is predicted and that is logged.

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 class StallAlert(EitherKeras):
     """Tags a run whose training stalls, logs a warning and, if asked, stops the training.
 
-    Each kind of alert is given once per training, at the step at which it could be told:
+    Each kind of alert is given once per training, at the step at which it was found:
 
     - `no_improvement`: `monitor` did not improve for `patience` epochs.
     - `vanishing_gradients`, `exploding_gradients`: the global norm of the gradients was below

@@ -42,7 +42,7 @@ class Artifacts:
             choose: From the paths of a run to the paths that are asked for, by name.
 
         Returns:
-            Of one run of each variant, the oldest that has any.
+            The places in one run of each variant, the oldest that has any.
         """
         places: dict[str, dict[int, tuple[str, str]]] = {}
         for number, group in enumerate(self._groups):

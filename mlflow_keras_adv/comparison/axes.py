@@ -76,7 +76,7 @@ def axis(
         start: Place of the least, in units of the drawing.
         end: Place of the greatest.
         log: Whether by the logarithm. Default: if that shows more.
-        margin: Room beside the values, in parts of what they span.
+        margin: Room beside the values, as a share of what they span.
         unit: See `Axis`.
 
     Returns:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 
 from mlflow_keras_adv.comparison.artifacts import Artifacts
@@ -24,16 +25,22 @@ from mlflow_keras_adv.comparison.table import (
     sort_groups,
 )
 from mlflow_keras_adv.comparison.texts import number, safe
-from mlflow_keras_adv.comparison.view import say_where, view_address
+from mlflow_keras_adv.comparison.view import view_address
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.addresses import (
+    artifact_page,
+    left_to_the_caller,
+    run_page,
+    say_where,
+)
 from mlflow_keras_adv.tracking.directions import Mode, recorded
-from mlflow_keras_adv.tracking.run import current_run, track
+from mlflow_keras_adv.tracking.run import Run, current_run, track
 
 MAX_RUNS = 500
 # Of one variant; what is drawn of it is a mean and a band.
 _MAX_SEEDS = 10
-# Of a table on a terminal.
+# The size of a table on a terminal.
 _ROWS, _COLUMNS = 20, 7
 
 
@@ -47,6 +54,7 @@ class Comparison:
         html: The page.
         run_id: The run that holds `comparison/report.html` and `comparison/table.json`, or None.
         address: MLflow's chart page of these runs, or None; see `comparison.view.view_address`.
+        where: The line that `compare` has printed: where page, run and charts can be opened.
     """
 
     sentence: str
@@ -54,6 +62,7 @@ class Comparison:
     html: str
     run_id: str | None
     address: str | None
+    where: str = ""
 
     def __str__(self) -> str:
         """The first columns and rows, for a terminal: what strangers wrote is made harmless."""
@@ -105,8 +114,8 @@ def compare(
         The table and the page.
 
     Raises:
-        UserError: Nothing is named or found, no run has the metric `score`, nobody knows which way
-            it is better, the file cannot be written, or the store does not answer.
+        UserError: Nothing is named or found, no run has the metric `score`, it is not known which
+            way it is better, the file cannot be written, or the store does not answer.
         ValueError: If `max_runs` is below 1.
     """
     by = (by,) if isinstance(by, str) else by
@@ -127,7 +136,7 @@ def compare(
         directions[score] = mode
     if score is not None and not better(score, directions):
         raise UserError(
-            f"Nobody knows which way {score!r} is better. Pass mode='min' or mode='max' "
+            f"It is not known which way {score!r} is better. Pass mode='min' or mode='max' "
             "(--mode on the command line)."
         )
     groups = sort_groups(groups, score, directions)
@@ -163,22 +172,34 @@ def compare(
     table, sentence = comparison_frame(groups, score), _sentence(groups, score)
     if output is not None:
         _write(Path(output), html)
-    run_id = _log(html, table, sentence) if log else None
-    say_where(address)
-    return Comparison(sentence, table, html, run_id, address)
+    written = {} if output is None else {"page": str(Path(output).absolute())}
+    charts = {} if address is None else {"charts": address}
+    run_id, uri = None, mlflow.get_tracking_uri()
+    if log:
+        run, logged = _log(html, table, sentence)
+        run_id, uri = run.run_id, run.tracking_uri
+        written = logged | written
+    where = say_where("Comparison", uri, written | charts)
+    return Comparison(sentence, table, html, run_id, address, where)
 
 
-def _log(html: str, table: pd.DataFrame, sentence: str) -> str:
+def _log(html: str, table: pd.DataFrame, sentence: str) -> tuple[Run, dict[str, str]]:
+    """Logs page and table; returns the run, and where both can be opened."""
     with ExitStack() as stack:
         run = current_run()
+        opened = run is None
         if run is None:
+            stack.enter_context(left_to_the_caller())
             tags = {"technique": TECHNIQUE}
             run = stack.enter_context(
                 track("comparison", tags=tags, description=sentence, log_system_metrics=False)
             )
         run.log_text(html, "comparison/report.html")
         run.log_table(table, "comparison/table.json")
-        return run.run_id
+    where = (run.experiment_id, run.run_id)
+    pages = {"run": run_page(*where)} if opened else {}
+    pages["page"] = artifact_page(run.artifact_uri, *where, "comparison/report.html")
+    return run, pages
 
 
 def _write(path: Path, html: str) -> None:

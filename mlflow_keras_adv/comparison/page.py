@@ -41,9 +41,9 @@ class Contents:
         made: When, in words.
         groups: The variants, the best first.
         score: The metric that they are sorted by.
-        directions: Of metrics, which way they are better, as the runs have recorded it.
+        directions: Which way metrics are better, as the runs have recorded it.
         curves: Histories of the first `MAX_COLOURS` variants.
-        pictures: Of the first `MAX_COLOURS` variants.
+        pictures: Pictures of the first `MAX_COLOURS` variants.
         tables: The same.
         experiments: Names by id.
         notes: What a reader has to know, in sentences.

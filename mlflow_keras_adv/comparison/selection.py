@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_keras_adv.comparison.texts import safe
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.tracking.store import require_store, without_password
 
 # Tag `technique` of the runs that hold comparisons, which are not compared themselves.
@@ -57,8 +57,8 @@ def select_runs(
 
     Args:
         run_ids: Ids of runs. One with nested runs stands for these.
-        experiments: Names or ids of experiments. Of their runs those with nested runs among them,
-            which repeat the numbers of a winner, are left out, and so are earlier comparisons.
+        experiments: Names or ids of experiments. Their runs with nested runs among them are left
+            out, since they repeat the numbers of a winner, and so are earlier comparisons.
         filter_string: As for `mlflow.search_runs`; holds for the experiments, and for the nested
             runs that a run stands for.
         max_runs: The newest so many.
@@ -72,8 +72,14 @@ def select_runs(
     run_ids, experiments = (
         (each,) if isinstance(each, str) else each for each in (run_ids, experiments)
     )
+    for each in run_ids:
+        expect("a run", each, str, "the id of a run, a str: run.run_id")
+    for each in experiments:
+        expect("an experiment", each, str, "its name or id, a str")
     if not run_ids and not experiments:
-        raise UserError("Nothing to compare is named. Give ids of runs, or experiments.")
+        raise UserError(
+            "No run and no experiment is named. Give ids of runs, or the names of experiments."
+        )
     client = MlflowClient()
     require_store(client.tracking_uri)
     found: dict[str, Run] = {}
@@ -125,7 +131,7 @@ def _notes(selection: Selection, max_runs: int) -> list[str]:
 
 
 def _run(client: MlflowClient, run_id: str) -> Run:
-    advice = "Ids of runs are in the MLflow UI, 32 hexadecimal digits."
+    advice = "The id of a run has 32 hexadecimal digits: it is `run.run_id`."
     with _asking(f"the run {run_id!r}", advice):
         if not re.fullmatch(r"[0-9a-f]{32}", run_id) and client.get_experiment_by_name(run_id):
             raise UserError(
@@ -181,5 +187,6 @@ def _asking(what: str, advice: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         raise UserError(
-            f"The tracking store does not accept {what}: {without_password(error.message)} {advice}"
+            f"The tracking store does not accept {what}: "
+            f"{without_password(error.message).rstrip('. ')}. {advice}"
         ) from error

@@ -2,22 +2,10 @@
 
 import math
 
+from mlflow_keras_adv.tracking.texts import safe as safe
+
 _INFINITE = 1e300
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def safe(text: object, length: int = 80) -> str:
-    """A text in one line, of at most `length` characters, without what reorders or hides others.
-
-    Names, params and tags on a shared server are anybody's. The template escapes what is HTML; this
-    takes out control characters and marks of direction, and the middle of what is too long.
-    """
-    plain = "".join(each if each.isprintable() else " " for each in str(text))
-    plain = " ".join(plain.split())
-    if len(plain) <= length:
-        return plain
-    head = (length - 1) * 2 // 3
-    return f"{plain[:head]}…{plain[head + 1 - length :]}"
 
 
 def number(value: float, key: str = "") -> str:

@@ -50,9 +50,9 @@ def view_address(
 
     Args:
         runs: The runs that are compared, as the store has them.
-        name: Of the view, in the list of saved views.
+        name: Name of the view, in the list of saved views.
         score: Metric to sort by, the best first.
-        directions: Of metrics, which way they are better.
+        directions: Which way metrics are better.
         parent_run_id: Where given, all runs nested in this one are shown; else the first 100.
 
     Returns:
@@ -91,13 +91,6 @@ def view_address(
         _logger.debug("No saved view: %s", without_password(error.message))
         return f"{server}/#/{page}&{_plain(facets)}"
     return f"{server}/#/{page}&viewStateShareKey={key}"
-
-
-def say_where(address: str | None) -> None:
-    """Prints the address of a prepared view, if there is one."""
-    if address is not None:
-        under = "" if address.startswith("http") else "under `mlflow ui`: "
-        print(f"Charts: {under}{address}", flush=True)
 
 
 def _plain(facets: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def _exports_litert() -> bool:
 
 
 def _signature_of(model: keras.Model, sample: Any) -> list[Any]:
-    """Of a model that knows its inputs, theirs; else those of the sample, in any number."""
+    """The inputs of a model that knows them; else those of the sample, in any number."""
     own = getattr(model, "_inputs_struct", None)  # private: its inputs in their structure
     if own is None and getattr(model, "inputs", None):
         own = model.inputs[0] if len(model.inputs) == 1 else model.inputs
@@ -125,8 +125,8 @@ def _signature_of(model: keras.Model, sample: Any) -> list[Any]:
 def left_out_of_config(made: Any) -> dict[str, Any]:
     """Arguments of a loss or metric that its `get_config` does not tell.
 
-    Of all releases so far: `delta` of a Huber loss, and `axis` of a CosineSimilarity. Made anew
-    from its configuration it would measure something else.
+    In all releases so far: `delta` of a Huber loss, and `axis` of a CosineSimilarity. Made anew
+    from its configuration, it would measure something else.
     """
     known = made.get_config()
     arguments = inspect.signature(type(made).__init__).parameters

@@ -19,6 +19,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_service
 from mlflow.tracking.fluent import ActiveRun
+from mlflow.utils import name_utils
+from mlflow.utils.uri import is_http_uri
 from packaging.version import Version
 
 
@@ -32,11 +34,15 @@ def file_store_is_closed() -> bool:
 
 
 def client_of(tracking_uri: str) -> MlflowClient:
-    """A client of a store, whose artifacts go there too. Needless from 3.14 on, if not before.
+    """A client of a store, which prints nothing and whose artifacts go there too.
 
-    Older clients look for the server of artifacts in the environment, whatever store they are of.
+    MLflow's client would print two lines for each run that it ends on a server, nested ones too,
+    with the password that the address holds. The artifacts are needless from 3.14 on, if not
+    before: older clients look for their server in the environment, whatever store they are of.
     """
     client = MlflowClient(tracking_uri)
+    if is_http_uri(tracking_uri):
+        vars(client._tracking_client)["_log_url"] = lambda _: None
     if Version(mlflow.__version__) < Version("3.14"):
 
         def own_repository(owner_id: str, *, resource: str = "run") -> ArtifactRepository:
@@ -84,11 +90,11 @@ def monitor_arguments(tracking_uri: str) -> dict[str, Any]:
 def refused_though_stored(
     client: MlflowClient, run_id: str, entities: Sequence[Metric | Param | RunTag]
 ) -> list[int]:
-    """Of what a store has refused in one call, the metric values that it holds all the same.
+    """The metric values that a store has refused in one call and holds all the same.
 
     Servers before 3.16 refuse a value that they hold if it is NaN, or if it comes twice in one call
-    (for the run and for a model of it, say): needless when no such server is met any more. Of a
-    call with several entities only NaN is looked at; what came twice is found when they are sent
+    (for the run and for a model of it, say): needless when no such server is met any more. In
+    a call with several entities only NaN is looked at; what came twice is found when they are sent
     one by one.
 
     Args:
@@ -168,6 +174,17 @@ def note_last_active_run(run_id: str) -> None:
 def monitors() -> dict[str, SystemMetricsMonitor]:
     """The monitors of the machine's load by the id of their run; `mlflow.end_run()` ends them."""
     return fluent.run_id_to_system_metrics_monitor
+
+
+def is_made_up(name: str) -> bool:
+    """Whether a run's name is one that MLflow makes where the user gives none: `bold-auk-217`."""
+    parts = name.split("-")
+    return (
+        len(parts) == 3
+        and parts[0] in {each.lower() for each in name_utils._GENERATOR_PREDICATES}
+        and parts[1] in {each.lower() for each in name_utils._GENERATOR_NOUNS}
+        and parts[2].isdigit()
+    )
 
 
 def chosen_experiment_id() -> str | None:

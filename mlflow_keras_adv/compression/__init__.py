@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlflow_keras_adv.keywords import answers_keywords
+
 if TYPE_CHECKING:
     from mlflow_keras_adv.compression.artifact import Artifact
     from mlflow_keras_adv.compression.bridge import to_keras, to_tf_keras
@@ -73,7 +75,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return answers_keywords(getattr(import_module(f"{__name__}.{_HOMES[name]}"), name))
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,7 @@ class Artifact:
         scheme: How its numbers are stored: "float32", or the name of the scheme.
         difference: The root of the mean square of what its answers and its source's differ by, in
             parts of that of the source's answers; the worst of the outputs.
-        difference_max: The largest that they differ by, in parts of the source's largest answer;
+        difference_max: The largest that they differ by, relative to the source's largest answer;
             the worst of the outputs.
         agreement: Share of the decisions in which it is as its source; the worst of the outputs
             that decide, among classes or yes and no; None if none does.
@@ -27,9 +27,9 @@ class Artifact:
             known layer by layer.
         expected: What the source answers on the data, by the outputs' names.
         feeds: The data, by the inputs' names.
-        trained_difference: Of a file from training, how far it is from the trained model with its
-            rounding: root mean square, in parts of the largest answer. None for others.
-        operations: Of a float file, by layer with kernels, its operations' names in the file.
+        trained_difference: How far a file from training is from the trained model with its
+            rounding: root mean square, relative to the largest answer. None for others.
+        operations: In a float file, for each layer with kernels the names of its operations.
         losses: What the source was compiled with, by the outputs' names; empty if it was not.
     """
 
@@ -50,6 +50,9 @@ class Artifact:
 
         Args:
             path: Where to; its folder exists.
+
+        Returns:
+            The path.
         """
         file = Path(path)
         file.write_bytes(self.content)

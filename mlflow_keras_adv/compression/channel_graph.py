@@ -51,9 +51,9 @@ class ChannelGraph:
     """What can be removed, and what reads it.
 
     Attributes:
-        channels: Of each layer with channels of its own, how many.
+        channels: How many channels each layer has that has its own.
         kept: Layers that are kept whole, and why.
-        read: Of each layer with weights, labels of what it reads; None where it is not changed.
+        read: Labels of what each layer with weights reads; None where it is not changed.
     """
 
     channels: dict[str, int] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class ChannelGraph:
         """By label, whether it is removed.
 
         Args:
-            channels: Of each pruned layer, whether a channel goes.
+            channels: Which channels of each pruned layer go.
         """
         flags = np.zeros(sum(self.channels.values()) + 1, bool)  # the last one is that of no label
         for name, gone in channels.items():

@@ -35,7 +35,7 @@ class ChannelsOfLayer:
     """One layer's row of the table.
 
     Attributes:
-        name: Of the layer.
+        name: Name of the layer.
         before: Its channels (units, filters).
         after: Those that are left.
         kept_whole: Why none of them can go; None if they could.
@@ -55,7 +55,7 @@ class ChannelsPruned:
         model: A smaller Keras 3 model, not compiled.
         layers: Every Dense and convolution, those that were kept whole too.
         latency_ms_before: Median of a compiled call of the model given, on this machine now.
-        latency_ms_after: Of `model`, taken in turns with the other; a call has up to 64 samples.
+        latency_ms_after: The same for `model`, in turns with the other; calls of up to 64 samples.
         parameters_before: Numbers in the weights of the model given.
         parameters_after: In those of `model`.
     """
@@ -83,11 +83,11 @@ def prune_channels(
 ) -> ChannelsPruned:
     """Makes a model with fewer channels in its layers, and trains it on.
 
-    Of each Dense and convolution the channels whose weights are the smallest in sum are removed,
-    and with them what reads them: of a normalization, a depthwise convolution and the next layers,
-    behind pooling, Flatten and Concatenate too. Where channels meet others, as in a residual sum,
-    are an output of the model or pass a layer that mixes them, their layer is kept whole;
-    `ChannelsPruned.layers` says why.
+    The channels of each Dense layer and convolution whose weights are the smallest in sum are
+    removed, and with them what reads them in a normalization, a depthwise convolution and the next
+    layers, also behind pooling, Flatten and Concatenate. Where channels meet others, as in a
+    residual sum, are an output of the model or pass a layer that mixes them, their layer is kept
+    whole; `ChannelsPruned.layers` says why.
 
     Before the training the smaller model is proved to compute what the given one computes if nobody
     reads the channels that are removed.
@@ -111,7 +111,7 @@ def prune_channels(
             channel at least is left.
         loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
             with.
-        loss_weights: Of several losses.
+        loss_weights: Weights of several losses.
         metrics: An empty list: none.
         weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which a fresh one is made. Default: Adam(0.001).
@@ -192,7 +192,9 @@ def _shares(
                 f"are {', '.join(able) or 'none'}"
             )
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-            raise ValueError(f"channels is {share!r}; expected a share above 0 and below 1, as 0.5")
+            raise ValueError(
+                f"channels is {share!r}; expected a share above 0 and below 1, such as 0.5"
+            )
     if not asked:
         reasons = "; ".join(f"{name}: {why}" for name, why in found.kept.items())
         raise UserError(

@@ -32,7 +32,7 @@ class ClusteredLayer:
     """One layer's row of the table.
 
     Attributes:
-        name: Of an inner model's layer, `inner.dense`.
+        name: Name of an inner model's layer, `inner.dense`.
         weights: Numbers in its kernels.
         clusters: How many different values were allowed in each kernel; None: left as it was.
         distinct: The most different values in one of its kernels now.
@@ -76,8 +76,8 @@ def cluster(
     """Trains a copy of a model on while the weights of each kernel share a few values.
 
     The values, centroids of the kernel's weights, are trained; at the end the different ones are
-    counted. Of a kernel that has zeros for a cluster of their own, as after pruning, the zeros
-    stay. The file compresses better; it does not get smaller, nor the model faster, by itself.
+    counted. If zeros are a cluster of their own in a kernel, as after pruning, they stay
+    zeros. The file compresses better; it does not get smaller, nor the model faster, by itself.
 
     Han, Mao, Dally: Deep Compression, 2016, arXiv:1510.00149, section 3.
 
@@ -92,7 +92,7 @@ def cluster(
         initialization: Where the centroids start. Default: KMEANS_PLUS_PLUS.
         loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
             with.
-        loss_weights: Of several losses.
+        loss_weights: Weights of several losses.
         metrics: An empty list: none.
         weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).

@@ -42,6 +42,9 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
         batch_size: Samples a call of the file, if it is to be fixed. By default it is free; 1 for a
             model that LiteRT cannot run otherwise, such as one with an LSTM.
 
+    Returns:
+        The file, and how far it is from the model on the samples.
+
     Raises:
         TypeError: `x` is something else.
         ValueError: `x` is empty or does not fit the model.

@@ -75,7 +75,7 @@ def check_weights(model: Any) -> None:
     """Refuses a model that has no weights yet, or holds NaN or infinite ones.
 
     Args:
-        model: Of Keras 3 or tf_keras.
+        model: A model of Keras 3 or tf_keras.
 
     Raises:
         UserError: Naming the model, or the weight.

@@ -19,7 +19,7 @@ from mlflow_keras_adv.extras import extra
 with extra("compression"):
     import tf_keras
 
-_LEAST_RANGE = 1e-4  # of a channel's weights, in parts of the widest channel's
+_LEAST_RANGE = 1e-4  # of a channel's weights, relative to the widest channel's
 
 
 class _Watching:

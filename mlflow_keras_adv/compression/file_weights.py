@@ -67,7 +67,7 @@ def constant(
     Args:
         content: The file; the array is a view of it, to be written to if it is a bytearray.
         model: Read from `content`.
-        tensor: Of that model.
+        tensor: Tensor of that model.
     """
     buffer = model.Buffers(tensor.Buffer())
     if buffer.Offset() > 1:  # behind the flatbuffer, where LiteRT's quantizer puts 256 kB and more

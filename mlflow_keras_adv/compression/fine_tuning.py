@@ -31,12 +31,12 @@ class FineTuning:
             optimizer.
         train: As `training_data.EXPECTED` says.
         loss: As of `compile`; None: the model's own. So are the next three.
-        loss_weights: Of several outputs.
+        loss_weights: Weights of several outputs.
         metrics: An empty list: none.
         weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which a fresh one of the same settings is made; None:
             Adam.
-        learning_rate: Of that Adam.
+        learning_rate: Learning rate of that Adam.
         fit: Further arguments of `fit`.
 
     Attributes:

@@ -139,7 +139,7 @@ def latency_ms(
 
 
 def _latencies(model: keras.Model, x: Any, samples: int, repeats: int) -> np.ndarray:
-    """Of the compiled model; the samples of `x` are repeated if there are too few."""
+    """Latencies of the compiled model; the samples of `x` are repeated if there are too few."""
     fed = keras.tree.map_structure(
         lambda array: tf.convert_to_tensor(np.resize(array[:samples], (samples, *array.shape[1:]))),
         x,

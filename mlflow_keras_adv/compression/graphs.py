@@ -83,7 +83,7 @@ def operations(model: Any) -> Iterator[Any]:
 
 
 def calls(model: Any) -> Iterator[tuple[Any, tuple[Any, Any], list[Any]]]:
-    """Of each call in a functional model: what is called, its arguments, its flat results."""
+    """The calls in a functional model: what is called, its arguments, its flat results."""
     depths = sorted(model._nodes_by_depth, reverse=True)
     nodes = [each for depth in depths for each in model._nodes_by_depth[depth] if not each.is_input]
     if isinstance(model, keras.Model):

@@ -18,7 +18,7 @@ def judged(model: tf_keras.Model, judge: Judge, like: keras.Model) -> tf_keras.M
 
     Args:
         model: A functional model; its layers are used themselves.
-        judge: Of `like`.
+        judge: The judge of `like`.
         like: The Keras 3 model that `model` comes from: structures and names of outputs are its.
     """
 

@@ -53,7 +53,7 @@ def check_not_quantized(model: keras.Model) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"expected a model of Keras 3; got a {type(model).__module__}.{type(model).__name__}. "
-            "Of a tf_keras model compression.to_keras makes one."
+            "compression.to_keras makes one from a tf_keras model."
         )
     for layer in model._flatten_layers():
         if getattr(layer.dtype_policy, "quantization_mode", None):

@@ -30,7 +30,7 @@ def prune(
     Args:
         model: A copy that may be changed.
         tuning: The training.
-        targets: Of each layer to prune.
+        targets: Targets of each layer to prune.
         initial: The sparsity of each of them now.
         plan: When the masks are renewed.
 

@@ -18,11 +18,11 @@ def check_target(target: Target) -> None:
             if 0 < zeros < group:
                 return
         raise ValueError(
-            f"sparsity is {target!r}; expected (m, n) for m zeros of every n weights, as (2, 4)"
+            f"sparsity is {target!r}; expected (m, n) for m zeros in every n weights, as in (2, 4)"
         )
     if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < 1:
         raise ValueError(
-            f"sparsity is {target!r}; expected a share of zeros above 0 and below 1, as 0.8"
+            f"sparsity is {target!r}; expected a share of zeros above 0 and below 1, such as 0.8"
         )
 
 

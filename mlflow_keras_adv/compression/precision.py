@@ -20,7 +20,7 @@ _POLICIES = {*_TOLERANCES, *(f"mixed_{name}" for name in _TOLERANCES)}
 
 
 def half_tolerance(model: keras.Model) -> float:
-    """How far a model may be from the same in float32, in parts of the largest answer.
+    """How far a model may be from the same in float32, relative to the largest answer.
 
     Returns:
         0 for a model that computes in float32 throughout.

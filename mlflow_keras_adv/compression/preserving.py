@@ -1,6 +1,6 @@
 """What pruning and clustering have won, kept while a model is trained quantized.
 
-Of tfmot the clustering is used, in the layers that it knows. Its other ways are not: they refuse
+tfmot's clustering is used in the layers that it knows. Its other ways are not: they refuse
 layers that they do not know instead of leaving them alone, share one setting among all layers, so
 that the first one without zeros ends the keeping of zeros in those behind it, and set to zero the
 smallest value of every channel that has no zeros.

@@ -64,8 +64,8 @@ class _Graph:
     """Calls as numbers: two are equal if the same layers were called in the same way.
 
     Attributes:
-        calls: Of each call the layer's name, its number, and the names of what feeds it.
-        outputs: Of the model.
+        calls: The layer's name, the call's number and the names of what feeds it.
+        outputs: Outputs of the model.
     """
 
     calls: list[tuple[str, int, list[str]]] = field(default_factory=list)

@@ -31,7 +31,7 @@ class PrunedLayer:
     """One layer's row of the table.
 
     Attributes:
-        name: Of an inner model's layer, `inner.dense`.
+        name: Name of an inner model's layer, `inner.dense`.
         weights: Numbers in its kernels.
         target: The share of zeros that was asked for; None: left as it was.
         sparsity: The share of zeros in its kernels now.
@@ -109,7 +109,7 @@ def prune(
         end: Share of the training after which the masks stay as they are and the rest recovers.
         loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
             with.
-        loss_weights: Of several losses.
+        loss_weights: Weights of several losses.
         metrics: An empty list: none.
         weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which a fresh one is made. Default: Adam(0.001).

@@ -34,7 +34,7 @@ from mlflow_keras_adv.compression.dead_channels import mended_biases
 from mlflow_keras_adv.compression.file_layers import operations_left
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.runtime import LiteRTModel
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, received
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
 
@@ -91,6 +91,11 @@ def quantize(
         UserError: What `convert` refuses; or the scheme changed nothing, LiteRT cannot run the
             file, or it is further from its source than it may be.
     """
+    if not callable(scheme):
+        raise TypeError(
+            f"Received {received(scheme)} as the scheme; expected a function, such as "
+            "mka.compression.int8 or mka.compression.float16."
+        )
     if isinstance(model, Artifact):
         if model.scheme != "float32":
             raise ValueError(f"this file is quantized already ({model.scheme}); give a float one")
@@ -171,7 +176,16 @@ def _choice(scheme: Scheme, name: str, left: Sequence[str]) -> dict[str, Any]:
 
 
 def float16(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
-    """Weights as float16: half the size; it computes in float32."""
+    """Weights as float16: half the size; it computes in float32.
+
+    Args:
+        content: A float `.tflite` file.
+        _samples: Not used: nothing is calibrated.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     config = qtyping.OpQuantizationConfig(
         weight_tensor_config=qtyping.TensorQuantizationConfig(
             num_bits=16, dtype=qtyping.TensorDataType.FLOAT
@@ -186,41 +200,104 @@ def float16(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] =
 
 
 def dynamic_int8(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
-    """Weights as int8; activations are quantized in each call, by their range in that call."""
+    """Weights as int8; activations are quantized in each call, by their range in that call.
+
+    Args:
+        content: A float `.tflite` file.
+        _samples: Not used: nothing is calibrated.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     return _quantized(Quantizer(bytearray(content), recipe.dynamic_wi8_afp32()), left=left)
 
 
 def dynamic_int4(content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
-    """Weights as int4; activations are quantized in each call."""
+    """Weights as int4; activations are quantized in each call.
+
+    Args:
+        content: A float `.tflite` file.
+        _samples: Not used: nothing is calibrated.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     return _quantized(Quantizer(bytearray(content), recipe.dynamic_wi4_afp32()), left=left)
 
 
 def weight_only_int8(
     content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()
 ) -> bytes:
-    """Weights as int8, made floats again before they are used."""
+    """Weights as int8, made floats again before they are used.
+
+    Args:
+        content: A float `.tflite` file.
+        _samples: Not used: nothing is calibrated.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     return _quantized(Quantizer(bytearray(content), recipe.weight_only_wi8_afp32()), left=left)
 
 
 def weight_only_int4(
     content: bytes, _samples: Sequence[Sample], *, left: Sequence[str] = ()
 ) -> bytes:
-    """Weights as int4, made floats again before they are used."""
+    """Weights as int4, made floats again before they are used.
+
+    Args:
+        content: A float `.tflite` file.
+        _samples: Not used: nothing is calibrated.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     return _quantized(Quantizer(bytearray(content), recipe.weight_only_wi4_afp32()), left=left)
 
 
 def int8(content: bytes, samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
-    """Weights and activations as int8; takes and gives float32."""
+    """Weights and activations as int8; takes and gives float32.
+
+    Args:
+        content: A float `.tflite` file.
+        samples: What the ranges of the activations are measured on.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     return _static(content, samples, bits=8, float_borders=True, left=left)
 
 
 def int8_io(content: bytes, samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
-    """Weights and activations as int8; takes and gives int8, as a device without floats does."""
+    """Weights and activations as int8; takes and gives int8, as a device without floats does.
+
+    Args:
+        content: A float `.tflite` file.
+        samples: What the ranges of the activations are measured on.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     return _static(content, samples, bits=8, float_borders=False, left=left)
 
 
 def int16x8(content: bytes, samples: Sequence[Sample], *, left: Sequence[str] = ()) -> bytes:
-    """Weights as int8, activations as int16: finer, slow on processors; takes and gives float32."""
+    """Weights as int8, activations as int16: finer, slow on processors; takes and gives float32.
+
+    Args:
+        content: A float `.tflite` file.
+        samples: What the ranges of the activations are measured on.
+        left: Operations that stay in float.
+
+    Returns:
+        The quantized file.
+    """
     return _static(content, samples, bits=16, float_borders=True, left=left)
 
 

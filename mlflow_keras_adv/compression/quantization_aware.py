@@ -97,7 +97,7 @@ def quantize_aware(
         max_difference: What `difference` of the outputs may be. Default: any.
         loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
             with.
-        loss_weights: Of several losses.
+        loss_weights: Weights of several losses.
         metrics: An empty list: none.
         weighted_metrics: An empty list: none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
@@ -317,7 +317,7 @@ def _trained_answers(model: tf_keras.Model, x: Any) -> list[np.ndarray]:
 
 
 def _apart(runner: LiteRTModel, feeds: Arrays, expected: Arrays) -> float:
-    """Root mean square of the difference, in parts of the largest answer; the worst output."""
+    """Root mean square of the difference, relative to the largest answer; the worst output."""
     found = runner.predict(feeds)
     answers = found if isinstance(found, dict) else {runner.outputs[0].name: found}
     apart = 0.0

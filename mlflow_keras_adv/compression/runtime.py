@@ -32,7 +32,7 @@ class Tensor:
 
     Attributes:
         name: Its name in the file's signature, or the tensor's own where there is no signature.
-        index: Of the tensor in the file.
+        index: Index of the tensor in the file.
         dtype: What the file computes with.
         shape: -1 on each axis that is free.
         scale: A real number is `scale * (integer - zero_point)`; 0: numbers are what they are.

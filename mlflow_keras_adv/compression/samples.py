@@ -22,7 +22,7 @@ def read_samples(model: keras.Model, x: Any) -> Any:
     """The arrays that a model takes, in its structure, one row a sample.
 
     Args:
-        model: Of its inputs the ranks are used, where they are known.
+        model: The ranks of its inputs are used, where they are known.
         x: See `EXPECTED`. What comes in batches may have labels and sample weights, which are left
             out, and is read up to 1,000 samples.
 

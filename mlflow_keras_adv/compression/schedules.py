@@ -13,7 +13,14 @@ _RENEWALS = 30
 
 
 def constant(_progress: float) -> float:
-    """The target at once: 1, whatever the progress."""
+    """The target at once: 1, whatever the progress.
+
+    Args:
+        _progress: Not used.
+
+    Returns:
+        1.
+    """
     return 1.0
 
 
@@ -22,6 +29,13 @@ def polynomial(progress: float, *, power: float = 3.0) -> float:
 
     Zhu, Gupta: To prune, or not to prune, 2017, arXiv:1710.01878, equation 1. For another power:
     `functools.partial(polynomial, power=2)`.
+
+    Args:
+        progress: Share of the pruning that is done, from 0 to 1.
+        power: The higher, the more is pruned early.
+
+    Returns:
+        The share of the target that is reached, from 0 to 1.
     """
     return float(1 - (1 - progress) ** power)
 

@@ -60,7 +60,7 @@ def prune(
         model: From `to_tf_keras`; its layers are trained themselves.
         compiled: From `tuning.for_tf_keras`.
         tuning: The training.
-        targets: Of each layer to prune.
+        targets: Targets of each layer to prune.
         initial: The sparsity of each of them now.
         plan: When the masks are renewed.
         like: The Keras 3 model that `model` was made from.

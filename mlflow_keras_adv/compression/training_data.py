@@ -132,7 +132,7 @@ def _of_py_dataset(train: Any, fit: dict[str, Any], shuffle: bool) -> TrainingDa
 
 
 def _of_generator(train: Iterator[Any], fit: dict[str, Any]) -> TrainingData:
-    """Of a generator, which can be read once: what is read before the training is kept for it."""
+    """The data of a generator, which can be read once: what is read early is kept for it."""
     steps = fit.pop("steps_per_epoch", None)
     if steps is None or steps < 1:
         raise UserError(

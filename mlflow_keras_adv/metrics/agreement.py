@@ -46,9 +46,9 @@ def agreement(
     """Share of the decisions on which two models agree; None of answers that decide nothing.
 
     Args:
-        answers: Of one output, shape [samples, …].
+        answers: Answers of one output, shape [samples, …].
         other: The other model's, of the same shape.
-        task: Of that output.
+        task: Task of that output.
         loss: What the model was compiled with: of logits and margins 0 decides, not 0.5.
 
     Raises:

@@ -19,7 +19,7 @@ def by_output(answers: Any, names: Sequence[str] | None = None) -> dict[str, Any
 
     Args:
         answers: An array, or a list or dict of such.
-        names: Of the outputs, in their order; for a list.
+        names: Names of the outputs, in their order; for a list.
     """
     if isinstance(answers, Mapping):
         return {str(name): each for name, each in answers.items()}
@@ -91,7 +91,7 @@ def masks_of(model: Any, x: Any) -> list[Array | None]:
     """The mask of each output on each sample, as a layer that masks hands it on; None without.
 
     Args:
-        model: Of Keras 3 or tf_keras.
+        model: A model of Keras 3 or tf_keras.
         x: What it takes, arrays of shape [samples, …] or a structure of such.
     """
     batch_size = rows_a_call(model)

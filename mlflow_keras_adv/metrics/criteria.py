@@ -28,7 +28,7 @@ class Criteria:
     """What a model is scored by.
 
     Attributes:
-        name: Of the model, for messages.
+        name: Name of the model, for messages.
         configured: Its loss, loss_weights, metrics and weighted_metrics, as `compile` takes them;
             among the metrics may be functions of scikit-learn.
         output_names: What Keras calls its outputs; empty where it does not say.

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from mlflow_keras_adv.compat.keras import left_out_of_config
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, in_short
 
 CONFIGURED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
@@ -28,7 +28,7 @@ def compiled_with(model: keras.Model, given: Collection[str] = ()) -> dict[str, 
         Those of `CONFIGURED` that the model has.
 
     Raises:
-        UserError: Of a metric that cannot be made anew.
+        UserError: A metric cannot be made anew.
     """
     # get_compile_config() is public, but of a function it keeps a name at best.
     kept = getattr(model, "_compile_config", None)
@@ -41,7 +41,7 @@ def renewed(configured: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `compile`, with new metrics of the same kind.
 
     Raises:
-        UserError: Of a metric that cannot be made anew.
+        UserError: A metric cannot be made anew.
     """
     found = dict(configured)
     for key in found.keys() & {"metrics", "weighted_metrics"}:
@@ -88,7 +88,7 @@ class Judge:
         except Exception as error:  # what losses and metrics raise has no end
             raise UserError(
                 f"model {self.name!r} cannot be trained on, as in Keras' fit: its loss, metrics or "
-                f"weights do not fit its outputs and the labels. {type(error).__name__}: {error}"
+                f"weights do not fit its outputs and the labels. {in_short(error)}"
             ) from error
         self.reset()
 

@@ -22,7 +22,7 @@ class PerSample:
     Args:
         judge: Whose metrics they are of.
         configured: What it was configured with.
-        output_names: Of a model with several outputs.
+        output_names: Names of the outputs, if there are several.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, in_short
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of, of_scikit_learn
 from mlflow_keras_adv.metrics.directions import Mode, mode_of_name
 from mlflow_keras_adv.metrics.judge import Judge, compiled_with
@@ -35,13 +35,13 @@ class Scores:
 
     Attributes:
         values: By name: `loss` and the metrics, of several outputs as `<output>/<metric>`.
-        directions: Of each whose better way is known, "min" or "max".
-        per_sample: Of metrics that are means over samples, float64 of shape [samples].
-        weights: Of the same, how much each sample counts in the mean: its sample weight, or how
+        directions: Which way each is better, where that is known: "min" or "max".
+        per_sample: Metrics that are means over samples, float64 of shape [samples].
+        weights: How much each sample counts in these means: its sample weight, or how
             many of its steps a mask shows. float64 of shape [samples].
         answers: What the model answered: an array of shape [samples, …], or a structure of such.
         labels: The labels, in the same form; None without.
-        task: Of a model with one output, where it is known.
+        task: Task of a model with one output, where it is known.
     """
 
     values: Mapping[str, float]
@@ -72,7 +72,7 @@ def score(
     """Scores a model.
 
     Args:
-        model: A Keras model; or, of what answers elsewhere, the criteria that it is scored by.
+        model: A Keras model; or the criteria by which to score what answers elsewhere.
         x: Arrays of shape [samples, …], a list or dict of such, a finite `tf.data.Dataset`, or a
             `keras.utils.PyDataset`; the latter two bring their labels and sample weights.
         y: Labels, in the structure of the outputs; None where there are none.
@@ -118,8 +118,9 @@ def score(
     except UserError:
         raise
     except Exception as error:  # what models, losses and metrics raise has no end
+        swapped = "Are x and y swapped? " if _swapped(own, x, y) else ""
         raise UserError(
-            f"{criteria.name!r} cannot be scored: {type(error).__name__}: {error} Give what fits "
+            f"{criteria.name!r} cannot be scored: {in_short(error)} {swapped}Give what fits "
             "its outputs and labels: metrics=[keras.metrics.…], a function of scikit-learn, or "
             "measure it yourself and pass scores={…}."
         ) from error
@@ -159,7 +160,7 @@ def score(
 def deciding(found: Scores) -> str | None:
     """The metric that decides where nobody has said which: accuracy, else the first, else loss.
 
-    Of those alone whose better way is known.
+    Only metrics count whose better way is known.
     """
     known = [name for name in found.values if name in found.directions]
     if "accuracy" in known:
@@ -216,6 +217,14 @@ def scores_by_itself(model: keras.Model) -> bool:
     )
 
 
+def _swapped(model: keras.Model | None, x: Any, y: Any) -> bool:
+    """Whether y has the shape that the model takes, and x has not."""
+    shapes = [each.shape[1:] for each in getattr(model, "inputs", None) or ()]
+    if len(shapes) != 1:
+        return False
+    return np.shape(y)[1:] == tuple(shapes[0]) != np.shape(x)[1:]
+
+
 def _evaluated(model: Any, x: Any, y: Any, sample_weight: Any, batch_size: int) -> Scores:
     """By `evaluate`, whose traces are taken off the model again."""
     found = {name: vars(model).get(name) for name in ("test_function", "stop_evaluating")}
@@ -229,7 +238,7 @@ def _evaluated(model: Any, x: Any, y: Any, sample_weight: Any, batch_size: int) 
         )
     except Exception as error:
         raise UserError(
-            f"{model.name!r} cannot be scored: {type(error).__name__}: {error} It has an "
+            f"{model.name!r} cannot be scored: {in_short(error)} It has an "
             "evaluation of its own; measure it yourself and pass scores={…}."
         ) from error
     finally:

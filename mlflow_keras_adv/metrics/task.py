@@ -108,7 +108,7 @@ def scale_of(answers: Any, *, loss: Any = None, ending: str | None = None) -> Sc
     """What the numbers of a binary or multi-label answer are.
 
     Args:
-        answers: Of any shape.
+        answers: Answers of any shape.
         loss: Their loss; None if that is not known.
         ending: "sigmoid", if it is known that the output ends in it.
     """
@@ -172,7 +172,7 @@ def _names_of(loss: Any) -> set[str]:
 
 
 def _config_of(loss: Any) -> dict[str, Any]:
-    """Of a loss of Keras or tf_keras; empty for a function, and for one that does not say."""
+    """The configuration of a loss; empty for a function, and for a loss that does not tell it."""
     if isinstance(loss, str | type) or not hasattr(loss, "get_config"):
         return {}
     try:

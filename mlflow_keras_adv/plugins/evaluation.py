@@ -29,7 +29,7 @@ class Evaluation:
 
     Attributes:
         measured: By the names of `final/…`.
-        directions: Of each that has one, "min" or "max".
+        directions: Which way each is better that has one, "min" or "max".
         contents: Tables, and figures that are drawn when called, by the names of their files.
         kinds: What the answers were taken for, in a few words.
         unseen: Sentences: what is not shown.

@@ -63,7 +63,7 @@ class Options:
             says how far their answers are apart, `final/agreement` how often they decide the same.
         class_names: Names of the classes, labels, tags or targets, in the order of the scores; of
             several outputs a dict. Labels may be such names.
-        bins: Of the calibration error; 15 in the paper.
+        bins: Number of bins of the calibration error; 15 in the paper.
         from_logits: Whether the scores are logits; see `metrics.views.classes.probabilities`.
         repeats: Calls whose latency is measured.
     """
@@ -156,7 +156,7 @@ class KerasEvaluator(ModelEvaluator):
             tagged = {f"final/{key}": mode for key, mode in done.directions.items()}
             MlflowClient().set_tag(run_id, f"{DIRECTIONS}evaluation", note(tagged))
         for sentence in done.unseen:
-            _logger.warning("Of this evaluation is not shown: %s", sentence)
+            _logger.warning("Left out of this evaluation: %s", sentence)
         artifacts = _log_artifacts(run_id, done.contents) if done.contents else {}
         metrics = {f"final/{name}": value for name, value in done.measured.items()}
         if model_id is None:  # else `mlflow.models.evaluate` logs them, linked to the model

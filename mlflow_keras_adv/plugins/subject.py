@@ -38,7 +38,7 @@ class Subject(Protocol):
         """What it answers: an array of shape (samples, …), or a list or dict of such."""
 
     def masks(self, inputs: Any) -> Masks:
-        """Of each output what of it counts; empty where nothing is masked."""
+        """What counts of each output; empty where nothing is masked."""
 
     def known(self) -> Known:
         """What is known of its outputs."""
@@ -215,7 +215,7 @@ def columns(features: Any, names: list[str]) -> dict[str, np.ndarray]:
     Args:
         features: An array of shape (samples, numbers), or a DataFrame: a number a column, or for
             each input the column of its name, with an array or nested list for each sample.
-        names: Of the model's inputs.
+        names: Names of the model's inputs.
 
     Raises:
         UserError: The model has several inputs, and a column lacks.

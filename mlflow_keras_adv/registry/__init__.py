@@ -16,6 +16,7 @@ Example:
     ```
 """
 
+from mlflow_keras_adv.keywords import answers_keywords
 from mlflow_keras_adv.registry.audit import Entry, history
 from mlflow_keras_adv.registry.gates import (
     Gate,
@@ -57,3 +58,6 @@ __all__ = [
     "rollback",
     "same_dataset",
 ]
+
+for _name in __all__:
+    globals()[_name] = answers_keywords(globals()[_name])

@@ -69,7 +69,7 @@ def move_champion(name: str, version: str, *, before: str, previous: str) -> str
     Call it inside `alone`.
 
     Args:
-        name: Of the registered model.
+        name: Name of the registered model.
         version: The new champion.
         before: The version that has to be the champion until then; empty: there is none.
         previous: The version that becomes `previous_champion`; empty: leaves that as it is.

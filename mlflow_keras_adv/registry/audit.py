@@ -88,7 +88,10 @@ def history(name: str) -> list[Entry]:
     """The trail of a registered model, oldest first.
 
     Args:
-        name: Of the registered model.
+        name: Name of the registered model.
+
+    Returns:
+        The entries.
 
     Raises:
         UserError: There is no such model, or it cannot be read.

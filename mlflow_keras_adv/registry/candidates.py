@@ -82,7 +82,12 @@ def resolve(candidate: str) -> Model:
     if found := re.fullmatch(r"models:/([^/:@]+)@([\w\-]+)", candidate):
         with asking(f"{candidate} cannot be read", READ_MODEL):
             return model_of(client.get_model_version_by_alias(found[1], found[2]))
-    raise UserError(f"{candidate!r} names no model. Give {_FORMS}.")
+    run = f" To name a model of this run: runs:/{candidate}/<name>." if _is_run(candidate) else ""
+    raise UserError(f"{candidate!r} names no model. Give {_FORMS}.{run}")
+
+
+def _is_run(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
 def model_of(version: ModelVersion) -> Model:
@@ -114,7 +119,7 @@ def best_of_experiment(
 
     Args:
         experiment_id: Where to look.
-        digest: Of the dataset; values on another one do not count.
+        digest: Digest of the dataset; values on another one do not count.
         gates: Floors, ceilings and budgets of bytes that the recorded numbers have to pass. Gates
             that need a measurement of now are left for later.
         select_by: The metric.
@@ -122,7 +127,7 @@ def best_of_experiment(
             says.
 
     Raises:
-        UserError: There is none; says what to run first. Or nobody knows which way is better.
+        UserError: There is none; says what to run first. Or it is not known which way is better.
     """
     client = MlflowClient()
     asked = [
@@ -173,7 +178,7 @@ def _rises(
         known = direction(key, recorded(client.get_run(each) for each in ids[:_ASKED_RUNS]))
     if known is None:
         raise UserError(
-            f"Nobody knows which way {key!r} is better: give mode='min' or mode='max' (--mode)."
+            f"It is not known which way {key!r} is better: give mode='min' or mode='max' (--mode)."
         )
     return known == "max"
 

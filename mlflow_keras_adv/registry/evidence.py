@@ -17,7 +17,7 @@ class Evidence:
     """All that a promotion was decided on.
 
     Attributes:
-        name: Of the registered model.
+        name: Name of the registered model.
         candidate: URI of the candidate.
         version: Its version; empty in a dry run.
         champion: Version of the champion; empty if there is none.

@@ -83,7 +83,15 @@ class ReadyMade:
 
 
 def floor(metric: str, at_least: float) -> Gate:
-    """The metric is not below `at_least`."""
+    """Passes if a metric of the candidate is not below a limit.
+
+    Args:
+        metric: Its name: `accuracy`, of a model with several outputs `<output>/<metric>`.
+        at_least: The limit.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
+    """
 
     def decide(candidate: Measurements, _: Measurements | None) -> Verdict:
         value = candidate.number(metric)
@@ -93,7 +101,15 @@ def floor(metric: str, at_least: float) -> Gate:
 
 
 def ceiling(metric: str, at_most: float) -> Gate:
-    """The metric is not above `at_most`."""
+    """Passes if a metric of the candidate is not above a limit.
+
+    Args:
+        metric: Its name: `mae`, of a model with several outputs `<output>/<metric>`.
+        at_most: The limit.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
+    """
 
     def decide(candidate: Measurements, _: Measurements | None) -> Verdict:
         value = candidate.number(metric)
@@ -110,16 +126,16 @@ def non_inferiority(
     mode: Literal["min", "max", "auto"] = "auto",
     confidence: float | None = None,
 ) -> Gate:
-    """The candidate is worse than the champion by no more than a margin.
+    """Passes if the candidate is worse than the champion by no more than a margin.
 
     Where both were measured sample by sample, the verdict says how sure that is: for right and
-    wrong answers by the exact test of McNemar, for other numbers by a paired bootstrap.
+    wrong answers by the exact, one-sided test of McNemar, for other numbers by a paired bootstrap.
 
     Args:
         metric: A metric that both have, of several outputs `<output>/<metric>`. Default: the one
             that decides about the candidate: the accuracy of a classifier, else the first metric
             that it was compiled with, else its loss.
-        margin: Of the metric, in its own unit, that the candidate may lose; 0 or more.
+        margin: How much of the metric the candidate may lose, in its own unit; 0 or more.
         relative: The margin is a share of the champion's value.
         mode: Whether the metric is better when it is lower ("min") or higher ("max"). Default: as
             Keras knows it, or as its name says; if neither does, the gate fails and says so.
@@ -128,13 +144,18 @@ def non_inferiority(
             On few samples only a candidate that is clearly not worse passes. Without paired
             numbers nothing can be shown, and the gate fails.
 
+    Returns:
+        The gate, for `promote(gates=[...])`.
+
     Raises:
         ValueError: A margin below 0, a confidence outside of its range, or another mode.
     """
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin: received {margin}, expected 0 or more.")
     if confidence is not None and not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence: received {confidence}, expected 0.5 to below 1, as 0.95.")
+        raise ValueError(
+            f"confidence: received {confidence}, expected at least 0.5 and below 1, such as 0.95."
+        )
     if mode not in ("min", "max", "auto"):
         raise ValueError(f"mode: received {mode!r}, expected 'min', 'max' or 'auto'.")
 
@@ -168,7 +189,10 @@ def per_slice(gate: Gate, column: str) -> Gate:
 
     Args:
         gate: Any gate, as `non_inferiority("recall", 0.02)`.
-        column: Of the samples' `slices`, whose values make the groups.
+        column: One of the samples' `slices`, whose values make the groups.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
     """
 
     def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
@@ -200,9 +224,12 @@ def budget(*, max_size_bytes: float | None = None, max_latency_ratio: float | No
     """What the candidate may take.
 
     Args:
-        max_size_bytes: Of its file.
-        max_latency_ratio: Its median latency in parts of the champion's, both measured now, in
+        max_size_bytes: Largest size of its file, in bytes.
+        max_latency_ratio: Its median latency relative to the champion's, both measured now, in
             turns, in one process.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
 
     Raises:
         ValueError: Neither is given.
@@ -236,9 +263,15 @@ def budget(*, max_size_bytes: float | None = None, max_latency_ratio: float | No
 
 
 def agreement(at_least: float) -> Gate:
-    """Candidate and champion decide alike on this share of the samples.
+    """Passes if candidate and champion decide alike on this share of the samples.
 
     For models that decide: among classes, or yes and no. For others see `difference`.
+
+    Args:
+        at_least: The share, from 0 to 1.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
     """
 
     def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
@@ -251,9 +284,12 @@ def difference(at_most: float, *, largest: bool = False) -> Gate:
     """The outputs of candidate and champion differ by no more than this.
 
     Args:
-        at_most: The root of the mean square of what they differ by, in parts of that of the
+        at_most: The root of the mean square of what they differ by, relative to that of the
             champion's outputs; over several outputs the worst.
-        largest: The largest that any number differs by, in parts of the champion's largest.
+        largest: The largest that any number differs by, relative to the champion's largest.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
     """
     name = "difference_max" if largest else "difference"
 
@@ -268,6 +304,9 @@ def same_dataset() -> Gate:
     """What is measured on now is what the models were recorded on: the same digest.
 
     Otherwise the samples may be such as the candidate was trained on.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
     """
 
     def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
@@ -286,7 +325,11 @@ def same_dataset() -> Gate:
 
 
 def loads_and_serves() -> Gate:
-    """The candidate answers its own input example as a server would have it answer."""
+    """The candidate answers its own input example as a server would have it answer.
+
+    Returns:
+        The gate, for `promote(gates=[...])`.
+    """
 
     def decide(candidate: Measurements, _: Measurements | None) -> Verdict:
         if candidate.problem or candidate.serve is None:
@@ -323,7 +366,7 @@ def _rises(candidate: Measurements, metric: str, mode: str) -> bool:
     known = direction(metric, candidate.directions) if mode == "auto" else mode
     if known is None:
         raise MissingNumberError(
-            f"nobody knows which way {metric!r} is better: give mode='min' or mode='max'"
+            f"it is not known which way {metric!r} is better: give mode='min' or mode='max'"
         )
     return known == "max"
 
@@ -358,7 +401,10 @@ def _confidence(
         return bound <= margin + _ROUNDING, how
     worse, better = int((losses > 0).sum()), int((losses < 0).sum())
     chance = exact_mcnemar(worse, better)
-    how = f"of {losses.size} samples {worse} lost and {better} won (exact McNemar p = {chance:.3g})"
+    how = (
+        f"only the champion is right on {worse} of {losses.size} samples, only the candidate on "
+        f"{better} (is the candidate worse? one-sided exact McNemar test: p = {chance:.3g})"
+    )
     if confidence is None:
         return True, how
     inferior = score_test(worse, better, losses.size, margin)

@@ -10,9 +10,8 @@ from scipy.stats import binomtest, bootstrap  # type: ignore[import-untyped]
 def exact_mcnemar(only_champion: int, only_candidate: int) -> float:
     """How likely chance alone makes the candidate look as bad as this, or worse.
 
-    Of the samples that one of two equally good models has right and the other wrong, each is the
-    candidate's with probability 1/2: the exact, one-sided binomial test of McNemar, Psychometrika
-    12, 1947.
+    If two models are equally good, each sample that only one of them has right is the candidate's
+    with probability 1/2: the exact, one-sided binomial test of McNemar, Psychometrika 12, 1947.
 
     Args:
         only_champion: Samples that only the champion has right.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.compat.mlflow import active_experiment_id
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry import audit
 from mlflow_keras_adv.registry.aliases import (
@@ -102,8 +102,28 @@ def promote(
     if it passes, `champion` moves to it, `previous_champion` to the former one, and the trail that
     `history` reads gets an entry, as it does if it is refused.
 
+    Example:
+        ```python
+        def measure(folders, samples):  # a measure of one's own, beside what is measured anyway
+            found = []
+            for folder, each in zip(folders, mka.measure_models(folders, samples), strict=True):
+                answers = mka.load_model(folder).predict(samples.x, verbose=0)[:, 0]
+                own = {"within_10": float((abs(answers - samples.y) < 10).mean())}
+                found.append(dataclasses.replace(each, metrics={**each.metrics, **own}))
+            return found
+
+
+        registry.promote(
+            "prices",
+            info.model_uri,
+            data=registry.Samples(x_test, y_test),
+            gates=[registry.floor("within_10", 0.8), registry.ceiling("mae", 5.0)],
+            measure=measure,
+        )
+        ```
+
     Args:
-        name: Of the registered model. The candidate may be a version of another one: that of the
+        name: The registered model. The candidate may be a version of another one: that of the
             environment before, as `dev.digits`.
         candidate: `models:/m-…`, `runs:/<run id>/<name>`, `models:/<name>/<version>`,
             `models:/<name>@<alias>`, or `best-of-experiment`: the model with the best recorded
@@ -127,8 +147,11 @@ def promote(
         UserError: There is no such candidate, or it is the champion already; no samples; a store
             that cannot be reached or refuses, and which right is missing.
         ValueError: No gates, or a reason that is too long.
+        TypeError: The candidate is no address of a model, or the gates are no list.
     """
     require_name(name)
+    expect("candidate", candidate, str, "the address of a logged model, a str: info.model_uri")
+    expect("gates", gates, Sequence, "a list of gates: [registry.floor('accuracy', 0.9)]")
     if not gates:
         raise ValueError("promote needs gates, at least a floor; received none.")
     _check_reason(reason)
@@ -173,7 +196,7 @@ def rollback(name: str, *, reason: str = "") -> audit.Entry:
     rolled back.
 
     Args:
-        name: Of the registered model.
+        name: Name of the registered model.
         reason: Why, for the trail; at most 2000 characters.
 
     Returns:
@@ -190,7 +213,10 @@ def rollback(name: str, *, reason: str = "") -> audit.Entry:
     old, previous = number_of(alias(name, CHAMPION)), alias(name, PREVIOUS)
     new = number_of(previous)
     if previous is None or old == new:
-        raise UserError(f"{name} has no previous champion to go back to. Promote a model instead.")
+        raise UserError(
+            f"The registered model {name!r} has no previous champion to go back to. Promote a "
+            "model instead."
+        )
     model = model_of(previous)
     download(model)  # checks that it is still what was registered
     with alone(name):

@@ -25,8 +25,8 @@ class Samples:
     Attributes:
         x: What the models take: an array of shape (samples, …), or a list or dict of such arrays.
         y: Labels, in the structure of the models' outputs, or None.
-        name: Of the dataset, as the runs that made the models have recorded it.
-        digest: Of the dataset, as recorded; default: computed from `x` and `y`.
+        name: Name of the dataset, as the runs that made the models have recorded it.
+        digest: Digest of the dataset, as recorded; default: computed from `x` and `y`.
         sample_weight: How much each sample counts, as `evaluate` takes it, or None.
         slices: Columns by name, each of shape (samples,) with a few different values: in the groups
             of equal values models are measured, too.
@@ -78,7 +78,11 @@ class Samples:
         return len(next(array for _, array in _leaves("x", self.x)))
 
     def groups(self) -> Iterator[tuple[str, "Samples"]]:
-        """The samples of each value of each column, called `column=value`."""
+        """The samples of each value of each column, called `column=value`.
+
+        Returns:
+            Pairs of a name and the samples of that group.
+        """
         for column, values in self.slices.items():
             array = np.asarray(values)
             for value in np.unique(array):
@@ -92,14 +96,17 @@ def read_samples(
 ) -> Samples:
     """Samples of an `.npz` file, which holds `x_test` and `y_test`, or `x` and `y`.
 
-    Of models with several inputs or outputs the arrays are called `x.<input>` and `y.<output>`.
+    For models with several inputs or outputs the arrays are called `x.<input>` and `y.<output>`.
     Sample weights are `sample_weight`.
 
     Args:
         path: The file. Nothing in it is unpickled.
-        name: Of the dataset; default: that of the file.
-        digest: Of the dataset; default: computed from the arrays.
+        name: Name of the dataset; default: that of the file.
+        digest: Digest of the dataset; default: computed from the arrays.
         slices: Names of further arrays in it, columns with the group of each sample.
+
+    Returns:
+        The samples.
 
     Raises:
         UserError: There is no such file, it is damaged, or holds other arrays.
@@ -142,8 +149,8 @@ class Measurements:
             `compression.footprint.footprint` measures.
         per_sample: For metrics that are a mean over samples: a number a sample, shape (samples,),
             in the order of the samples; of two models such numbers are paired.
-        weights: Of the same, how much each sample counts; where there are none, all alike.
-        directions: Of metrics, whether they are better lower ("min") or higher ("max").
+        weights: How much each sample counts for these; where there are none, all alike.
+        directions: Whether metrics are better lower ("min") or higher ("max").
         deciding: The metric that decides unless another one is asked for; empty if none does.
         beside: What it has in common with the last model that was measured beside it:
             `difference` and `difference_max` of the outputs, and of decisions `agreement`.
@@ -174,6 +181,12 @@ class Measurements:
     def number(self, metric: str) -> float:
         """A metric by its name.
 
+        Args:
+            metric: Its name.
+
+        Returns:
+            Its value.
+
         Raises:
             MissingNumberError: It was not measured, or is NaN; says which there are.
         """
@@ -181,6 +194,12 @@ class Measurements:
 
     def common(self, name: str) -> float:
         """What it has in common with the other model, by its name.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            Its value.
 
         Raises:
             MissingNumberError: As of `number`.

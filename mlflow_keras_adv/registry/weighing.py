@@ -23,10 +23,10 @@ class Contest:
     """Who is to be compared.
 
     Attributes:
-        name: Of the registered model.
+        name: Name of the registered model.
         model: The candidate.
         folder: Where it was downloaded to.
-        sha256: Of what is there.
+        sha256: sha256 of what is there.
         version: Its version; empty in a dry run.
         champion: The champion; None if there is none.
         champion_version: Its version; empty if there is none.
@@ -91,7 +91,7 @@ def put_on_record(run: Run, evidence: Evidence, model: Model) -> None:
     """Puts the evidence on a run, and waits until it is there.
 
     The candidate's numbers are `final/…`, the champion's `champion/…`, what both have in common is
-    `versus_champion/…`. Of a group of samples there is the deciding metric, as
+    `versus_champion/…`. For a group of samples there is the deciding metric, as
     `final/slice/<column>/<value>/<metric>`.
 
     Args:

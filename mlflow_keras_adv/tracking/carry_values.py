@@ -54,7 +54,7 @@ def links_of(models: Iterable[LoggedModel]) -> dict[str, Links]:
 def fill_params_and_tags(target: Target, run: Run, there: Run, carried: Carried) -> None:
     """Logs the params and tags that the target does not hold.
 
-    Of a continued run, a param that has changed becomes a tag, as it does in a live run.
+    A param that has changed in a continued run becomes a tag, as it does in a live run.
     """
     left_out = {UID_TAG, CONTINUES_TAG}
     if CONTINUES_TAG in run.data.tags:

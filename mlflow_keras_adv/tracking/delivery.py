@@ -181,7 +181,7 @@ class Delivery:
         """Counts what cannot be recorded, and says so once for each name.
 
         Args:
-            name: Of a metric, param, tag or artifact.
+            name: Name of a metric, param, tag or artifact.
             reason: Why.
             points: How many metric values; 0 for anything else.
         """

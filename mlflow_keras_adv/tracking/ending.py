@@ -1,4 +1,4 @@
-"""How a run ends: with the true status, and in bounded time.
+"""How a run ends: FINISHED, FAILED or KILLED as it was, and in bounded time.
 
 `mlflow.end_run()` sets the status by a call that is retried for minutes when the store is away, and
 then waits for the system metrics. Here both happen on other threads, within a grace.
@@ -17,7 +17,7 @@ from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
 
-# Of the tag `error`; the artifact holds the whole.
+# The longest tag `error`; the artifact holds the whole.
 MAX_ERROR_LENGTH = 500
 
 
@@ -32,7 +32,7 @@ def end(
     """Delivers what is left of a run, and then its status.
 
     Args:
-        writer: Of the run.
+        writer: Writer of the run.
         error: What its block raised.
         seconds: How long to wait for a store that takes nothing. None does not wait:
             `settle_ended` does.

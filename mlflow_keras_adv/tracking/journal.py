@@ -246,8 +246,8 @@ class Journal:
     def sweep(self) -> None:
         """Deletes the segments of which nothing is left.
 
-        Of all that a journal does while a training goes on, this alone may have to wait for the
-        disk. So the owner's lock is not needed: the thread that settles calls it, and no other.
+        This alone of what a journal does during a training may have to wait for the disk. So the
+        owner's lock is not needed: the thread that settles calls it, and no other.
         """
         for segment in sorted(self._finished):
             in_use = segment == self._segment and self._log is not None

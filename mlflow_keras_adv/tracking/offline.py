@@ -47,6 +47,11 @@ def is_offline() -> bool:
     return _switch.depth > 0
 
 
+def target() -> str:
+    """The store that the offline runs of now are meant for; empty where none is open."""
+    return _switch.target if is_offline() else ""
+
+
 def go_where_it_answers(stores: ExitStack) -> None:
     """Lets MLflow's store be one that answers: the one that is configured, or the offline store.
 

@@ -15,7 +15,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import is_http_uri
 
-from mlflow_keras_adv.compat.mlflow import active_experiment_id
+from mlflow_keras_adv.compat.mlflow import active_experiment_id, is_made_up
 from mlflow_keras_adv.compat.tested import warn_of_untried
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
@@ -37,7 +37,7 @@ def open_run(
     """Opens a run and makes it the active one of this thread.
 
     Args:
-        name: Name of a new run.
+        name: Name of a new run; also of that of `mlflow run`, where the user gave it none.
         run_id: A run to continue; else that of MLFLOW_RUN_ID, which is consumed.
         begins: Whether nobody in this process has it open.
         stores: Keeps the choice of the store.
@@ -60,7 +60,11 @@ def open_run(
     with opening_runs(resumed):
         if resumed is not None:
             # Without an id of ours, MLflow takes MLFLOW_RUN_ID out of the environment.
-            return _start(run_id=run_id).info
+            info = _start(run_id=run_id).info
+            if run_id is None and name is not None and is_made_up(info.run_name):
+                MlflowClient().update_run(info.run_id, name=name)
+                info = MlflowClient().get_run(info.run_id).info
+            return info
         tags = {UID_TAG: uid}
         run = _created(
             lambda: _start(run_name=name, tags=tags), active_experiment_id, uid, adopt=_start

@@ -43,7 +43,7 @@ _COUNTS = ("produced", "delivered", "pending", "refused")
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of the metric values that a run was handed: the first is the sum of the others.
+    """What became of the values that were logged to a run: the first is the sum of the others.
 
     Attributes:
         produced: Values handed in.
@@ -231,7 +231,7 @@ class Pending:
         """Counts what cannot be recorded.
 
         Args:
-            name: Of a metric, param, tag or artifact.
+            name: Name of a metric, param, tag or artifact.
             points: How many metric values; 0 for anything else.
         """
         with self._lock:

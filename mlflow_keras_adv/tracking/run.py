@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, TypeVar
 
 import mlflow
@@ -18,8 +18,10 @@ from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import client_of
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.random_state import keeps_random_state
-from mlflow_keras_adv.tracking import active
+from mlflow_keras_adv.tracking import active, offline
+from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
 from mlflow_keras_adv.tracking.ending import end, settle_ended
 from mlflow_keras_adv.tracking.opening import open_child, open_run
@@ -29,6 +31,7 @@ from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_term
 from mlflow_keras_adv.tracking.store import opening_runs
 from mlflow_keras_adv.tracking.sync import catch_up
 from mlflow_keras_adv.tracking.system_metrics import watch_machine
+from mlflow_keras_adv.tracking.texts import safe
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -46,8 +49,11 @@ class Run(RunWriter):
         run_id: Id of the run.
         experiment_id: Id of its experiment.
         name: Name of the run.
+        artifact_uri: Where its artifacts are.
         axis: The steps of its curves: training batches consumed so far.
         counts: Running counts that go on through several trainings of this run. Loggers keep them.
+        charts: Where MLflow draws the runs that are nested in it, if that was prepared; see
+            `comparison.view.view_address`. Said when the run ends.
         pid: Id of the process that made this object; a forked child has it too, and ends no run.
     """
 
@@ -61,9 +67,14 @@ class Run(RunWriter):
         )
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
+        self.artifact_uri: str = info.artifact_uri
         self.axis = StepAxis(earlier)
         self.counts: Counter[str] = Counter(earlier.counts)
+        self.charts: str | None = None
         self._at_exit: dict[object, Callable[[], None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name!r} {self.run_id}>"
 
     @property
     def is_held(self) -> bool:
@@ -94,10 +105,15 @@ class Run(RunWriter):
         )
 
     def resume_after(self, epochs: int, batches: int | None = None) -> None:
-        """Goes back on the axis to a checkpoint, and tags what is superseded.
+        """Goes back on the axis to a checkpoint: training goes on from there.
 
-        MLflow keeps every point; the tag `superseded` says which do not count any more, in the
-        words of `StepAxis.back_to_checkpoint`, which also says what the arguments are.
+        MLflow keeps every point that was logged after the checkpoint. The tag `superseded` names
+        the steps whose points no longer count.
+
+        Args:
+            epochs: Epochs that were finished at the checkpoint.
+            batches: Training batches that were consumed by then. Default: those of that many
+                epochs, as the run has recorded them.
         """
         superseded = self.axis.back_to_checkpoint(epochs, batches)
         if superseded is not None:
@@ -110,6 +126,9 @@ class Run(RunWriter):
 
         Also when it ends by an exception, and before the last values are delivered: the place to
         put back what was changed on a model. A run that no `track` holds never calls it.
+
+        Args:
+            callback: A function without arguments.
 
         Returns:
             A function that withdraws the callback.
@@ -241,6 +260,7 @@ class Tracked(AbstractContextManager[Run]):
         self._stack = active.stack_of_this_thread()
         self._holds = _holders.setdefault(found.run.run_id, self) is self
         self._ends_run = found.opened and self._holds
+        self._outermost = found.outermost
         if self._ends_run:
             found.run.announce_end()
             if wish.log_system_metrics and found.outermost:
@@ -286,7 +306,18 @@ class Tracked(AbstractContextManager[Run]):
                 delivered = end(run, error, seconds, status=status)
             elif self._holds and seconds is not None:
                 delivered = run.flush(seconds)
+            if self._holds and self._pid == os.getpid():
+                self._say_where(run)
         return delivered
+
+    def _say_where(self, run: Run) -> None:
+        """One line, once: nested runs leave it to theirs, an adopted run to who opened it."""
+        pages = {}
+        if self._ends_run and self._outermost:
+            pages[""] = run_page(run.experiment_id, run.run_id)
+        if run.charts is not None:
+            pages["charts"], run.charts = run.charts, None
+        say_where(f"Run {safe(run.name)}", run.tracking_uri, pages, target=offline.target())
 
     @keeps_random_state()
     def _catch_up(self) -> None:
@@ -306,7 +337,7 @@ def track(
     log_system_metrics: bool = True,
     await_delivery: bool = True,
 ) -> Tracked:
-    """Opens the run to write to, or adopts it, and ends what it opened with the true status.
+    """Opens a run to write to, or adopts one that is open; ends what it opened, as what it became.
 
     Which run: that of `run_id`; else that of an enclosing `track`; else that of `mlflow run`
     (MLFLOW_RUN_ID, which is consumed, as `mlflow.start_run` does); else the active run of MLflow;
@@ -323,7 +354,8 @@ def track(
     journal, for `mlflow-keras-adv sync`.
 
     Args:
-        name: Name of a new run; a run that exists keeps its own.
+        name: Name of a new run. A run that exists keeps its own, except one that `mlflow run`
+            opened without `--run-name`.
         run_id: A run to continue.
         nested: Open a child of the enclosing run, if there is one.
         parent_run_id: Open a child of this run, in its experiment.
@@ -337,10 +369,22 @@ def track(
             here is delivered beside what follows, and `ending.settle_ended` waits for it.
 
     Returns:
-        A context manager, for one `with`, that gives the run; also a decorator of a function. Its
-        begin raises `UserError` if the store cannot be written, or does not know the run, and
-        `ValueError` if both a run to continue and a run to nest in are given.
+        A context manager for one `with`, which gives the `Run`; also a decorator of a function.
+
+    Raises:
+        TypeError: An argument is of the wrong type, such as a run where its id is expected.
+        UserError: On entering the block, if the store cannot be written or does not know the run.
+        ValueError: On entering the block, if both a run to continue and a run to nest in are given.
     """
+    if isinstance(name, Run):
+        raise TypeError(
+            f"Received {name!r} as name; expected a str. track(run_id=run.run_id) continues a run."
+        )
+    expect("name", name, (str, NoneType), "a str")
+    for what, given in (("run_id", run_id), ("parent_run_id", parent_run_id)):
+        expect(what, given, (str, NoneType), "the id of a run, a str: run.run_id")
+    for what, values in (("params", params), ("tags", tags)):
+        expect(what, values, (Mapping, NoneType), "a dict of values by their names")
     return Tracked(
         _Wish(
             name,
@@ -357,12 +401,14 @@ def track(
 
 
 def current_run() -> Run | None:
-    """The run that this context is in: the innermost that `track` or MLflow made active.
+    """Gives the run that this context is in: the innermost that `track` or MLflow made active.
 
-    Of several asyncio tasks in a thread each has its own; a task that is begun inside a run is in
-    it too. For an active run of `mlflow.start_run()` it is the same object each time, so that its
-    step axis goes on through several trainings. None where no run is active; another thread's is
-    not seen.
+    Each of several asyncio tasks in a thread has its own; a task that is begun inside a run is in
+    it too. The active run of `mlflow.start_run()` is the same object each time, so that its step
+    axis goes on through several trainings.
+
+    Returns:
+        The run; None where no run is active. Another thread's is not seen.
     """
     found = mlflow.active_run()
     if found is not None:
@@ -378,7 +424,13 @@ def known_run(run_id: str) -> Run | None:
 
 @keeps_random_state()
 def attach_run(run_id: str) -> Run:
-    """A run by its id, to write to and not to end.
+    """Gives a run by its id, to write to and not to end.
+
+    Args:
+        run_id: Its id.
+
+    Returns:
+        The run: the same object each time in a process.
 
     Raises:
         UserError: If the store cannot be reached, or does not know the run.

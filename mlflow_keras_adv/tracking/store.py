@@ -29,7 +29,7 @@ _ADVICE = (
 def require_store(uri: str) -> None:
     """Checks that a store can be reached or written, within seconds.
 
-    A server is asked by `probe`. Of an SQLite file, the file and its folder are tried. Other
+    A server is asked by `probe`. An SQLite file and its folder are tried. Other
     databases and plugins are left to MLflow.
 
     Args:
@@ -38,6 +38,7 @@ def require_store(uri: str) -> None:
     Raises:
         UserError: If it cannot.
     """
+    _check_spelling(uri)
     if is_http_uri(uri):
         try:
             probe(uri)
@@ -55,6 +56,24 @@ def require_store(uri: str) -> None:
             "(a folder mlruns/ of older runs makes it the default). "
             f"{_ADVICE} `mlflow migrate-filestore` moves the old runs."
         )
+
+
+def _check_spelling(uri: str) -> None:
+    """MLflow takes what is no address for a folder, or names 15 schemes."""
+    shown = without_password(uri)
+    if typo := re.match(r"(?!https?://)h?t?tps?[:/]+(?=[\w\[])", uri, re.IGNORECASE):
+        scheme = "https" if "s" in typo[0].lower() else "http"
+        meant = f"{scheme}://{uri[typo.end() :]}"
+    elif re.fullmatch(r"[\w.-]+:\d+/?", uri):
+        meant = f"http://{uri}"
+    elif typo := re.match(r"(sqlite(?:\+\w+)?):/{0,2}(?=[^/])", uri):
+        meant = f"{typo[1]}:///{uri[typo.end() :]}"
+    else:
+        return
+    raise UserError(
+        f"The tracking URI {shown} is not spelled as an address or a database: did you mean "
+        f"{without_password(meant)}? Correct MLFLOW_TRACKING_URI, or mlflow.set_tracking_uri()."
+    )
 
 
 def probe(uri: str) -> None:
@@ -123,10 +142,30 @@ def opening_runs(existing: str | None = None) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        advice = elsewhere or _advice(error.message, existing)
         raise UserError(
             f"The run cannot be opened in the tracking store {without_password(uri)}: "
-            f"{without_password(error.message)} {elsewhere}".rstrip()
+            f"{without_password(error.message).rstrip('. ')}. {advice}".rstrip()
         ) from error
+
+
+def _advice(message: str, existing: str | None) -> str:
+    """What to do about some of MLflow's refusals."""
+    if existing is not None and not re.fullmatch(r"[0-9a-f]{32}", existing):
+        return (
+            "The id of a run has 32 hexadecimal digits: it is `run.run_id`, and stands at the end "
+            "of the address of the run's page. A name opens a new run: track(name)."
+        )
+    if experiment := re.search(r"experiment (\w+) must be in the 'active' state", message):
+        return (
+            f"`mlflow experiments restore --experiment-id {experiment[1]}` brings it back; or "
+            "choose another in MLFLOW_EXPERIMENT_NAME or by mlflow.set_experiment()."
+        )
+    if existing is not None and "deleted state" in message:
+        return f"`mlflow runs restore --run-id {existing}` brings it back; or open a new run."
+    if "MLFLOW_EXPERIMENT_ID" in message:
+        return "An experiment's name goes into MLFLOW_EXPERIMENT_NAME, which makes it if need be."
+    return ""
 
 
 def without_password(text: str) -> str:

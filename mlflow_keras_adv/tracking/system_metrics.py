@@ -94,8 +94,8 @@ def stop_watching(run_id: str) -> Thread | None:
     """Ends the monitor of a run, if it has one.
 
     Returns:
-        Of MLflow's own, which belongs to a run of `mlflow.start_run()`: a thread on which it says
-        its last words, and which need not be waited for.
+        For MLflow's own monitor, which belongs to a run of `mlflow.start_run()`, the thread on
+        which it says its last words, and which need not be waited for; else None.
     """
     monitor = monitors().pop(run_id, None)
     if isinstance(monitor, MachineMonitor):

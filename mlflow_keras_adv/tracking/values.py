@@ -33,7 +33,14 @@ class Dataset:
     digest: str
 
     def as_input(self, context: str) -> Input:
-        """As an input of a run, for "training", "validation" or "test"."""
+        """As an input of a run, for "training", "validation" or "test".
+
+        Args:
+            context: "training", "validation" or "test".
+
+        Returns:
+            What `Run.log_dataset` hands in.
+        """
         source = json.dumps({"name": self.name})
         entity = entities.Dataset(self.name, self.digest, "external", source)
         tag = entities.InputTag(MLFLOW_DATASET_CONTEXT, context)

@@ -62,7 +62,7 @@ class RunWriter:
         left: A journal of this run that an earlier process has left; it is delivered first.
         in_use: Whether the run is open in this process by other means than `announce_end`: idle
             threads stay then, and if the process dies, the run has ended.
-        key_tables: Of a run that is taken up again, which name has which key, by kind.
+        key_tables: If a run is taken up again: which name has which key, by kind.
     """
 
     def __init__(
@@ -198,8 +198,8 @@ class RunWriter:
         """Hands in a configuration, nested or flat, as dotted params (see `names.flatten`).
 
         One that the run holds with an equal value is skipped. MLflow cannot change a param, so a
-        different value becomes the tag `param.<key>.changed`. Of a text of more than 6000
-        characters the param holds the head and the artifact `params/<key>.txt` the whole.
+        different value becomes the tag `param.<key>.changed`. If a text has more than
+        6000 characters, the param holds its head and the artifact `params/<key>.txt` the whole.
 
         Args:
             values: Mappings in mappings, sequences, plain values, NumPy arrays.

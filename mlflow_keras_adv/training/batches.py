@@ -12,7 +12,7 @@ def count_batches(optimizers: Iterable[Any]) -> int | None:
     """Training batches that a model has seen, as its optimizers count them, checkpoints included.
 
     Right where each batch makes one update or, with `gradient_accumulation_steps`, a part of one.
-    Of several optimizers the largest count is taken.
+    If there are several optimizers, the largest count is taken.
 
     Returns:
         None where that cannot be told: a `LossScaleOptimizer` does not count what it skipped.

@@ -44,7 +44,7 @@ class CustomObject:
         module: The module to import, as a fresh process sees it: never `__main__`.
         qualname: Its name in the module, dotted for a nested class.
         value: The object itself; None where only its name is known.
-        code: Of the model that it was loaded with; None for what the program imported.
+        code: Code of the model that it was loaded with; None for what the program imported.
     """
 
     name: str

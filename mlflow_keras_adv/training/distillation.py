@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.errors import received
 from mlflow_keras_adv.training.distillation_losses import Hint, SoftTargets
 from mlflow_keras_adv.training.logits import (
     PROBABILITIES,
@@ -74,8 +75,8 @@ class Distiller(keras.Model):
             outputs a dict of such by their names; what is in no dict is for each of them. Lists may
             hold dicts: `[Hint(…), {"kind": SoftTargets(), "price": MeanSquaredError()}]`.
         alpha: Weight of the distillation part, from 0 (labels only) to 1 (teacher only).
-        distillation_weights: A factor for each of several losses; 1 by default. Of a dict of
-            losses one for all in it, or a dict.
+        distillation_weights: A factor for each of several losses; 1 by default. A dict of
+            losses has one for all in it, or a dict.
         name: Name of the distiller.
 
     Raises:
@@ -143,6 +144,9 @@ class Distiller(keras.Model):
             y_pred: What this distiller, called on `x`, gave.
             sample_weight: Weights as Keras' losses take them, or None.
             training: Ignored: `y_pred` comes from the right pass already.
+
+        Returns:
+            The loss, a float32 scalar.
         """
         answers = _by_output(y_pred, self._names)
         order = _in_order(y_pred, list(answers))
@@ -326,6 +330,11 @@ def _taken_apart(
         ValueError: The factors are not as many as the losses.
     """
     alone = isinstance(distillation, keras.losses.Loss | Mapping)
+    if not alone and not isinstance(distillation, Sequence):
+        raise TypeError(
+            f"Received {received(distillation)} as the distillation; expected a loss, such as "
+            "SoftTargets(), a list of them, or a dict of them by the student's outputs."
+        )
     items = [distillation] if alone else list(distillation)
     if weights is None:
         weights = [1.0] * len(items)

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mlflow_keras_adv.errors import in_short
+
 _logger = logging.getLogger(__name__)
 
 
@@ -32,8 +34,8 @@ class Fence:
             if self.whole:
                 self.whole = False
                 says = (
-                    "%s failed, the training goes on without: %r"
+                    "%s failed, the training goes on without: %s"
                     if self._tries_again
-                    else "%s: not recorded any more, the training goes on without. %r"
+                    else "%s: not recorded any more, the training goes on without. %s"
                 )
-                _logger.warning(says, self._what, error)
+                _logger.warning(says, self._what, in_short(error))

@@ -57,6 +57,12 @@ def _known_fit(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*args, **kwargs)
         given = args[position] if len(args) > position else kwargs.get("callbacks")
         callbacks = [] if given is None else keras.tree.flatten(given)
+        for each in callbacks:
+            if isinstance(each, type) and issubclass(each, AsksForTheEnd):
+                raise TypeError(
+                    f"Received the class {each.__name__} among the callbacks; expected an "
+                    f"instance: {each.__name__}(...)."
+                )
         with ExitStack() as stack:
             added: list[Any] = []
             for addition in list(additions):

@@ -131,11 +131,11 @@ class ModelCode:
     """The modules of one model.
 
     Args:
-        name: Of the package that they are imported in.
+        name: Name of the package that they are imported in.
         folder: Where they lie; to stay as long as the process.
 
     Attributes:
-        name: Of the package.
+        name: Name of the package.
         folder: Where they lie.
         registered: What they have registered with Keras, by the names that they gave.
         borrowed: What they have imported that is not theirs.

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.leaving import Asker, NotesInterrupts, exception_leaving
 from mlflow_keras_adv.training.observe import is_optimizer, over_replicas
@@ -56,6 +57,9 @@ class Loop:
         optimizers: A Keras optimizer, or several by the names that they are to have in the keys.
         callbacks: Keras callbacks.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per epoch.
+
+    Raises:
+        TypeError: An optimizer is none, or a callback is a class instead of an instance.
     """
 
     def __init__(
@@ -107,12 +111,17 @@ class Loop:
             epochs: Number of the last epoch plus one, as in `fit`.
             initial_epoch: Number of the first, unless `BackupAndRestore` restores a later one.
 
+        Returns:
+            An iterator of the numbers.
+
         Raises:
             RuntimeError: If this Loop is running.
+            TypeError: `epochs` is no whole number.
         """
         earlier = None if self._epochs is None else self._epochs()
         if earlier is not None:
             earlier.end_if_left()
+        expect("epochs", epochs, (int, np.integer), "how many, a whole number")
         if self._session is not None:
             raise RuntimeError("This Loop is running already. End it, or make a second Loop.")
         made = _Epochs(self._run_epochs(epochs, initial_epoch))
@@ -198,8 +207,16 @@ class Loop:
                 `on_epoch_begin` and `on_epoch_end` of a `PyDataset` are called when `fit` calls
                 them, which resets it by `on_epoch_end` before its first epoch too; its batches come
                 in their order, as with `fit(shuffle=False)`.
+
+        Yields:
+            The batches, as `data` gives them.
+
+        Raises:
+            RuntimeError: No epoch of this Loop is running.
+            TypeError: `data` cannot be iterated over.
         """
         session = self._running()
+        expect("data", data, Iterable, "an iterable of batches, such as a tf.data.Dataset")
         self._expect(data)
         self._begin_epoch_of(data, session)
         try:
@@ -228,6 +245,10 @@ class Loop:
             step: Called with the components of a batch, as in `step(x, y)`.
             data: A dataset of batches.
             steps_per_call: Number of steps made by one call.
+
+        Raises:
+            RuntimeError: No epoch of this Loop is running.
+            ValueError: `steps_per_call` is below 1.
         """
         if steps_per_call < 1:
             raise ValueError(f"Received steps_per_call={steps_per_call}; expected 1 or more.")
@@ -295,7 +316,14 @@ class Loop:
                 self._say_left_out("log", name, error)
 
     def function(self, step: Callable[..., Any]) -> Any:
-        """A new `tf.function` of a step that was traced before the loop could observe it."""
+        """A new `tf.function` of a step that was traced before the loop could observe it.
+
+        Args:
+            step: The function that was decorated with `tf.function`, or a plain one.
+
+        Returns:
+            The new `tf.function`.
+        """
         return tf.function(getattr(step, "python_function", step))
 
     def _begin_epoch_of(self, data: Any, session: "_Spared") -> None:

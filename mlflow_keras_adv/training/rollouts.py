@@ -33,7 +33,7 @@ def play(
         environments: A vector environment of gymnasium; one that begins anew after its end is not
             listened to any more.
         choose: From states [environments, ...] to actions [environments].
-        seed: Of the beginnings; None goes on with the environments' own random numbers.
+        seed: Seed of the beginnings; None goes on with the environments' own random numbers.
     """
     state, _ = environments.reset(seed=seed)
     alive = np.ones(len(state), bool)

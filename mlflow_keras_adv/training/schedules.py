@@ -140,7 +140,7 @@ class CyclicalRate(LearningRateSchedule):
         high: Its max_lr; not below `low`.
         step_size: Updates of half a cycle; the paper advises 2 to 10 epochs.
         policy: How the height of the cycles changes.
-        gamma: Of "exp_range", above 0, at most 1.
+        gamma: The factor of "exp_range", above 0, at most 1.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from keras_tuner import Oracle
 from keras_tuner.engine.base_tuner import BaseTuner
 
+from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.tracking.ending import settle_ended
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import track
@@ -104,8 +105,16 @@ def track_search(
 def search_run_id(tuner: BaseTuner) -> str | None:
     """Id of the run of a tuner's search, also of one that another process recorded in its folder.
 
-    None where no search was recorded there.
+    Args:
+        tuner: A tuner of Keras Tuner.
+
+    Returns:
+        The id; None where no search was recorded there.
+
+    Raises:
+        TypeError: It is no tuner.
     """
+    expect("the tuner", tuner, BaseTuner, "a tuner of Keras Tuner, such as RandomSearch(...)")
     return read_run_ids(tuner.project_dir).get("search")
 
 

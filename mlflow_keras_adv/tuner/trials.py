@@ -35,7 +35,7 @@ class _Open:
         params: Those that it was given.
         executions: Executions that have begun.
         folds: Fits that have begun, where each has a run of its own.
-        scores: Of the executions that have ended.
+        scores: Scores of the executions that have ended.
         error: What its work raised.
     """
 
@@ -204,7 +204,7 @@ class TrialRuns:
         return active_values(trial.hyperparameters) | own
 
     def _lineage(self, trial: Any) -> dict[str, object]:
-        """Of Hyperband: the trial whose weights this one goes on with."""
+        """In Hyperband, the trial whose weights this one goes on with."""
         continued = trial.hyperparameters.values.get("tuner/trial_id")
         if continued is None:
             return {}

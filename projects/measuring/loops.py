@@ -15,7 +15,7 @@ Build = Callable[[], keras.Model]
 
 
 def loss_function() -> keras.losses.Loss:
-    """Of models that give logits."""
+    """The loss of models that give logits."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

@@ -39,8 +39,8 @@ class Price:
         variant: What was measured.
         reference: What it is compared with.
         ratio: Median of two per round.
-        lower_quartile: Of the ratios.
-        upper_quartile: Of the ratios.
+        lower_quartile: Lower quartile of the ratios.
+        upper_quartile: Upper quartile of the ratios.
         rounds: Timed epochs of the variant.
         step_ms: Median time of a step, in milliseconds.
         reference_step_ms: The reference's.

@@ -135,7 +135,7 @@ def race(
         others: The others by name.
         rounds: Turns of each. The first one of each training, which traces the step, does not
             count.
-        seed: Of the order within a round.
+        seed: Seed of the order within a round.
 
     Returns:
         For each of the others what its turns took.

@@ -327,7 +327,7 @@ def test_outputs_are_told_and_shown_each() -> None:
     assert same.views["price"].numbers == found.views["price"].numbers
     asked = seen(Known(task={"price": "regression", "kind": "regression"}), None, y, None, answers)
     assert asked.kinds["kind"] == "regression"
-    assert asked.refused[0].startswith("Of the output 'kind': Received labels of shape (40,)")
+    assert asked.refused[0].startswith("output 'kind': Received labels of shape (40,)")
     with pytest.raises(ValueError, match="something for prize; the outputs are price"):
         seen(known, None, {"prize": CLASSES}, None, answers)
     with pytest.raises(ValueError, match="one ndarray for the outputs price"):

@@ -122,7 +122,10 @@ def test_paired_answers_are_counted_and_tested() -> None:
     said = verdict(non_inferiority(margin=0.1), candidate, champion)
     # The champion alone has 2 right, the candidate alone 1: P(at least 2 of 3 heads) is 1/2.
     assert said.passed
-    assert "of 10 samples 2 lost and 1 won (exact McNemar p = 0.5)" in said.reason
+    assert (
+        "only the champion is right on 2 of 10 samples, only the candidate on 1 (is the candidate "
+        "worse? one-sided exact McNemar test: p = 0.5)"
+    ) in said.reason
 
 
 def test_confidence_asks_for_more_than_the_numbers_seen() -> None:

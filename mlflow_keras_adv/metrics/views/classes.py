@@ -1,6 +1,6 @@
 """How a classifier answers, class by class, and whether it is as sure as it is right.
 
-Of whole samples, and of each step of a sequence: tagging.
+For whole samples, and for each step of a sequence (tagging).
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from mlflow_keras_adv.metrics.views.view import (
     worst_first,
 )
 
-# Of a longer sequence the table holds the begin.
+# The table holds the beginning of a longer sequence.
 MAX_WORDS = 60
 
 
 def classification(output: Output) -> View:
-    """Of one choice a sample among several classes: scores of shape [samples, classes]."""
+    """Shows one choice a sample among several classes: scores of shape [samples, classes]."""
     decided = Decided.of(output)
     sure = decided.confidence()
     correct = decided.labels == decided.chosen
@@ -68,7 +68,7 @@ def classification(output: Output) -> View:
 
 
 def tagging(output: Output) -> View:
-    """Of a choice at each step of a sequence: scores of shape [samples, steps, classes].
+    """Shows a choice at each step of a sequence: scores of shape [samples, steps, classes].
 
     Scores of shape [samples, steps, 1] are those of a yes at each step. What is masked, or weighs
     nothing, is not counted and not shown.
@@ -95,12 +95,12 @@ class Decided:
     Args:
         output: What was answered.
         labels: Classes, of the shape of the places.
-        chosen: Of that shape too; -1 for no answer.
-        shares: Of each class at each place, as probabilities.
+        chosen: The choices, of that shape too; -1 for no answer.
+        shares: Probabilities of each class at each place.
 
     Attributes:
-        weights: Of that shape; 0 where nothing counts.
-        names: Of the classes.
+        weights: Weights of that shape; 0 where nothing counts.
+        names: Names of the classes.
     """
 
     def __init__(self, output: Output, labels: Array, chosen: Array, shares: Array) -> None:
@@ -276,7 +276,7 @@ def confusion_counts(
 
     Args:
         labels: Integers below `classes`, shape (samples,).
-        chosen: Of that shape too; -1 for no answer (NaN), which stands in no column.
+        chosen: The choices, of that shape too; -1 for no answer (NaN), which stands in no column.
         classes: How many.
         weights: How much each counts, of that shape too; else 1.
 

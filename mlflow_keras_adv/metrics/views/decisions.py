@@ -42,7 +42,7 @@ from mlflow_keras_adv.metrics.views.view import (
 
 
 def binary(output: Output) -> View:
-    """Of answers that are one yes or no each, at all places that the output has."""
+    """Shows answers that are one yes or no each, at all places that the output has."""
     answers = np.asarray(output.answers, np.float64)
     labels = like_answers(output.labels, answers) > 0
     weights = spread(output.weights, answers.shape)
@@ -112,7 +112,7 @@ def binary(output: Output) -> View:
 
 
 def multi_label(output: Output) -> View:
-    """Of several labels a sample, each there or not: answers of shape [samples, labels]."""
+    """Shows several labels a sample, each there or not: answers of shape [samples, labels]."""
     answers = np.asarray(output.answers, np.float64)
     labels = like_answers(output.labels, answers) > 0
     names = output.names_of(answers.shape[-1])

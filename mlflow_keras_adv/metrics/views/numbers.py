@@ -29,7 +29,7 @@ _QUANTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 def regression(output: Output) -> View:
-    """Of numbers: the last axis is that of the targets, of which each place has one of each."""
+    """Shows numbers: the last axis is that of the targets, each place has one of each."""
     labels, answers = _numbers(output)
     if answers.ndim == 1:
         labels, answers = labels[:, None], answers[:, None]
@@ -82,7 +82,7 @@ def regression(output: Output) -> View:
 
 
 def forecast(output: Output) -> View:
-    """Of several steps ahead of a series: answers of shape [samples, steps] or [samples, steps, …].
+    """Shows forecasts of several steps: answers of shape [samples, steps] or [samples, steps, …].
 
     What the model was given, of shape [samples, steps] or [samples, steps, 1], is drawn before it.
     """
@@ -139,7 +139,7 @@ def forecast(output: Output) -> View:
 
 
 def reconstruction(output: Output) -> View:
-    """Of what should be as it was given: of any shape."""
+    """Shows answers that should equal what was given, of any shape."""
     labels, answers = _numbers(output)
     flat = answers.reshape(len(answers), -1)
     weights = spread(output.weights, answers.shape[:1] if answers.ndim < 3 else answers.shape[:-1])
@@ -175,7 +175,7 @@ def errors(labels: Array, answers: Array, weights: Array) -> dict[str, float]:
 
     Args:
         labels: Shape [places, targets].
-        answers: Of that shape too.
+        answers: Answers of that shape too.
         weights: Shape [places], above 0.
 
     Returns:

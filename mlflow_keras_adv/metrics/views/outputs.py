@@ -24,9 +24,9 @@ class Known:
         loss: What the model was compiled with.
         endings: "softmax" or "sigmoid" by the place of an output that ends in it.
         task: What the user says they are: one for all, or by output.
-        names: Of classes, labels or targets: for one output, or by output.
+        names: Names of classes, labels or targets: for one output, or by output.
         hint: As of `kind_of`.
-        bins: Of calibration errors.
+        bins: Number of bins of calibration errors.
         from_logits: Whether scores are logits; None: see `classes.probabilities`.
     """
 
@@ -45,8 +45,8 @@ class Seen:
     """What there is to be seen.
 
     Attributes:
-        kinds: Of each output that could be told, by its name; the empty one of the only output.
-        views: Of each that could be shown.
+        kinds: The kind of each output that could be told, by its name; "" for the only output.
+        views: Views of each that could be shown.
         outputs: What these are of.
         refused: Sentences: outputs that are not shown, and why.
         unseen: Sentences: what is not shown of others, and why.
@@ -95,7 +95,7 @@ def seen(
         y: What was asked for, in the structure of the outputs; None: what it was given.
         sample_weight: For all outputs, or in their structure.
         answers: What it answered.
-        masks: Of each output, in order.
+        masks: The masks of the outputs, in order.
 
     Raises:
         ValueError: Labels or weights are of another structure.
@@ -121,7 +121,7 @@ def seen(
     for name, answer in given.items():
         if name not in labels:
             continue
-        of = f"Of the output {name!r}: " if name else ""
+        of = f"output {name!r}: " if name else ""
         try:
             label, answer = np.asarray(labels[name]), np.asarray(answer)
             loss, ending = losses.get(name), endings.get(name)
@@ -200,7 +200,7 @@ def agreement(kind: Kind, output: Output, other: Array) -> float | None:
     """Share of the decisions that count on which another model agrees; None of numbers.
 
     Args:
-        kind: Of the output.
+        kind: Kind of the output.
         output: What the model answered.
         other: What the other one did, of the same shape.
     """

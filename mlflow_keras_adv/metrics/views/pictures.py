@@ -21,7 +21,7 @@ def confusion_figure(counts: Array, names: Sequence[Any]) -> Figure:
     """A confusion matrix, coloured by the share of each label's samples.
 
     Args:
-        counts: Of shape `[classes, classes]`, rows are labels, columns predictions: integers, or
+        counts: An array `[classes, classes]`: rows are labels, columns predictions: integers, or
             sums of weights.
         names: Names of the classes.
     """

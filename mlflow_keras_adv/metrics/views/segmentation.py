@@ -26,7 +26,7 @@ from mlflow_keras_adv.metrics.views.view import (
 
 
 def segmentation(output: Output) -> View:
-    """Of a class for each pixel: scores of shape [samples, …, classes].
+    """Shows a class for each pixel: scores of shape [samples, …, classes].
 
     One score, [samples, …, 1] or [samples, …], is that of a yes; of several that are decided each
     for itself, labels are of the scores' shape and not one-hot.
@@ -142,7 +142,7 @@ def _iou_figure(table: pd.DataFrame) -> Figure:
 
 
 def _overlays(inputs: Any, labels: Array, chosen: Array, rows: pd.DataFrame) -> dict[str, Any]:
-    """Of pictures, and not of volumes: classes but the first in colour, over what was given."""
+    """Pictures, for images and not for volumes: all classes but the first, in colour, over them."""
     if labels.ndim != 3:
         return {}
 

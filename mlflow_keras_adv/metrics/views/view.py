@@ -19,13 +19,13 @@ class Output:
     """What a model answered on one of its outputs, and what was asked for.
 
     Attributes:
-        labels: Of the answers' shape, or without their last axis.
-        answers: Of shape [samples, …].
-        weights: Of shape [samples] or [samples, …]: how much each counts; 0 where it is masked.
+        labels: Labels of the answers' shape, or without their last axis.
+        answers: Answers of shape [samples, …].
+        weights: [samples] or [samples, …]: how much each counts; 0 where it is masked.
         inputs: What the model was given; drawn if it is an array.
-        names: Of the classes, labels, tags or targets.
+        names: Names of the classes, labels, tags or targets.
         scale: What the numbers of a decision are.
-        bins: Of the calibration error.
+        bins: Number of bins of the calibration error.
         from_logits: Whether scores of classes are logits; None: if they do not look like shares.
     """
 
@@ -58,7 +58,7 @@ class View:
 
     Attributes:
         numbers: By name; of two kinds of task the same name is the same thing.
-        directions: Of each that has one, "min" or "max".
+        directions: Which way each is better that has one, "min" or "max".
         rows: A row for each sample that counts, the worst first; `index` says which it is.
         tables: By name.
         figures: By name, drawn when called.
@@ -126,7 +126,7 @@ def worst_first(columns: Mapping[str, Any], badness: Array, counted: Array) -> p
     """Rows of samples, ordered.
 
     Args:
-        columns: Of all samples.
+        columns: Columns of all samples.
         badness: What is shown first has most; what is NaN before all else.
         counted: Whether a sample counts; else it has no row.
     """
