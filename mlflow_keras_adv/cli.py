@@ -100,6 +100,7 @@ def sync(uri: str | None) -> None:
 @click.option("--max-difference", type=float, help="From the champion's outputs, in parts of them.")
 @click.option("--max-size-bytes", type=int)
 @click.option("--max-latency-ratio", type=float, help="Of the champion's, measured now.")
+@click.option("--max-flops", type=float, help="Of a forward pass of one sample, as 5e6.")
 @click.option("--same-dataset", is_flag=True, help="The digest has to be that of the record.")
 @click.option("--reason", default="", help="Why, for the trail.")
 @click.option("--yes", is_flag=True, help="Act. Without it nothing is changed.")

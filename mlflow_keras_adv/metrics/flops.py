@@ -7,9 +7,10 @@ shapes in the traced function tell it, in loops times their turns. Of branches t
 is counted.
 """
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from mlflow_keras_adv.compat.tensorflow import body_of
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.operations import operations_in
 
+_logger = logging.getLogger(__name__)
+
 _LOOPS = ("While", "StatelessWhile")
 _BRANCHES = {
     **dict.fromkeys(("If", "StatelessIf"), ("then_branch", "else_branch")),
@@ -28,6 +31,7 @@ _BRANCHES = {
 }
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _MOST_NAMED = 8  # in a sentence
+_LONGEST_SAID = 500
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ def flops(model: keras.Model, x: Any) -> Flops:
     return flops_of_function(traced).of_each(rows)
 
 
-def training_step_flops(model: keras.Model, x: Any, y: Any = None, sample_weight: Any = None) -> Flops:
+def training_step_flops(
+    model: keras.Model, x: Any, y: Any = None, sample_weight: Any = None
+) -> Flops:
     """Floating-point operations of one training step: forward, backward, metrics and optimizer.
 
     Args:
@@ -138,7 +144,7 @@ def flops_of_step(model: Any, data: Any) -> Flops:
             )
         return found
 
-    def none_made(next_creator: Any, **arguments: Any) -> Any:
+    def none_made(*_: Any, **__: Any) -> Any:
         raise UserError(
             f"The step of {model.name!r} makes a variable: train it for a step, then count."
         )
@@ -151,7 +157,9 @@ def flops_of_step(model: Any, data: Any) -> Flops:
     except UserError:
         raise
     except Exception as error:  # what a step of the user's own raises has no end
-        raise UserError(f"The FLOPs of a step of {model.name!r} cannot be counted: {error}") from error
+        raise UserError(
+            f"The FLOPs of a step of {model.name!r} cannot be counted: {error}"
+        ) from error
     return flops_of_function(traced)
 
 
@@ -167,10 +175,33 @@ def flops_of_function(function: Any, *args: Any, **kwargs: Any) -> Flops:
         **kwargs: The same.
     """
     if not hasattr(function, "graph"):
-        traceable = function if hasattr(function, "get_concrete_function") else tf.function(function)
+        traceable = (
+            function if hasattr(function, "get_concrete_function") else tf.function(function)
+        )
         function = traceable.get_concrete_function(*args, **kwargs)
     found = _Graph(function.graph, {})
     return Flops.summed(found.counted, found.uncounted)
+
+
+def flops_and_said(count: Callable[[], Flops]) -> tuple[dict[str, float], str]:
+    """`flops` for the numbers of a finished model, and what has to be said of it.
+
+    Args:
+        count: Counts; whatever it raises, there is no number then, and a sentence.
+
+    Returns:
+        The sentence is empty where all is counted.
+    """
+    try:
+        found = count()
+    except Exception as error:  # of any model, file or release; it is one number of many
+        said = f"There is no flops: {' '.join(str(error).split())}"[:_LONGEST_SAID]
+        _logger.warning("%s", said)
+        return {}, said
+    said = f"flops is without {found.left_out}." if found.uncounted else ""
+    if said:
+        _logger.info("%s", said)
+    return {"flops": float(found.total)}, said
 
 
 def _dtype(array: Any) -> Any:
@@ -253,8 +284,7 @@ class _Graph:
         return {place: value for place, value in found.items() if value is not None}
 
     def _turns_of(self, operation: Any) -> tuple[int | None, dict[int, int], bool]:
-        """Turns of a loop that counts up to a limit, what its counters are then, and whether it
-        cannot end before."""
+        """Turns of a loop, what its counters are then, and whether it cannot end before."""
         if operation not in self._turns:
             self._turns[operation] = self._find_turns(operation)
         return self._turns[operation]

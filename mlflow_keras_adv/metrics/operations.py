@@ -6,76 +6,88 @@ without a word. So the table is ours; where both know an operation they agree.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import tensorflow as tf
 
-# Of each number that comes out. What is made of several steps counts these: a sigmoid negates, takes
-# the exponential, adds 1 and divides.
-_FOR_EACH_OUTPUT = {
-    **dict.fromkeys(
-        """
+def table(counts: Mapping[int, str]) -> dict[str, int]:
+    """By the name of an operation its count, from names by count."""
+    return {name: count for count, names in counts.items() for name in names.split()}
+
+
+# Of each number that comes out. What is made of several steps counts these: a sigmoid negates,
+# takes the exponential, adds 1 and divides.
+_FOR_EACH_OUTPUT = table(
+    {
+        1: """
         Add AddV2 Sub Mul MulNoNan Div DivNoNan RealDiv FloorDiv TruncateDiv FloorMod Mod Pow
         Maximum Minimum Neg Abs Sign Square Sqrt Exp Expm1 Log Log1p Sin Cos Tan Asin Acos Atan
         Atan2 Sinh Cosh Tanh Asinh Acosh Atanh Erf Erfc Erfinv Ndtri Lgamma Digamma Floor Ceil Round
-        Rint Reciprocal Inv Relu Relu6 LeakyRelu ReluGrad Relu6Grad LeakyReluGrad Softsign BiasAdd
-        Less LessEqual Greater GreaterEqual Equal NotEqual ApproximateEqual Cumsum Cumprod
-        """.split(),
-        1,
-    ),
-    **dict.fromkeys("Rsqrt SquaredDifference ClipByValue Xlogy Xdivy Elu SqrtGrad".split(), 2),
-    **dict.fromkeys("EluGrad Selu SeluGrad Softplus InvGrad ReciprocalGrad".split(), 3),
-    **dict.fromkeys("SigmoidGrad TanhGrad SoftsignGrad SoftplusGrad".split(), 3),
-    **dict.fromkeys("Sigmoid RsqrtGrad".split(), 4),
-    **dict.fromkeys("Softmax LogSoftmax".split(), 5),
-}
+        Rint Reciprocal Inv Relu Relu6 LeakyRelu ReluGrad Relu6Grad LeakyReluGrad BiasAdd Less
+        LessEqual Greater GreaterEqual Equal NotEqual ApproximateEqual Cumsum Cumprod
+        """,
+        2: "Rsqrt SquaredDifference ClipByValue Xlogy Xdivy Elu EluGrad SqrtGrad",
+        3: """
+        Selu SeluGrad Softplus Softsign InvGrad ReciprocalGrad SigmoidGrad TanhGrad SoftsignGrad
+        SoftplusGrad
+        """,
+        4: "Sigmoid RsqrtGrad",
+        5: "Softmax LogSoftmax",
+    }
+)
 # Of each number that goes in.
-_FOR_EACH_INPUT = {
-    **dict.fromkeys(
-        """
+_FOR_EACH_INPUT = table(
+    {
+        1: """
         Sum Prod Max Min ArgMax ArgMin BiasAddGrad SegmentSum SegmentMax SegmentMin SegmentMean
         SegmentProd UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd
-        """.split(),
-        1,
-    ),
-    "L2Loss": 2,
-    "EuclideanNorm": 2,
-    # With the gradient, which they give too: maximum, difference, exponential, sum, logarithm, …
-    "SoftmaxCrossEntropyWithLogits": 8,
-    "SparseSoftmaxCrossEntropyWithLogits": 6,
-}
+        """,
+        2: "L2Loss EuclideanNorm",
+        # With the gradient, which they give too.
+        6: "SparseSoftmaxCrossEntropyWithLogits",
+        8: "SoftmaxCrossEntropyWithLogits",
+    }
+)
 # Of each number that is added to a variable, or to rows of it: which input that is.
-_FOR_EACH_ADDED = {
-    **dict.fromkeys("AssignAddVariableOp AssignSubVariableOp".split(), 1),
-    **dict.fromkeys("ResourceScatterAdd ResourceScatterSub ResourceScatterMul".split(), 2),
-    **dict.fromkeys("TensorScatterAdd TensorScatterSub ResourceScatterNdAdd".split(), 2),
-}
+_ADDED = table(
+    {
+        1: "AssignAddVariableOp AssignSubVariableOp",
+        2: """
+        ResourceScatterAdd ResourceScatterSub ResourceScatterMul ResourceScatterNdAdd
+        TensorScatterAdd TensorScatterSub
+        """,
+    }
+)
 # What moves numbers, or makes and names them, and computes none.
-_FREE = frozenset(
-    """
-    Placeholder PlaceholderWithDefault Const Identity IdentityN Snapshot StopGradient
-    PreventGradient CheckNumerics CheckNumericsV2 EnsureShape Reshape Squeeze ExpandDims Transpose
-    ConjugateTranspose Tile BroadcastTo Fill ZerosLike OnesLike Cast Bitcast Shape ShapeN Size Rank
-    Slice StridedSlice StridedSliceGrad Split SplitV Pack Unpack Concat ConcatV2 Pad PadV2
-    MirrorPad MirrorPadGrad Reverse ReverseV2 ReverseSequence Roll Gather GatherV2 GatherNd
-    ResourceGather ResourceGatherNd ScatterNd TensorScatterUpdate ResourceScatterUpdate
-    DynamicStitch ParallelDynamicStitch DynamicPartition Select SelectV2 Where Diag DiagPart
-    MatrixDiag MatrixDiagV2 MatrixDiagV3 MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3
-    MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MatrixBandPart OneHot Range LinSpace Empty
-    SpaceToDepth DepthToSpace SpaceToBatch SpaceToBatchND BatchToSpace BatchToSpaceND
-    ResizeNearestNeighbor ResizeNearestNeighborGrad ExtractImagePatches TopK TopKV2 Unique UniqueV2
-    InvertPermutation Sort IsNan IsInf IsFinite ReadVariableOp AssignVariableOp VarHandleOp
-    VariableShape VarIsInitializedOp DestroyResourceOp NoOp Assert Print PrintV2 ControlTrigger
-    TensorListFromTensor TensorListStack TensorListGetItem TensorListSetItem TensorListReserve
-    EmptyTensorList TensorListPushBack TensorListPopBack TensorListLength TensorListElementShape
-    TensorListGather TensorListScatter TensorListConcat TensorListConcatV2 TensorListSplit
-    TensorListResize TensorListScatterIntoExistingList TensorListPushBackBatch
-    AccumulatorV2 StackPushV2 StackPopV2 OptionalGetValue IteratorGetNext LookupTableFindV2
-    LookupTableSizeV2 StringFormat StringToNumber AsString DecodeRaw FakeParam Switch Merge
-    BroadcastGradientArgs SparseToDense SparseReshape RaggedTensorToTensor RaggedTensorFromVariant
-    RaggedTensorToVariant RaggedGather RaggedRange ConcatOffset XlaSharding
-    """.split()
+_FREE = table(
+    {
+        0: """
+        Placeholder PlaceholderWithDefault Const Identity IdentityN Snapshot StopGradient
+        PreventGradient CheckNumerics CheckNumericsV2 EnsureShape Reshape Squeeze ExpandDims
+        Transpose
+        ConjugateTranspose Tile BroadcastTo Fill ZerosLike OnesLike Cast Bitcast Shape ShapeN Size
+        Rank
+        Slice StridedSlice StridedSliceGrad Split SplitV Pack Unpack Concat ConcatV2 Pad PadV2
+        MirrorPad MirrorPadGrad Reverse ReverseV2 ReverseSequence Roll Gather GatherV2 GatherNd
+        ResourceGather ResourceGatherNd ScatterNd TensorScatterUpdate ResourceScatterUpdate
+        DynamicStitch ParallelDynamicStitch DynamicPartition Select SelectV2 Where Diag DiagPart
+        MatrixDiag MatrixDiagV2 MatrixDiagV3 MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3
+        MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MatrixBandPart OneHot Range LinSpace Empty
+        SpaceToDepth DepthToSpace SpaceToBatch SpaceToBatchND BatchToSpace BatchToSpaceND
+        ResizeNearestNeighbor ExtractImagePatches TopK TopKV2 Unique UniqueV2
+        InvertPermutation Sort IsNan IsInf IsFinite ReadVariableOp AssignVariableOp VarHandleOp
+        VariableShape VarIsInitializedOp DestroyResourceOp NoOp Assert Print PrintV2 ControlTrigger
+        TensorListFromTensor TensorListStack TensorListGetItem TensorListSetItem TensorListReserve
+        EmptyTensorList TensorListPushBack TensorListPopBack TensorListLength TensorListElementShape
+        TensorListGather TensorListScatter TensorListConcat TensorListConcatV2 TensorListSplit
+        TensorListResize TensorListScatterIntoExistingList TensorListPushBackBatch
+        AccumulatorV2 StackPushV2 StackPopV2 OptionalGetValue IteratorGetNext LookupTableFindV2
+        LookupTableSizeV2 StringFormat StringToNumber AsString DecodeRaw FakeParam Switch Merge
+        BroadcastGradientArgs SparseToDense SparseReshape RaggedTensorToTensor
+        RaggedTensorFromVariant
+        RaggedTensorToVariant RaggedGather RaggedRange ConcatOffset XlaSharding
+        """
+    }
 )
 
 
@@ -102,8 +114,8 @@ def operations_in(operation: Any) -> int | None:
         return _FOR_EACH_OUTPUT[kind] * _numbers(operation.outputs[0])
     if kind in _FOR_EACH_INPUT:
         return _FOR_EACH_INPUT[kind] * _numbers(operation.inputs[0])
-    if kind in _FOR_EACH_ADDED:
-        return _numbers(operation.inputs[_FOR_EACH_ADDED[kind]])
+    if kind in _ADDED:
+        return _numbers(operation.inputs[_ADDED[kind]])
     if (count := _OTHERS.get(kind)) is not None:
         return count(operation)
     return None
