@@ -13,7 +13,7 @@ from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.metrics.flops import Flops
-from mlflow_keras_adv.metrics.operations import table
+from mlflow_keras_adv.metrics.operations import moves_only, table
 
 with extra("compression"):
     from ai_edge_litert import schema_py_generated as schema
@@ -36,10 +36,11 @@ _FOR_EACH_OUTPUT = table(
 _FOR_EACH_INPUT = table(
     {
         1: """
-        SUM REDUCE_PROD REDUCE_MAX REDUCE_MIN ARG_MAX ARG_MIN SEGMENT_SUM UNSORTED_SEGMENT_SUM
+        MEAN SEGMENT_SUM UNSORTED_SEGMENT_SUM
         """
     }
 )
+_REDUCTIONS = ("SUM", "REDUCE_PROD", "REDUCE_MAX", "REDUCE_MIN", "ARG_MAX", "ARG_MIN")
 _FREE = table(
     {
         0: """
@@ -82,6 +83,8 @@ def file_flops(content: bytes, x: Any) -> Flops:
         array = tensor.encode(given[tensor.name])
         if model.rows is not None:
             array = np.resize(array, (rows, *array.shape[1:]))
+        elif tensor.shape[:1] == (-1,):  # a quantizer may take the -1 from the output alone
+            array = array[:1]
         feeds[tensor.index] = array
     counted = _Counted(content, feeds)
     return Flops.summed(counted.counted, counted.uncounted).of_each(rows)
@@ -113,7 +116,7 @@ class _Counted:
             self.has_run = True
         except (RuntimeError, ValueError) as error:  # of an operation that a delegate alone has
             for detail in self.interpreter.get_input_details():
-                if -1 in detail["shape_signature"]:
+                if -1 in detail["shape_signature"][1:]:  # of the samples the file says 1
                     raise UserError(f"The FLOPs of the file cannot be counted: {error}") from error
         self._add(0, 1)
 
@@ -220,7 +223,7 @@ class _Operation:
         """What it makes; None if it is not known."""
         if not any(map(self._is_number, (*self.inputs, *self.outputs))):
             return 0
-        if self.kind in _FREE:
+        if self.kind in _FREE or moves_only(self.kind.removeprefix("Flex")):
             return 0
         if self.kind == "DEQUANTIZE" and self._is_constant(self.inputs[0]):
             return 0  # once, when the file is loaded
@@ -236,8 +239,8 @@ class _Operation:
             return _FOR_EACH_OUTPUT[kind] * out
         if kind in _FOR_EACH_INPUT:
             return _FOR_EACH_INPUT[kind] * self._numbers(self.inputs[0])
-        if kind == "MEAN":
-            return self._numbers(self.inputs[0]) + out
+        if kind in _REDUCTIONS:
+            return self._numbers(self.inputs[0]) - out
         if kind == "ADD_N":
             return (len(self.inputs) - 1) * out
         if kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D", "L2_POOL_2D"):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mlflow_keras_adv.metrics.flops import flops_and_said, flops_of_function
+from mlflow_keras_adv.metrics.flops import flops_and_said, flops_of_call
 from mlflow_keras_adv.training.saving import save_without_optimizer
 
 _FEWEST = 10  # calls, of which a median says something
@@ -66,7 +66,9 @@ def footprint_and_said(
         for percent in (50, 95):
             measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
         if samples == 1 and "flops" not in measured:  # what has been traced is not traced anew
-            counted, said = flops_and_said(partial(flops_of_function, call, fed))
+            counted, said = flops_and_said(
+                partial(flops_of_call, model, partial(call.get_concrete_function, fed), fed)
+            )
             measured |= counted
     return measured, said
 

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 from mlflow_keras_adv.compat.tensorflow import body_of
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.left_alone import left_alone
 from mlflow_keras_adv.metrics.operations import operations_in
 
 _logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ _BRANCHES = {
     **dict.fromkeys(("Case", "StatelessCase"), ("branches",)),
 }
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_SHAPELESS = " of unknown shape"
 _MOST_NAMED = 8  # in a sentence
 _LONGEST_SAID = 500
 
@@ -54,6 +57,11 @@ class Flops:
         return f"{self.total:,} FLOPs" + (f"; not counted: {left_out}" if left_out else "")
 
     @property
+    def has_unknown_shapes(self) -> bool:
+        """Whether `total` is too low because shapes are not known."""
+        return any(name.endswith(_SHAPELESS) for name in self.uncounted)
+
+    @property
     def left_out(self) -> str:
         """What is not counted, in words: "2 x Cholesky, 1 x FFT"; empty if all is."""
         names = [f"{count:,} x {name}" for name, count in self.uncounted.items()]
@@ -75,7 +83,8 @@ def flops(model: keras.Model, x: Any) -> Flops:
     """Floating-point operations of a forward pass of one sample, in inference.
 
     Args:
-        model: A built model; it is traced once and not run, and stays as it is.
+        model: A built model; it is traced, and only if shapes depend on what the numbers or texts
+            are it answers one sample. It stays as it is.
         x: What it takes, at least one sample: an array of shape (samples, …), or a list or dict of
             such. The shape of a sample is that of these.
 
@@ -95,11 +104,54 @@ def flops(model: keras.Model, x: Any) -> Flops:
 
     specs = keras.tree.map_structure(spec, x)
     forward = tf.function(lambda inputs: model(inputs, training=False))
+    fed = keras.tree.map_structure(lambda array: np.asarray(array)[:rows], x)
+    return flops_of_call(model, partial(forward.get_concrete_function, specs), fed)
+
+
+def flops_of_call(model: keras.Model, traced: Callable[[], Any], fed: Any) -> Flops:
+    """As `flops`, of a call that has been traced perhaps.
+
+    Args:
+        model: The model.
+        traced: Gives the function traced from its call in inference.
+        fed: What it was called with, arrays or tensors.
+    """
+    rows = len(keras.tree.flatten(fed)[0])
     try:
-        traced = forward.get_concrete_function(specs)
+        found = flops_of_function(traced())
+        if found.has_unknown_shapes:
+            found = _flops_of_run(model, fed)
     except Exception as error:  # what a model raises has no end
         raise UserError(f"The FLOPs of {model.name!r} cannot be counted: {error}") from error
-    return flops_of_function(traced).of_each(rows)
+    return found.of_each(rows)
+
+
+def _flops_of_run(model: keras.Model, fed: Any) -> Flops:
+    """With the shapes that there are when it runs, as of a text that is split into words."""
+    open_ended: list[Any] = []
+
+    def forward(inputs: Any) -> Any:
+        answers = model(inputs, training=False)
+        made = [each for op in _graph_of_now().get_operations() for each in op.outputs]
+        open_ended[:] = [
+            each
+            for each in made
+            if not each.shape.is_fully_defined() and each.dtype not in (tf.variant, tf.resource)
+        ]
+        return answers, [tf.shape(each) for each in open_ended]
+
+    traced = tf.function(forward, autograph=False).get_concrete_function(
+        keras.tree.map_structure(lambda array: tf.TensorSpec(array.shape, _dtype(array)), fed)
+    )
+    with left_alone(model):
+        _, shapes = traced(keras.tree.map_structure(tf.convert_to_tensor, fed))
+    for tensor, shape in zip(open_ended, shapes, strict=True):
+        tensor.set_shape(shape.numpy())  # the graph is ours, and not run again
+    return flops_of_function(traced)
+
+
+def _graph_of_now() -> Any:
+    return tf.compat.v1.get_default_graph()
 
 
 def training_step_flops(
@@ -150,7 +202,7 @@ def flops_of_step(model: Any, data: Any) -> Flops:
         )
 
     specs = tf.nest.map_structure(spec, data)
-    step = tf.function(lambda batch: model.train_step(batch))
+    step = tf.function(lambda batch: model.train_step(batch), autograph=False)  # as Keras makes it
     try:
         with tf.variable_creator_scope(none_made):
             traced = step.get_concrete_function(specs)
@@ -194,6 +246,8 @@ def flops_and_said(count: Callable[[], Flops]) -> tuple[dict[str, float], str]:
     """
     try:
         found = count()
+        if found.has_unknown_shapes:
+            raise UserError(f"{found.left_out}.")
     except Exception as error:  # of any model, file or release; it is one number of many
         said = f"There is no flops: {' '.join(str(error).split())}"[:_LONGEST_SAID]
         _logger.warning("%s", said)
@@ -251,7 +305,7 @@ class _Graph:
             try:
                 count = operations_in(operation)
             except ValueError:
-                self.uncounted[f"{operation.type} of unknown shape"] += 1
+                self.uncounted[f"{operation.type}{_SHAPELESS}"] += 1
                 return
             if count is None:
                 self.uncounted[operation.type] += 1
