@@ -69,8 +69,9 @@ class Flops:
         return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more kinds" if more > 0 else "")
 
     def of_each(self, count: int) -> "Flops":
-        """Of each of so many samples, rounded."""
-        return Flops(round(self.total / count), dict(self.per_op), dict(self.uncounted))
+        """Of each of so many samples, rounded; what is not counted is that of all of them."""
+        per_op = {name: round(made / count) for name, made in self.per_op.items()}
+        return Flops(round(self.total / count), per_op, dict(self.uncounted))
 
     @classmethod
     def summed(cls, counted: Mapping[str, int], uncounted: Mapping[str, int]) -> "Flops":
@@ -99,13 +100,12 @@ def flops(model: keras.Model, x: Any) -> Flops:
     fixed = shapes[0][0] if shapes and shapes[0] else None
     rows = int(fixed or 1)
 
-    def spec(array: Any) -> tf.TensorSpec:
-        return tf.TensorSpec((rows, *np.shape(array)[1:]), tf.as_dtype(_dtype(array)))
+    def few(array: Any) -> Any:
+        return tf.convert_to_tensor(np.resize(array, (rows, *np.shape(array)[1:])))
 
-    specs = keras.tree.map_structure(spec, x)
+    fed = keras.tree.map_structure(few, x)
     forward = tf.function(lambda inputs: model(inputs, training=False))
-    fed = keras.tree.map_structure(lambda array: np.asarray(array)[:rows], x)
-    return flops_of_call(model, partial(forward.get_concrete_function, specs), fed)
+    return flops_of_call(model, partial(forward.get_concrete_function, fed), fed)
 
 
 def flops_of_call(model: keras.Model, traced: Callable[[], Any], fed: Any) -> Flops:
@@ -114,7 +114,7 @@ def flops_of_call(model: keras.Model, traced: Callable[[], Any], fed: Any) -> Fl
     Args:
         model: The model.
         traced: Gives the function traced from its call in inference.
-        fed: What it was called with, arrays or tensors.
+        fed: What it was called with, tensors.
     """
     rows = len(keras.tree.flatten(fed)[0])
     try:
@@ -140,11 +140,10 @@ def _flops_of_run(model: keras.Model, fed: Any) -> Flops:
         ]
         return answers, [tf.shape(each) for each in open_ended]
 
-    traced = tf.function(forward, autograph=False).get_concrete_function(
-        keras.tree.map_structure(lambda array: tf.TensorSpec(array.shape, _dtype(array)), fed)
-    )
+    call = tf.function(forward, autograph=False)
     with left_alone(model):
-        _, shapes = traced(keras.tree.map_structure(tf.convert_to_tensor, fed))
+        _, shapes = call(fed)
+    traced = call.get_concrete_function(fed)
     for tensor, shape in zip(open_ended, shapes, strict=True):
         tensor.set_shape(shape.numpy())  # the graph is ours, and not run again
     return flops_of_function(traced)
@@ -181,7 +180,8 @@ def training_step_flops(
 def flops_of_step(model: Any, data: Any) -> Flops:
     """See `training_step_flops`; `data` is what `train_step` takes."""
     optimizer = getattr(model, "optimizer", None)
-    if not model.built or not getattr(optimizer, "built", False):
+    unbuilt = isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built
+    if not model.built or optimizer is None or unbuilt:
         raise UserError(
             f"The FLOPs of a step of {model.name!r} cannot be counted before its first one: "
             "call fit, or train_on_batch on a batch."

@@ -72,7 +72,9 @@ def test_a_quantized_file_and_a_fixed_batch() -> None:
     int8 = compression.quantize(model, compression.int8, x).content
     found = file_flops(int8, x)
     assert found.total == products + 2 * (7 + 3)  # what goes in and out is converted
-    assert file_flops(compression.quantize(model, compression.float16).content, x).total == products
+    assert (
+        file_flops(compression.quantize(model, compression.float16, x).content, x).total == products
+    )
     assert file_flops(convert(model, x, batch_size=4).content, x[:1]).total == products
 
 
