@@ -35,7 +35,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import entry_point, registry
-from projects.data import load
+from projects.data import Kind, load
 
 
 def main(
@@ -43,6 +43,7 @@ def main(
     candidate: str = "best-of-experiment",
     data: str = "digits",
     target: str = "",
+    inputs: Literal["any", "images", "features", "columns"] = "any",
     predicts: Literal["classes", "numbers"] = "classes",
     metric: str = "accuracy",
     mode: Literal["max", "min"] = "max",
@@ -64,6 +65,8 @@ def main(
         data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
             or the path of an .npz, .csv or .parquet file.
         target: Column to tell of a .csv or .parquet file.
+        inputs: What the model takes: images, features (one array of numbers), columns (one input
+            for each column of a table), or any: the first of these that the data can be.
         predicts: What the labels are.
         metric: What decides, on the test examples, as `final/…` has it: mae, auc, price/mae.
         mode: Whether it is better when it is higher (max) or lower (min).
@@ -76,7 +79,10 @@ def main(
         dry_run: Measure and judge only; the registry stays as it is.
     """
     params = dict(locals())
-    rows = load(data, target=target, kinds=("images", "features", "columns"), goals=(predicts,))
+    kinds: tuple[Kind, ...] = ("images", "features", "columns")
+    rows = load(
+        data, target=target, kinds=kinds if inputs == "any" else (inputs,), goals=(predicts,)
+    )
     gates = [
         registry.floor(metric, limit) if mode == "max" else registry.ceiling(metric, limit),
         registry.non_inferiority(metric, margin, mode=mode),

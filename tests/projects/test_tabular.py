@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from sklearn.datasets import load_wine
 from sklearn.metrics import mean_absolute_error
 
 import mlflow_keras_adv as mka
@@ -61,15 +62,20 @@ def test_a_column_of_one_kind_alone_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_model_is_promoted_on_the_table(experiment: str) -> None:
-    rows = load("wine", **COLUMNS)
+def test_its_model_is_promoted_on_a_table_of_numbers_alone(experiment: str, tmp_path: Path) -> None:
+    table = tmp_path / "wine.csv"
+    frame = load_wine(as_frame=True).frame
+    frame.rename(columns=lambda name: name.replace("/", "_")).to_csv(table, index=False)
+    rows = load(str(table), target="target", **COLUMNS)
     keras.utils.set_random_seed(0)
     with mka.track("tabular", log_system_metrics=False) as run:
         model = tabular.compiled(tabular.net(rows, 16, prepared=True), rows, 0.02)
         model.fit(rows.batches(16), epochs=5, shuffle=False, verbose=0)
         done = mka.log_finished_model(run, model, *rows.test, name="prepared", dataset=rows.dataset)
 
-    promote.main(model="promote.wine", data="wine", limit=0.7)
+    promote.main(
+        model="promote.wine", data=str(table), target="target", inputs="columns", limit=0.7
+    )
 
     version = MlflowClient().get_model_version_by_alias("promote.wine", "champion")
     assert version.source == done.info.model_uri
