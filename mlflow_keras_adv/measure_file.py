@@ -63,12 +63,11 @@ def log_finished_file(
         The model's entry in the store (`info`) and its metrics without `final/` (`final`).
 
     Raises:
-        TypeError: The run is no `Run`, or the file is not given as bytes.
+        TypeError: The run is no `Run`.
         UserError: The file does not take the samples, or cannot be served.
     """
+    model = LiteRTModel(content)  # says which extra it needs, before anything else
     expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
-    expect("the file", content, bytes, "its content: artifact.content, or Path(...).read_bytes()")
-    model = LiteRTModel(content)
     of_keras = isinstance(reference, keras.Model)
     criteria = criteria_of(reference) if of_keras else Criteria(name)
     if metrics is not None:

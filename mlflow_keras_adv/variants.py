@@ -128,7 +128,7 @@ class Technique:
             The model's entry in the store, and its `final/…` metrics.
 
         Raises:
-            TypeError: The run is no `Run`, or the file is not given as bytes.
+            TypeError: The run is no `Run`.
         """
         from mlflow_keras_adv.measure_file import log_finished_file  # needs LiteRT
 

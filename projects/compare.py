@@ -37,7 +37,7 @@ def main(
             them where nothing is given.
         score: Metric to sort by; final/accuracy, else another, where nothing is given.
         mode: Which way the score is better, where the runs do not say it.
-        max_runs: The newest so many are compared.
+        max_runs: At most this many runs are compared, the newest.
     """
     with mka.track(
         entry_point.run_name("comparison"),

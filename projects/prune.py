@@ -42,8 +42,8 @@ def targets(sparsities: str) -> dict[str, Target]:
                 found[f"{100 * float(zeros):g}-percent".replace(".", "_")] = float(zeros)
         except ValueError:
             raise mka.UserError(
-                f"sparsities: {text!r} in {sparsities!r} is neither a share, as 0.8, nor a "
-                "pattern, as 2:4; give some of both with commas between"
+                f"sparsities: {text!r} in {sparsities!r} is neither a share, such as 0.8, nor "
+                "a pattern, such as 2:4; give some of both with commas between"
             ) from None
     for target in found.values():
         share = target[0] / max(target[1], 1) if isinstance(target, tuple) else target
@@ -70,7 +70,7 @@ def main(
     Args:
         data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
             an .npz file.
-        sparsities: Shares of zeros, as 0.8, or patterns, as 2:4, with commas between.
+        sparsities: Shares of zeros, such as 0.8, or patterns, such as 2:4, separated by commas.
         model_uri: A logged Keras model to prune, as models:/digits@champion; empty: train one.
         max_accuracy_drop: How much validation accuracy the variant chosen may lose.
         epochs: Epochs of the baseline and of each pruning.

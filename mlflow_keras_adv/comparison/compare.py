@@ -106,7 +106,7 @@ def compare(
             that most of them have; without such, nothing is ranked.
         mode: Whether more ("max") or less ("min") of it is better. Default: as the runs have
             recorded it, or as a common name says.
-        max_runs: The newest so many are compared.
+        max_runs: At most this many runs are compared, the newest.
         output: Where to write the page, too.
         log: Whether to log it: to the run that this thread is in, else to a new one.
 

@@ -61,7 +61,7 @@ def select_runs(
             out, since they repeat the numbers of a winner, and so are earlier comparisons.
         filter_string: As for `mlflow.search_runs`; holds for the experiments, and for the nested
             runs that a run stands for.
-        max_runs: The newest so many.
+        max_runs: At most this many, the newest.
         without: Id of a run of the experiments that is not compared: the one that will hold it.
 
     Raises:

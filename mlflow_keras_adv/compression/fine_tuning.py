@@ -73,8 +73,8 @@ class FineTuning:
         self._configured = {**compiled_with(model, own), **own}
         if "loss" not in self._configured:
             raise UserError(
-                f"model {model.name!r} is not compiled with a loss to train on; pass loss=…, as "
-                "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+                f"model {model.name!r} is not compiled with a loss to train on; pass loss=…, "
+                "such as keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
             )
         self._optimizer = optimizer or keras.optimizers.Adam(learning_rate)
         if getattr(self._optimizer, "use_ema", False):

@@ -100,9 +100,9 @@ def prune(
         train: `(x, y)` or `(x, y, sample_weight)` of arrays; a finite `tf.data.Dataset` of batches;
             a `keras.utils.PyDataset`; or a generator of batches, with `steps_per_epoch`. The same
             kinds are taken as `validation_data`, a generator with `validation_steps`.
-        sparsity: A share of zeros above 0 and below 1; or (m, n) for m zeros of every n consecutive
-            inputs, as (2, 4), from the first step on, in the layers whose inputs n divides; or one
-            of both for each of some layers by name, when the others are left as they are.
+        sparsity: A share of zeros above 0 and below 1; or (m, n) for m zeros in every n consecutive
+            inputs, such as (2, 4), from the first step on, in the layers whose inputs n divides; or
+            a dict of these for some layers by name, and the others are left as they are.
         schedule: How the share grows from the model's own to the target: `polynomial`, `constant`
             or another function from progress to progress, 0 to 1.
         begin: Share of the training before the first zeros.

@@ -139,10 +139,10 @@ def non_inferiority(
         relative: The margin is a share of the champion's value.
         mode: Whether the metric is better when it is lower ("min") or higher ("max"). Default: as
             Keras knows it, or as its name says; if neither does, the gate fails and says so.
-        confidence: From 0.5 to 1, as 0.95: the loss has to be *shown* to be within the margin, not
-            only seen to be: by the score test of Tango (1998) or by the bound of the bootstrap.
-            On few samples only a candidate that is clearly not worse passes. Without paired
-            numbers nothing can be shown, and the gate fails.
+        confidence: From 0.5 to below 1, such as 0.95: it has to be *shown* that what is lost is
+            within the margin, not only seen: by the score test of Tango (1998) or by the bound of
+            the bootstrap. On few samples only a candidate that is clearly not worse passes.
+            Without paired numbers nothing can be shown, and the gate fails.
 
     Returns:
         The gate, for `promote(gates=[...])`.
@@ -188,7 +188,7 @@ def per_slice(gate: Gate, column: str) -> Gate:
     """The gate, asked of each group of samples by itself: no group may pay for the others.
 
     Args:
-        gate: Any gate, as `non_inferiority("recall", 0.02)`.
+        gate: Any gate, such as `non_inferiority("recall", 0.02)`.
         column: One of the samples' `slices`, whose values make the groups.
 
     Returns:

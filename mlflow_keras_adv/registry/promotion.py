@@ -117,14 +117,14 @@ def promote(
             "prices",
             info.model_uri,
             data=registry.Samples(x_test, y_test),
-            gates=[registry.floor("within_10", 0.8), registry.ceiling("mae", 5.0)],
+            gates=[registry.floor("within_10", 0.8), registry.ceiling("mse", 50.0)],
             measure=measure,
         )
         ```
 
     Args:
         name: The registered model. The candidate may be a version of another one: that of the
-            environment before, as `dev.digits`.
+            environment before, such as `dev.digits`.
         candidate: `models:/m-…`, `runs:/<run id>/<name>`, `models:/<name>/<version>`,
             `models:/<name>@<alias>`, or `best-of-experiment`: the model with the best recorded
             `final/<select_by>` on this dataset that passes the floors, of equals the smallest.

@@ -35,7 +35,7 @@ def register(name: str, candidate: str) -> ModelVersion:
     checks that it is still the same, and with its lineage.
 
     Args:
-        name: Name of the registered model, as `digits` or `prod.digits`.
+        name: Name of the registered model, such as `digits` or `prod.digits`.
         candidate: `models:/m-…`, `runs:/<run id>/<name>`, or a version of another registered model.
 
     Returns:

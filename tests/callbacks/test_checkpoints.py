@@ -241,7 +241,7 @@ def test_a_model_that_cannot_be_saved_is_said_once_and_breaks_nothing(
         history = fit_scores(model, [3, 2, 1], Checkpoints()).history
     assert len(history["loss"]) == 3
     assert said(caplog) == [
-        "Saving a checkpoint failed, the training goes on without: OSError('disk full')"
+        "Saving a checkpoint failed, the training goes on without: OSError: disk full"
     ]
     assert client.list_artifacts(run.run_id) == []
     with pytest.raises(mka.UserError, match="has no checkpoint"):

@@ -101,7 +101,7 @@ def test_only_the_newest_are_compared_and_that_is_said(parent: str, experiment: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "Nothing to compare is named"),
+        ({}, "No run and no experiment is named"),
         ({"runs": ["0" * 32]}, r"does not accept the run '0+': .*not found"),
         ({"runs": ["../../etc/passwd"]}, r"does not accept the run '../../etc/passwd'"),
         ({"experiments": ["no such"]}, r"There is no experiment 'no such'. The store has: "),
