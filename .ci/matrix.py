@@ -11,7 +11,6 @@ each takes about 3 GB. The tests of one environment have two processes with a li
 
 import argparse
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -162,16 +161,17 @@ def rows(name: str, found: dict[str, Result]) -> list[str]:
 
 
 def write(table: Path, lines: dict[str, list[str]]) -> None:
-    """Puts lines into the table of a page, in the place of those of the same environments."""
+    """Puts lines into the table of a page; those of other environments and folders stay."""
     text = table.read_text()
     start, end = text.index(MEASURED[0]) + len(MEASURED[0]), text.index(MEASURED[1])
     head, *old = text[start:end].splitlines() or [""]
     if not head.startswith("| environment"):
         head, old = "| environment | tests | passed | failed | skipped |", []
     rule, old = "|---|---|---:|---:|---:|", [line for line in old if not line.startswith("|--")]
-    new = {re.escape(name) for name in lines}
-    kept = [line for line in old if not re.match(rf"\| ({'|'.join(new)}) \|", line)]
-    body = [*kept, *(line for each in lines.values() for line in each)]
+    new = [line for each in lines.values() for line in each]
+    measured = {tuple(line.split("|")[1:3]) for line in new}
+    kept = [line for line in old if tuple(line.split("|")[1:3]) not in measured]
+    body = sorted([*kept, *new])
     table.write_text(text[:start] + "\n".join([head, rule, *body]) + "\n" + text[end:])
 
 

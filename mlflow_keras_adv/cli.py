@@ -125,6 +125,7 @@ def sync(uri: str | None) -> None:
 @click.option(
     "--same-dataset", is_flag=True, help="The digest must be the one that the runs recorded."
 )
+@click.option("--max-flops", type=float, help="Most FLOPs of a forward pass of one sample: 5e6.")
 @click.option("--reason", default="", help="Why, for the trail.")
 @click.option(
     "--yes", is_flag=True, help="Promote if all gates pass. Without it, nothing is changed."

@@ -78,9 +78,9 @@ def _answering(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _answer(name: str, received: str, named: list[str]) -> str:
     near = _near(received, named, 0.5)
-    meant = f"did you mean {near[0]!r}? " if near else ""
+    meant = f"Did you mean {near[0]!r}? " if near else ""
     return (
-        f"{name}() received the keyword {received!r}, which it does not have; {meant}It has: "
+        f"{name}() received the keyword {received!r}, which it does not have. {meant}It has: "
         f"{', '.join(named) or 'none'}."
     )
 

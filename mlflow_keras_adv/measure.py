@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from mlflow.models.model import ModelInfo
 
-from mlflow_keras_adv.compression.footprint import footprint
+from mlflow_keras_adv.compression.footprint import footprint_and_said
 from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.metrics.agreement import compared
 from mlflow_keras_adv.metrics.criteria import criteria_of
@@ -22,6 +22,9 @@ from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.values import Dataset
 
 _logger = logging.getLogger(__name__)
+
+# What of the FLOPs is not counted; on the run, and on the model.
+FLOPS_TAG = "flops.final"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ def log_finished_model(
     that cannot be scored is logged with what it weighs and takes, and a warning says why.
 
     The metrics stand at step 0 of the run, so that MLflow draws them as bars, and are linked to the
-    model and the dataset, so that they stand in the table of models too.
+    model and the dataset, so that they stand in the table of models too. `final/flops` are the
+    floating-point operations of one sample (a multiplication with an addition is 2); what of them
+    cannot be counted stands in the tag `flops.final` of run and model.
 
     Example:
         ```python
@@ -120,9 +125,11 @@ def log_finished_model(
         loss = loss_of(model) or loss_of(reference)
         measured |= beside(found, score(reference, x, metrics=[]), loss)
     few = few_of(x)
-    final = {**measured, **footprint(model, few), **(scores or {})}
-    lineage = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
-    tags: dict[str, Any] = {**lineage, "variant": name}
+    taken, said = footprint_and_said(model, few)
+    final = {**measured, **taken, **(scores or {})}
+    about: dict[str, str] = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
+    about |= {FLOPS_TAG: said} if said else {}
+    tags: dict[str, Any] = {**about, "variant": name}
     example = keras.tree.map_structure(lambda array: array[:2], few)
     info = log_model(
         model,
@@ -133,7 +140,7 @@ def log_finished_model(
         criteria=None if metrics is None else criteria,
         tolerance=tolerance,
     )
-    run.set_tags(lineage)
+    run.set_tags(about)
     return on_record(run, info, final, found, dataset)
 
 

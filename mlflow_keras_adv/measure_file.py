@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from mlflow_keras_adv import litert
-from mlflow_keras_adv.compression.file_footprint import file_footprint, weight_table
+from mlflow_keras_adv.compression.file_footprint import file_footprint_and_said, weight_table
 from mlflow_keras_adv.compression.file_score import score_file
 from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import expect
-from mlflow_keras_adv.measure import FinishedModel, beside, few_of, on_record, scored
+from mlflow_keras_adv.measure import FLOPS_TAG, FinishedModel, beside, few_of, on_record, scored
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of
 from mlflow_keras_adv.metrics.score import score
 from mlflow_keras_adv.random_state import keeps_random_state
@@ -81,17 +81,19 @@ def log_finished_file(
             other = score_file(LiteRTModel(reference), criteria, x, metrics=[])
         measured |= beside(found, other, criteria.configured.get("loss"))
     few = criteria.named(few_of(x))
-    final = {**measured, **file_footprint(content, few), **(scores or {})}
-    lineage = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
+    taken, said = file_footprint_and_said(content, few)
+    final = {**measured, **taken, **(scores or {})}
+    about: dict[str, str] = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
+    about |= {FLOPS_TAG: said} if said else {}
     info = litert.log_model(
         content,
         name=name,
         run_id=run.run_id,
         input_example={key: np.asarray(each)[:2] for key, each in model.named(few).items()},
-        tags={**lineage, "variant": name},
+        tags={**about, "variant": name},
         criteria=criteria,
     )
-    run.set_tags(lineage)
+    run.set_tags(about)
     finished = on_record(run, info, final, found, dataset)
     run.log_table(pd.DataFrame(weight_table(content)), "weights.json")
     return finished

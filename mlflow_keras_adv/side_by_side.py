@@ -26,6 +26,7 @@ from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import MissingExtraError
 from mlflow_keras_adv.metrics.agreement import compared
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of, kept_in
+from mlflow_keras_adv.metrics.flops import flops_and_said, flops_of_call
 from mlflow_keras_adv.metrics.judge import renewed
 from mlflow_keras_adv.metrics.score import Scores, deciding, score, scores_by_itself
 from mlflow_keras_adv.models import load_model
@@ -170,9 +171,11 @@ class _Scale:
                 call = partial(model.predict, named)
         else:
             assert model is not None
-            weights = sizes(model)
             sample = keras.tree.map_structure(tf.convert_to_tensor, one)
             compiled = tf.function(lambda inputs: model(inputs, training=False))
+            traced = partial(compiled.get_concrete_function, sample)
+            counted, _ = flops_and_said(partial(flops_of_call, model, traced, sample))
+            weights = sizes(model) | counted
             call = partial(compiled, sample)
         weights = {key: value for key, value in weights.items() if not key.startswith("latency")}
         weighed = replace(loaded, weights=weights, call=call)

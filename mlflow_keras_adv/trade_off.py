@@ -1,5 +1,6 @@
-"""TradeOff: a metric against size, over variants of one model; the smallest good one wins."""
+"""TradeOff: a metric against cost, over variants of one model; the smallest good one wins."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -22,6 +23,13 @@ from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.variants import Technique
 
+# What a cost is divided by in the picture, and is called.
+_AXES = {
+    "gzip_bytes": (1000, "kB after gzip"),
+    "size_bytes": (1000, "kB"),
+    "flops": (1e6, "MFLOPs of a sample"),
+    "latency_ms_p50": (1, "ms a sample"),
+}
 # Calls of `model.predict` that are timed: each takes some 30 ms, whatever the model.
 PREDICTIONS = 20
 
@@ -83,6 +91,8 @@ class TradeOff:
         metric: What decides, instead of the metric above: a name as `final/…` has it.
         mode: Whether the metric is better when it is lower ("min") or higher ("max"), where neither
             Keras nor scikit-learn knows.
+        cost: What is to be small, as `final/…` has it: "gzip_bytes", "size_bytes", "flops",
+            "latency_ms_p50", ….
 
     Attributes:
         validation: The metric of each variant on the validation split, by name.
@@ -97,12 +107,14 @@ class TradeOff:
         name: str = "baseline",
         metric: str | None = None,
         mode: Mode | None = None,
+        cost: str = "gzip_bytes",
     ) -> None:
         self._technique = technique
         self._data = data
         self._name = name
         self._reference = baseline
         self._metric, self._mode = metric, mode
+        self._cost = cost
         self.validation: dict[str, float] = {}
         if baseline is not None:
             self.validation[name] = self._value(baseline)
@@ -168,9 +180,10 @@ class TradeOff:
         candidates: Sequence[str] | None = None,
         curves: Sequence[str] | None = None,
     ) -> str:
-        """Chooses the fewest gzip bytes, and puts comparison and picture on the parent.
+        """Chooses what costs least (the fewest gzip bytes), and puts it on the parent.
 
-        The picture `<metric>_against_size.png` has a point for each variant added.
+        There is the comparison, and the picture `<metric>_against_size.png` (of another cost than
+        bytes `…_against_<cost>.png`), which has a point for each variant added.
 
         Args:
             margin: How much worse than the baseline it may be on the validation split, in the unit
@@ -184,12 +197,16 @@ class TradeOff:
         chosen = self.smallest(margin, candidates or tuple(self.validation))
         drawn = curves or ("train/loss", f"val/{self._metric}")
         self._technique.compare(candidates=[chosen], curves=drawn)
-        name = f"{str(self._metric).replace('/', '_')}_against_size.png"
+        against = "size" if self._cost.endswith("_bytes") else self._cost.replace("/", "_")
+        name = f"{str(self._metric).replace('/', '_')}_against_{against}.png"
         self._technique.run.log_figure(self._figure(chosen), name)
         return chosen
 
     def smallest(self, margin: float, candidates: Sequence[str]) -> str:
-        """Chooses the variant of the fewest gzip bytes that is still good enough.
+        """Chooses the variant that costs least and is still good enough.
+
+        A variant without that number, such as `flops` that could not be counted, is not chosen for
+        it.
 
         Args:
             margin: How much worse than the baseline it may be.
@@ -202,7 +219,8 @@ class TradeOff:
         least = sign * self.validation[self._name] - margin - 1e-9  # of rounding
         considered = (self._name, *candidates)
         within = [name for name in considered if sign * self.validation[name] >= least]
-        return min(within, key=self._technique.final("gzip_bytes").__getitem__)
+        costs = self._technique.final(self._cost)
+        return min(within, key=lambda name: costs.get(name, math.inf))
 
     def _value(self, model: keras.Model | LiteRTModel) -> float:
         x, y = self._data.validation
@@ -226,13 +244,15 @@ class TradeOff:
         return float(np.median(times))
 
     def _figure(self, chosen: str) -> Figure:
-        """The metric over kilobytes after gzip, each power of 2 as wide as the next."""
+        """The metric over the cost, each power of 2 as wide as the next."""
         figure = Figure(figsize=(7.5, 5), layout="constrained")
         panel = figure.subplots()
         heights = self._technique.final(str(self._metric))
-        sizes = self._technique.final("gzip_bytes")
-        for number, name in enumerate(sorted(self.validation, key=sizes.__getitem__)):
-            at = sizes[name] / 1000, heights[name]
+        unit, label = _AXES.get(self._cost, (1, self._cost))
+        costs = self._technique.final(self._cost)
+        having = [name for name in self.validation if name in costs]
+        for number, name in enumerate(sorted(having, key=costs.__getitem__)):
+            at = costs[name] / unit, heights[name]
             colour, area = ("C1", 70) if name == chosen else ("C0", 30)
             panel.scatter(*at, s=area, color=colour)
             # Slanted up and down in turn: neighbours are often of one height, or of one size.
@@ -242,7 +262,7 @@ class TradeOff:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
         panel.margins(x=0.25, y=0.35)
-        panel.set(xlabel="kB after gzip", ylabel=f"{self._metric} on the test split")
+        panel.set(xlabel=label, ylabel=f"{self._metric} on the test split")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         return figure

@@ -1,8 +1,9 @@
 """The catalogue's tables and pictures, written from what runs have measured, so that none can rot.
 
 For each entry point of MLproject the newest finished run with the default parameters is looked up
-in the store. README.md gets one row for each, projects/README.md all claims and a picture, which is
-a figure of that run. What is written stands between two markers; the rest of the files stays.
+in the store. docs/techniques.md gets one row for each, projects/README.md all claims and a picture,
+which is a figure of that run. What is written stands between two markers; the rest of the files
+stays.
 
     MLFLOW_TRACKING_URI=sqlite:///mlflow.db python -m projects.catalogue
 """
@@ -106,7 +107,7 @@ def claims_of(run: Run) -> tuple[mka.Claim, ...]:
 
 
 def row(entry: Entry) -> str:
-    """One line of README's table."""
+    """One line of the table in docs/techniques.md."""
     cells = [f"`{entry.name}`", entry.lesson.rstrip("."), entry.duration]
     if entry.claims:
         first, *_ = entry.claims
@@ -119,7 +120,7 @@ def row(entry: Entry) -> str:
 
 
 def table(found: Iterable[Entry]) -> str:
-    """README's table."""
+    """The table in docs/techniques.md."""
     head = "| entry point | what it shows | takes | its first claim | measured | claims that hold |"
     return "\n".join([head, "|---|---|---|---|---|---|", *map(row, found)])
 
@@ -194,7 +195,7 @@ def between_markers(file: Path, text: str) -> None:
 
 
 def write(experiment: str = "Default", folder: str = str(ROOT)) -> None:
-    """Writes README's table, the gallery page and its pictures.
+    """Writes the table of techniques, the gallery page and its pictures.
 
     Args:
         experiment: Name of the experiment in which the runs are.
@@ -216,7 +217,7 @@ def write(experiment: str = "Default", folder: str = str(ROOT)) -> None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(shrunk(picture))
         sections.append(section(entry, f"../{name}" if picture is not None else None))
-    between_markers(root / "README.md", table(found))
+    between_markers(root / "docs" / "techniques.md", table(found))
     between_markers(root / "projects" / "README.md", "\n\n".join(sections))
     absent = [entry.name for entry in found if entry.run is None]
     print(f"{len(found) - len(absent)} entry points; no run with the defaults: {absent or 'none'}")

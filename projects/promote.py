@@ -7,7 +7,7 @@ process, now: numbers of old runs are of other machines and other days.
 
     floor, or ceiling        an accuracy that no model may be below, an error that none may exceed
     non-inferiority          it may be worse than the champion, but by no more than a margin
-    budget                   bytes, and the latency relative to the champion's
+    budget                   bytes, FLOPs, and the latency relative to the champion's
     same dataset             the examples are those that both models were recorded on
     loads and serves         a fresh process answers the model's own input example
 
@@ -51,6 +51,7 @@ def main(
     margin: NonNegativeFloat = 0.01,
     max_size_bytes: PositiveInt = 1_000_000,
     max_latency_ratio: PositiveFloat = 2.0,
+    max_flops: NonNegativeFloat = 0,
     reason: str = "",
     dry_run: bool = False,
 ) -> None:
@@ -73,6 +74,7 @@ def main(
         margin: By how much the candidate may be worse than the champion, in the metric's own unit.
         max_size_bytes: That the candidate's file may have.
         max_latency_ratio: Median latency of the candidate relative to the champion's.
+        max_flops: FLOPs that a forward pass of one sample may take; 0 for no such gate.
         reason: Why, for the trail.
         dry_run: Measure and judge only; the registry stays as it is.
     """
@@ -86,6 +88,7 @@ def main(
         registry.non_inferiority(metric, margin, mode=mode),
         registry.budget(max_size_bytes=max_size_bytes),
         registry.budget(max_latency_ratio=max_latency_ratio),
+        *([registry.budget(max_flops=max_flops)] if max_flops else []),
         registry.same_dataset(),
         registry.loads_and_serves(),
     ]

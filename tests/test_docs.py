@@ -1,7 +1,14 @@
-"""The pages hold: they build without a warning, name all that is public, and their code runs."""
+"""The pages hold: they build without a warning, name all that is public, and what they say runs.
 
+README is a page here too. The Python and shell blocks of a page are one script, in the order of the
+page, in a fresh folder with a fresh store. What is not run so is in `ELSEWHERE`, with the reason.
+"""
+
+import functools
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +20,10 @@ import keras
 import mlflow
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.cli import main
 from mlflow_keras_adv.plugins.evaluator import Options
 from tests.mlflow_run import new_shell
@@ -22,17 +31,92 @@ from tests.mlflow_run import new_shell
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CONFIG = DOCS / "site" / "mkdocs.yml"
-PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+README = "../README.md"
+PAGES = [README, *sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# How a command begins that no page runs here, and why.
+ELSEWHERE = {
+    "python3 -m venv": ".ci/run runs README's first command",
+    ". .venv/bin/activate": ".ci/run runs README's first command",
+    "pip install": ".ci/run runs README's first command",
+    "pytest -n 2": ".ci/run runs README's second command",
+    "mlflow run . -e ": ".ci/entry_points.py runs every entry point; its values are checked here",
+    "mlflow run . --env-manager": "the same, of main; own-project.md has a test of its own",
+    "python -m projects.": "as mlflow run",
+    "export KERASTUNER_": "tests/tuner/test_processes.py has a chief and workers",
+    "KERASTUNER_TUNER_ID=": "tests/tuner/test_processes.py has a chief and workers",
+    "python .ci/matrix.py": "minutes to hours; .ci/run makes the oldest environment",
+}
+
+# Metrics that a page promises, beside what runs without an error.
+STEPS = {"batch/loss", "gradient/norm", "optimizer/learning_rate"}
+PROMISED = {
+    README: STEPS | {"val/accuracy", "final/accuracy", "final/latency_ms_p50"},
+    "index.md": STEPS | {"train/accuracy", "val/accuracy"},
+    "fit.md": STEPS
+    | {"train/step_ms", "train/examples_per_second", "final/accuracy"}
+    | {"final/mae", "final/r2_score", "final/error_p90"},
+    "loop.md": {"batch/loss", "gradient/norm", "gradient/norm_clipped", "val/loss"},
+    "search.md": {"trial/score", "val/accuracy"},
+    "compress.md": {"final/size_bytes", "final/sparsity", "final/agreement"},
+    "evaluate.md": {"final/ece", "final/rmse", "final/agreement", "final/gzip_bytes"},
+    "promote.md": {"final/accuracy", "final/mae"},
+}
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block of a page."""
+    return FENCE.findall((DOCS / page).read_text())
 
 
 def fences(page: str, language: str) -> list[str]:
     """The blocks of a page in a language, in order."""
-    found = FENCE.findall((DOCS / page).read_text())
-    return [block for kind, block in found if kind == language]
+    return [block for kind, block in blocks(page) if kind == language]
 
 
-WITH_CODE = [page for page in PAGES if fences(page, "python")]
+def commands(block: str) -> list[str]:
+    """The commands of a shell block, each on one line and without its comment."""
+    lines = block.replace("\\\n", " ").splitlines()
+    parts = [
+        shlex.join(shlex.split(part, comments=True)) for line in lines for part in line.split("&&")
+    ]
+    return [part for part in parts if part]
+
+
+def elsewhere(command: str) -> str | None:
+    """The beginning of a command in `ELSEWHERE`, without variables before it."""
+    bare = re.sub(r"^MLFLOW_\w+=\S+ ", "", command)
+    return next((known for known in ELSEWHERE if bare.startswith(known)), None)
+
+
+def script_of(page: str) -> str:
+    """What a page says, as a script in which `shell` runs a command."""
+    parts = []
+    for language, block in blocks(page):
+        if language == "python":
+            parts.append(block)
+        elif language == "bash":
+            parts += [f"shell({each!r})\n" for each in commands(block) if not elsewhere(each)]
+    return "\n\n".join(parts)
+
+
+def shell(command: str) -> None:
+    """Runs a command of this package, in this process, which spares some seconds."""
+    program, *arguments = shlex.split(command)
+    assert program == "mlflow-keras-adv", f"{command!r} is in no table; run it, or say why not"
+    done = CliRunner(catch_exceptions=False).invoke(main, arguments)
+    assert done.exit_code == 0, f"{command}\n{done.output}"
+
+
+WITH_CODE = [page for page in PAGES if script_of(page)]
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with nothing in it: MLflow takes seconds to make one, a copy takes none."""
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +151,8 @@ def test_every_public_name_has_an_entry(site: Path) -> None:
 def test_every_command_and_option_has_its_place(site: Path) -> None:
     html = (site / "reference" / "commands.html").read_text()
     assert [name for name in main.commands if f"mlflow-keras-adv {name}" not in html] == []
+    listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "reference" / "commands.md").read_text(), re.M)
+    assert listed == sorted(main.commands)
     evaluate = (DOCS / "evaluate.md").read_text()
     assert [name for name in Options.known() if f"`{name}`" not in evaluate] == []
 
@@ -77,35 +163,45 @@ def test_the_pages_are_read_without_a_network(site: Path) -> None:
         assert re.findall(fetched, page.read_text()) == [], page.name
 
 
-def test_what_readme_says_stands_in_the_pages(site: Path) -> None:
-    for page, words in {
-        "techniques": "Knowledge distillation",
-        "benchmark": "WandbMetricsLogger",
-        "limits": "TensorFlow backend only",
-        "offline": "points.refused",
-    }.items():
-        html = (site / f"{page}.html").read_text()
-        assert words in html
-        assert "<!-- readme" not in html
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_whole_where_it_is_read_as_a_file(page: str) -> None:
+    text = (DOCS / page).read_text()
+    lines = [line for line in text.splitlines() if re.match(r"[^#<:\s]", line)]
+    assert len(lines) >= 1  # below the heading stands more than what the site fills in
+    marks = set(re.findall(r"^<!-- (\w+).* -->$", text, re.MULTILINE))
+    assert marks <= {"catalogue", "end", "measured", "topologies", "run", "test", "commands"}
+    assert page == "reference/commands.md" or "commands" not in marks
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_the_code_of_a_page_runs_from_top_to_bottom(
-    page: str, experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_page_says_runs_from_top_to_bottom(
+    page: str, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "page.py"
-    script.write_text("\n\n".join(fences(page, "python")))
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `sync` sets it
+    # What `mlflow.set_experiment` leaves in a process.
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.chdir(tmp_path)
+    script = tmp_path / "page.py"
+    script.write_text(script_of(page))
     before = list(sys.path)
     try:
         keras.utils.set_random_seed(0)
-        runpy.run_path(str(script))
+        runpy.run_path(str(script), {"shell": shell})
     finally:
         sys.path[:] = before  # a loaded model's code is put before it
         mka.autolog(disable=True)
     assert mlflow.active_run() is None
-    statuses = [run.info.status for run in mlflow.MlflowClient().search_runs([experiment])]
-    assert set(statuses) <= {"FINISHED"}
+    client = mlflow.MlflowClient()
+    everywhere = [each.experiment_id for each in client.search_experiments()]
+    runs = client.search_runs(everywhere)
+    assert {run.info.status for run in runs} <= {"FINISHED"}
+    assert PROMISED.get(page, set()) <= {key for run in runs for key in run.data.metrics}
+    for registered in client.search_registered_models():  # no gate has refused
+        assert "champion" in registered.aliases, registered.name
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -113,8 +209,23 @@ def test_commands_on_a_page_exist(page: str) -> None:
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     for block in fences(page, "bash"):
         assert set(re.findall(r"mlflow-keras-adv (\w+)", block)) <= set(main.commands)
-        assert set(re.findall(r"mlflow run \. -e (\w+)", block)) <= set(entry_points)
-        assert set(re.findall(r"-m projects\.(\w+)", block)) <= set(entry_points)
+        for command in commands(block):
+            found = re.search(r"(?:run \. -e |-m projects\.)(\w+)(.*)", command)
+            if found and "--help" not in command:
+                assert found[1] in entry_points
+                check_values(found[1], found[2])
+
+
+def check_values(name: str, options: str) -> None:
+    """The script of an entry point takes these `-P name=value`, and is not run."""
+    called = import_module(f"projects.{name}").main
+    given = [f"--{each}" for each in re.findall(r"-P (\S+)", options)]
+    entry_point.run(functools.wraps(called)(lambda **_: None), given)
+
+
+def test_what_is_run_elsewhere_stands_on_a_page() -> None:
+    said = [each for page in PAGES for block in fences(page, "bash") for each in commands(block)]
+    assert {elsewhere(command) for command in said} - {None} == ELSEWHERE.keys()
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ ROOMS = {
     "compat/__init__.py": (set(), set()),
     "compat/keras.py": (TRAINING | {"packaging"}, set()),
     "compat/mlflow.py": (STORE, set()),
+    "compat/tensorflow.py": (set(), set()),
     "compat/system.py": (set(), set()),
     "compat/tested.py": ({"packaging"}, set()),
     "entry_point.py": ({"pydantic"}, {"errors", "extras"}),

@@ -23,6 +23,7 @@ def test_the_numbers_belong_to_the_model_the_run_and_the_dataset(
     assert finished.final["accuracy"] == 0.8
     assert finished.final["agreement"] == 1.0
     assert finished.final["parameters"] == 15
+    assert finished.final["flops"] == 2 * 4 * 3 + 3
 
     data = client.get_run(run.run_id).data
     assert {f"final/{key}" for key in finished.final} == set(data.metrics)
@@ -35,6 +36,21 @@ def test_the_numbers_belong_to_the_model_the_run_and_the_dataset(
     accuracy = linked["final/accuracy"]
     assert (accuracy.value, accuracy.step) == (0.8, 0)
     assert (accuracy.dataset_name, accuracy.dataset_digest) == ("toy", "0123abcd")
+
+
+def test_what_of_the_flops_is_not_counted_is_said_on_the_run_and_on_the_model(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    model = keras.Sequential(
+        [keras.Input((4, 4, 1)), keras.layers.UpSampling2D(2, interpolation="bilinear")]
+    )
+    x = np.ones((3, 4, 4, 1), np.float32)
+    with mka.track("upsampled", log_system_metrics=False) as run:
+        finished = mka.log_finished_model(run, model, x, name="up")
+    assert finished.final["flops"] == 0
+    said = "flops is without 1 x ResizeBilinear."
+    assert client.get_run(run.run_id).data.tags["flops.final"] == said
+    assert client.get_logged_model(finished.info.model_id).tags["flops.final"] == said
 
 
 def test_a_model_without_classes_is_scored_by_its_maker(

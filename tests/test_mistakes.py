@@ -93,16 +93,16 @@ def test_a_model_that_is_logged_outside_of_a_run_says_so(
     ("call", "meant"),
     [
         (lambda: mka.track("a", parms={}), "track() received the keyword 'parms', .*'params'"),
-        (lambda: mka.MlflowLogger(class_name=[]), "did you mean 'class_names'"),
+        (lambda: mka.MlflowLogger(class_name=[]), "Did you mean 'class_names'"),
         (lambda: mka.MlflowLogger(log_every=5), "MlflowLogger() .* have. It has: run, class_names"),
         (
             lambda: mka.compression.prune(net(), (X, X[:, :1]), loss="mse", sparcity=0.5),
-            "did you mean 'sparsity'",
+            "Did you mean 'sparsity'",
         ),
-        (lambda: mka.registry.promote("a", "b", candidat="c"), "did you mean 'candidate'"),
-        (lambda: mka.litert.log_model(b"", nam="c"), "did you mean 'name'"),
-        (lambda: mka.technique("a", {}, variant=2), "did you mean 'variants'"),
-        (lambda: mka.Loop(net(), optimizer="sgd"), "did you mean 'optimizers'"),
+        (lambda: mka.registry.promote("a", "b", candidat="c"), "Did you mean 'candidate'"),
+        (lambda: mka.litert.log_model(b"", nam="c"), "Did you mean 'name'"),
+        (lambda: mka.technique("a", {}, variant=2), "Did you mean 'variants'"),
+        (lambda: mka.Loop(net(), optimizer="sgd"), "Did you mean 'optimizers'"),
     ],
 )
 def test_a_wrong_keyword_is_answered_with_the_right_one(call: Any, meant: str) -> None:

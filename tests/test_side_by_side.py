@@ -15,7 +15,7 @@ from mlflow_keras_adv.compression.conversion import convert
 from mlflow_keras_adv.registry import Measurements, Samples
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
-SHARED = ("accuracy", "parameters", "sparsity", "size_bytes", "gzip_bytes")
+SHARED = ("accuracy", "parameters", "sparsity", "size_bytes", "gzip_bytes", "flops")
 LATENCIES = {"latency_ms_p50", "latency_ms_p95"}
 
 
@@ -55,6 +55,7 @@ def test_both_kinds_are_measured_alike(folder: Path, file_folder: Path, samples:
         assert set(SHARED) | LATENCIES <= set(found.metrics)
         assert not {key for key in found.metrics if "latency" in key} - LATENCIES
         assert found.metrics["accuracy"] == 0.75
+        assert found.metrics["flops"] in (2 * 4 * 3, 2 * 4 * 3 + 3)  # a file drops a bias of 0
         assert found.per_sample["accuracy"].tolist() == [0.0] * 15 + [1.0] * 45
     assert ours.beside["agreement"] == 1
     assert ours.beside["difference_max"] < 1e-4  # float32 in another order

@@ -106,6 +106,27 @@ def test_each_variant_is_on_record_and_the_smallest_good_one_is_chosen(
 
 
 @pytest.mark.slow
+def test_what_is_to_be_small_may_be_the_flops(experiment: str, client: MlflowClient) -> None:
+    model, smaller = classifier(8), classifier(4)
+    with mka.technique("slim", {}) as technique:
+        trade = mka.TradeOff(technique, Toy(model), cost="flops")
+        for name, each in (("baseline", model), ("smaller", smaller)):
+            with technique.variant(name) as run:
+                trade.add(run, each)
+                run.log_metrics({"val/accuracy": trade.validation[name]}, step=0)
+        assert trade.choose(margin=1.0) == "smaller"
+    assert technique.final("flops") == {
+        name: 2 * 4 * units + units + units + 2 * units * 3 + 3
+        for name, units in (("baseline", 8), ("smaller", 4))
+    }
+    parent = client.get_run(technique.run.run_id)
+    assert parent.data.metrics["final/flops"] == technique.final("flops")["smaller"]
+    assert '"final/flops":"min"' in client.get_run(run.run_id).data.tags["directions.final"]
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert "accuracy_against_flops.png" in files
+
+
+@pytest.mark.slow
 def test_a_model_on_record_already_is_the_baseline(experiment: str, client: MlflowClient) -> None:
     teacher, student = classifier(8), classifier(4)
     data = Toy(teacher)

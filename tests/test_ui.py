@@ -1,8 +1,8 @@
 """What a person sees: `mlflow ui` after `mlflow run . -e distill`, in headless Chromium.
 
-README's picture is made here too, from a run with the default parameters:
+README's pictures are made here too, from a run with the default parameters:
 
-    pytest tests/test_ui.py -k chart_page --screenshots docs/images
+    pytest tests/test_ui.py -k "chart_page or readme" --screenshots docs/images
 """
 
 import os
@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests import chromium
-from tests.mlflow_run import Recorded, copy_project, mlflow_run, new_shell
+from tests.mlflow_run import ROOT, Recorded, copy_project, mlflow_run, new_shell
 from tests.mlflow_server import free_port, wait_until_healthy
 
 VARIANTS = ("teacher", "scratch", "distilled")
@@ -144,6 +144,48 @@ def test_the_chart_page_lines_the_nested_runs_up_by_section(
     page.screenshot(path=tmp_path / "runs.png")
     if folder := pytestconfig.getoption("--screenshots"):
         take_picture(page, folder / "runs.png")
+
+
+def test_the_lines_of_readme_lead_to_the_curves(
+    page: Page,
+    address: str,
+    runs: dict[str, Run],
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
+) -> None:
+    (written,) = re.findall(r"<http://127\.0\.0\.1:5000(/#/\S+)>", (ROOT / "README.md").read_text())
+    page.set_viewport_size({"width": 1400, "height": 930})
+    link = page.get_by_role("link", name=runs["parent"].info.run_name, exact=True)
+    parent = page.get_by_role("row").filter(has=link)
+
+    page.goto(address)  # by hand, from where `mlflow ui` opens
+    page.get_by_role("button", name="Model training", exact=True).click()
+    page.get_by_role("link", name="Experiments", exact=True).first.click()
+    page.get_by_role("link", name="Default", exact=True).first.click()
+    expect(parent).to_be_visible()
+    page.locator("label").filter(has=page.locator("input[value=CHART]")).click()
+    expect(section(page, "final")).to_be_visible()
+    by_hand = page.url
+
+    page.evaluate("localStorage.clear()")  # the switch is remembered
+    page.goto("about:blank")
+    page.goto(address + written)
+    expect(parent).to_be_visible()
+    expect(section(page, "final")).to_be_visible()
+    where, _, wanted = written.partition("?")
+    for reached in (by_hand, page.url):
+        assert reached.startswith(f"{address}{where}?")
+        assert set(wanted.split("&")) <= set(reached.partition("?")[2].split("&"))
+    page.get_by_role("button", name="Close", exact=True).click()  # the assistant
+    parent.get_by_role("button").click()  # the +
+    for name in VARIANTS:
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+    expect_curves(scrolled_to(page, "batch/loss"))
+
+    page.mouse.move(300, 700)  # where nothing shows that it is pointed at
+    file = (pytestconfig.getoption("--screenshots") or tmp_path) / "window.png"
+    page.screenshot(path=file, animations="disabled")
+    Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
 
 
 def take_picture(page: Page, path: Path) -> None:

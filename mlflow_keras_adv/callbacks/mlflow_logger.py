@@ -4,6 +4,7 @@ import functools
 import logging
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from mlflow_keras_adv.callbacks.best import best_of
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.epoch_keys import PACE, EpochKeys
+from mlflow_keras_adv.callbacks.step_flops import StepFlops
 from mlflow_keras_adv.metrics.directions import mode_of_name
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
@@ -81,12 +83,22 @@ class MlflowLogger(EitherKeras):
         class_names: Names of the classes: a metric with a value for each of them, as
             `F1Score(average=None)`, becomes the curves `val/f1/<class>`; without names `val/f1/0`,
             `val/f1/1`, ….
+        flops: Whether to count the floating-point operations of a step of `fit` (forward, backward,
+            metrics and optimizer), as `train/step_flops`, and from the time that the steps of each
+            epoch took `train/flops_per_second`. The step is traced once more for it at the end of
+            the first epoch, which takes as long as it did before the first step.
 
     Raises:
         ValueError: If two classes have the same name.
     """
 
-    def __init__(self, run: Run | str | None = None, *, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        run: Run | str | None = None,
+        *,
+        class_names: Sequence[str] = (),
+        flops: bool = False,
+    ) -> None:
         super().__init__()
         if len(set(class_names)) < len(class_names):
             raise ValueError(
@@ -94,11 +106,13 @@ class MlflowLogger(EitherKeras):
             )
         self._run_id = run.run_id if isinstance(run, Run) else run
         self._class_names = tuple(map(str, class_names))
+        self._flops = bool(flops)
         self._record: _Record | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy starts afresh: no run, no session, no model.
-        return functools.partial(type(self), self._run_id, class_names=self._class_names), ()
+        names, flops = self._class_names, self._flops
+        return functools.partial(type(self), self._run_id, class_names=names, flops=flops), ()
 
     @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -109,7 +123,7 @@ class MlflowLogger(EitherKeras):
         if around is not None and around in _run_of:
             return  # its steps are steps of that training, which is on record
         keys = EpochKeys(self.model, self._class_names)
-        self._record = _Record(self._run_id, self.model, self.params, keys)
+        self._record = _Record(self._run_id, self.model, self.params, keys, flops=self._flops)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Starts the clock; a training that goes on from a checkpoint finds its place."""
@@ -184,7 +198,13 @@ class _Record:
     """One training on its way into a run."""
 
     def __init__(
-        self, run_id: str | None, model: Any, fit_params: Mapping[str, Any] | None, keys: EpochKeys
+        self,
+        run_id: str | None,
+        model: Any,
+        fit_params: Mapping[str, Any] | None,
+        keys: EpochKeys,
+        *,
+        flops: bool = False,
     ) -> None:
         self.keys = keys
         self._training = training_of(model)
@@ -213,6 +233,7 @@ class _Record:
             self._file_suffix = f"-{n}" if (n := self.run.counts["trainings"]) > 1 else ""
             self.session = join_session(model, token=fit_params)
             self.session.subscribe(self._receive)
+            self._flops = StepFlops(self.session) if flops else None
             # The end of a `track` sees to it where nobody knows of the training's own.
             self._undo.append(self.run.on_exit(self._leave_session))
         except BaseException as error:
@@ -262,6 +283,7 @@ class _Record:
             self.run.set_tags(self.run.axis.offset_tags(counted, begins=True))
         self._began, self._seconds = time.monotonic(), 0.0
         self._batches = self._examples = 0
+        self._sizes: Counter[int] = Counter()
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         self.session.read()
@@ -271,11 +293,28 @@ class _Record:
             values["train/step_ms"] = 1000 * self._seconds / self._batches
         if self._examples:
             values["train/examples_per_second"] = self._examples / self._seconds
+        if self._flops is not None and self._examples:
+            values = self._flops_of_epoch() | values  # a metric of this name is the user's own
         self.run.log_metrics(values, step=self.run.axis.batches)
         self._note_directions(values)
         self._late = self.run.axis.batches, logs, set(logs)
         self.run.set_tags(self.run.axis.offset_tags(self.session.batches_counted()))
         self._say_what_is_missing()
+
+    def _flops_of_epoch(self) -> dict[str, float]:
+        if self._flops is None:
+            return {}
+        try:
+            step = self._flops.of_largest(self._sizes)
+            each_second = self._flops.of_epoch(self._sizes) / self._seconds
+        except Exception as error:  # whatever a step of the user's own does when it is traced
+            self._flops = None
+            self._say(f"train/flops_per_second is not recorded: {error}")
+            return {}
+        if step.uncounted and "flops" not in self._said:
+            self._said.add("flops")
+            self.run.set_tags({"flops.step": f"step_flops is without {step.left_out}."})
+        return {"train/step_flops": step.total, "train/flops_per_second": each_second}
 
     def _note_directions(self, keys: Iterable[str]) -> None:
         if new := {key for key in keys if key.startswith(("train/", "val/"))} - self._directed:
@@ -344,6 +383,7 @@ class _Record:
         self._seconds = readings.until - self._began
         self._batches += readings.batches
         self._examples += int(readings.examples.sum())
+        self._sizes.update(readings.examples.astype(int).tolist())
         columns = dict(readings.columns)
         self.keys.see_steps(columns)
         for key, event in readings.events.items():

@@ -27,7 +27,10 @@ from mlflow_keras_adv.tracking.directions import Mode
 MAX_COLOURS = 10
 MAX_METRICS = 24
 MAX_PARAMS = 24
-COSTS = ("final/gzip_bytes", "final/size_bytes", "final/latency_ms_p50", "final/parameters")
+COSTS = (
+    *("final/gzip_bytes", "final/size_bytes"),
+    *("final/latency_ms_p50", "final/flops", "final/parameters"),
+)
 CURVES = ("val/accuracy", "val/loss", "train/accuracy", "train/loss", "trial/score")
 GRADIENTS = ("gradient/norm", "gradient/norm_clipped", "optimizer/learning_rate")
 

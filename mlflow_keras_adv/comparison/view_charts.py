@@ -5,7 +5,7 @@ from typing import Any
 
 # Of each kind what the runs have, in this order.
 _BARS = ("final/accuracy", "final/gzip_bytes", "final/latency_ms_p50")
-_COSTS = ("final/gzip_bytes", "final/latency_ms_p50")
+_COSTS = ("final/gzip_bytes", "final/latency_ms_p50", "final/flops")
 _CURVES = ("val/accuracy", "val/loss", "train/loss")
 _GRADIENTS = ("batch/loss", "gradient/norm", "optimizer/learning_rate")
 _MAX_PARAMS = 6

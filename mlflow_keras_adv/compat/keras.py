@@ -40,6 +40,66 @@ def export_litert(model: keras.Model, file: Path, input_signature: Any | None, s
         file.write_bytes(converter.convert())
 
 
+Call = tuple[Any, tuple[Any, Any], list[Any]]  # what is called, args and kwargs, flat results
+
+
+def without_implied_masks(calls: list[Call], outputs: list[Any]) -> list[Call]:
+    """The calls of a functional model as they were written.
+
+    Before Keras 3.12 the masks that Keras passes on by itself are arguments like others, and what
+    computes them is among the calls. A library that passes masks on itself needs neither.
+
+    Args:
+        calls: In their order.
+        outputs: Symbolic tensors that the model gives.
+    """
+    bare = [_without_masks(args, kwargs) for _, (args, kwargs), _ in calls]
+    if all(len(own[1]) == len(call[1][1]) for own, call in zip(bare, calls, strict=True)):
+        return calls
+    wanted = {id(each) for each in outputs}
+    needed: list[Call] = []
+    for arguments, (called, _, results) in zip(reversed(bare), reversed(calls), strict=True):
+        if wanted.intersection(map(id, results)):
+            wanted.update(map(id, keras.tree.flatten(arguments)))
+            needed.insert(0, (called, arguments, results))
+    return needed
+
+
+def _without_masks(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    masks = [getattr(each, "_keras_mask", None) for each in keras.tree.flatten((args, kwargs))]
+    return args, {
+        key: value
+        for key, value in kwargs.items()
+        if not any(mask is not None and _is_same(value, mask) for mask in masks)
+    }
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two symbolic tensors are one, or come from the same operations on the same tensors.
+
+    A model that was loaded holds the mask that was saved beside the one that its layers make.
+    """
+    if one is other or not isinstance(one, keras.KerasTensor):
+        return one is other
+    if not isinstance(other, keras.KerasTensor):
+        return False
+    (maker, number, place), (other_maker, other_number, other_place) = (
+        each._keras_history for each in (one, other)
+    )
+    if maker is other_maker:
+        return (number, place) == (other_number, other_place)
+    if isinstance(maker, keras.Layer) or type(maker) is not type(other_maker):
+        return False
+    leaves, others = (
+        keras.tree.flatten((each.arguments.args, each.arguments.kwargs))
+        for each in (maker._inbound_nodes[number], other_maker._inbound_nodes[other_number])
+    )
+    return len(leaves) == len(others) and all(
+        _is_same(leaf, twin) if isinstance(leaf, keras.KerasTensor) else leaf == twin
+        for leaf, twin in zip(leaves, others, strict=True)
+    )
+
+
 def _exports_litert() -> bool:
     return Version(keras.__version__) >= Version("3.13")
 

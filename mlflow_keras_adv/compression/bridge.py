@@ -20,6 +20,7 @@ from mlflow_keras_adv.compression.layer_translation import (
     Direction,
     translate_layer,
 )
+from mlflow_keras_adv.compression.operation_layer import OperationLayer
 from mlflow_keras_adv.compression.precision import half_tolerance
 from mlflow_keras_adv.compression.proof import TOLERANCE, prove
 from mlflow_keras_adv.errors import UserError
@@ -38,8 +39,8 @@ def to_tf_keras(model: keras.Model, batch: Any) -> tf_keras.Model:
 
     Nested models are laid out flat: the layer `dense` of an inner model `head` becomes
     `head.dense`. Shared layers stay shared, several inputs and outputs keep their structure (lists,
-    dicts, names). Operations of `keras.ops` become tf_keras layers where there is one, else a
-    `Lambda` that runs the operation itself. Layers of a 16-bit policy become float32.
+    dicts, names). Operations of `keras.ops` become tf_keras layers where there is one, else a layer
+    that runs the operation itself. Layers of a 16-bit policy become float32.
 
     Args:
         model: A built Sequential or functional model of stock layers; it stays as it is.
@@ -192,7 +193,7 @@ def _call_operation(operation: Any, name: str, args: Any, kwargs: Any) -> Any:
 
     tensors = [leaves[place] for place in places]
     taken = tensors if len(tensors) > 1 else tensors[0]
-    return layers.Lambda(compute, name=name, autocast=False)(taken)
+    return OperationLayer(compute, name=name)(taken)
 
 
 def _copy_weights(source: Any, target: Any, name: str) -> None:

@@ -50,7 +50,15 @@ def copy_model(model: keras.Model) -> keras.Model:
             other.name = layer.name
         if not list(layer._flatten_layers(include_self=False, recursive=False)):
             other.trainable = layer.trainable
+        # Nor does that of an operation of `keras.ops` say its name, before Keras 3.12.
+        for one, its_copy in zip(_operations(layer), _operations(other), strict=True):
+            its_copy.name = one.name
     return copy
+
+
+def _operations(model: Any) -> list[Any]:
+    """Those of a functional model."""
+    return list(model.operations) if isinstance(model, keras.Function) else []
 
 
 def saved_objects(model: keras.Model) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from typing import Any, cast
 import numpy as np
 
 from mlflow_keras_adv.compression import runtime
+from mlflow_keras_adv.compression.file_flops import file_flops
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.footprint import latency_ms
 from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.metrics.flops import flops_and_said
 
 
 def file_footprint(
@@ -34,7 +36,8 @@ def file_footprint(
     Returns:
         The names of `footprint`, where size_bytes and gzip_bytes are those of the file, parameters,
         nonzeros and sparsity those of the weights stored in it (normalization is mostly folded into
-        them), and latency_ms_p50 and p95 are of one sample on one thread. Further:
+        them), flops those of its operations (of a quantized file: on integers), and latency_ms_p50
+        and p95 are of one sample on one thread. Further:
 
         - latency_all_threads_ms_p50, …_p95: of one sample, on as many threads as there are
           processors for this process.
@@ -46,6 +49,13 @@ def file_footprint(
     Raises:
         ValueError: Not a `.tflite` file that LiteRT can run; else as in `footprint`.
     """
+    return file_footprint_and_said(content, x, batch_size=batch_size, repeats=repeats)[0]
+
+
+def file_footprint_and_said(
+    content: bytes, x: Any, *, batch_size: int = 32, repeats: int = 200
+) -> tuple[dict[str, float], str]:
+    """`file_footprint`, and what of its flops is not counted, in a sentence; empty if all is."""
     model = LiteRTModel(content)
     named = {name: np.asarray(array) for name, array in model.named(x).items()}
     if any(len(array) == 0 for array in named.values()):
@@ -75,7 +85,8 @@ def file_footprint(
             measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
     if sys.platform == "linux":
         measured["peak_memory_bytes"] = _peak_memory(content, batch)
-    return measured
+    counted, said = flops_and_said(lambda: file_flops(content, named))
+    return measured | counted, said
 
 
 def weight_table(content: bytes) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import gzip
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.metrics.flops import flops_and_said, flops_of_call
 from mlflow_keras_adv.training.saving import save_without_optimizer
 
 _FEWEST = 10  # calls, of which a median says something
@@ -41,18 +43,34 @@ def footprint(
         - latency_ms_p50, latency_ms_p95: median and 95th percentile of the milliseconds that the
           compiled model takes for one sample; see `latency_ms`.
         - latency_batch_ms_p50, latency_batch_ms_p95: the same of `batch_size` samples.
+        - flops: floating-point operations of a forward pass of one sample, a multiplication with an
+          addition counted as 2; see `metrics.flops`. Missing where they cannot be counted.
 
     Raises:
         ValueError: No samples.
     """
+    return footprint_and_said(model, x, batch_size=batch_size, repeats=repeats)[0]
+
+
+def footprint_and_said(
+    model: keras.Model, x: Any, *, batch_size: int = 32, repeats: int = 200
+) -> tuple[dict[str, float], str]:
+    """`footprint`, and what of its flops is not counted, in a sentence; empty if all is."""
     if any(len(array) == 0 for array in keras.tree.flatten(x)):
         raise ValueError("footprint needs at least one sample in x; got none")
     measured = sizes(model)
+    said = ""
     for key, samples in (("latency", 1), ("latency_batch", batch_size)):
-        times = _latencies(model, x, samples, repeats)
+        call, fed = _compiled(model, x, samples)
+        times = latency_ms(partial(call, fed), repeats=repeats)
         for percent in (50, 95):
             measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
-    return measured
+        if samples == 1 and "flops" not in measured:  # what has been traced is not traced anew
+            counted, said = flops_and_said(
+                partial(flops_of_call, model, partial(call.get_concrete_function, fed), fed)
+            )
+            measured |= counted
+    return measured, said
 
 
 def sizes(model: keras.Model) -> dict[str, float]:
@@ -138,11 +156,10 @@ def latency_ms(
     return np.array(times)
 
 
-def _latencies(model: keras.Model, x: Any, samples: int, repeats: int) -> np.ndarray:
-    """Latencies of the compiled model; the samples of `x` are repeated if there are too few."""
+def _compiled(model: keras.Model, x: Any, samples: int) -> tuple[Any, Any]:
+    """The compiled model, and what to call it on; `x` is repeated if it has too few samples."""
     fed = keras.tree.map_structure(
         lambda array: tf.convert_to_tensor(np.resize(array[:samples], (samples, *array.shape[1:]))),
         x,
     )
-    call = tf.function(lambda inputs: model(inputs, training=False))
-    return latency_ms(lambda: call(fed), repeats=repeats)
+    return tf.function(lambda inputs: model(inputs, training=False)), fed

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from mlflow_keras_adv.compat.keras import without_implied_masks
 from mlflow_keras_adv.extras import extra
 
 with extra("compression"):
@@ -83,15 +84,18 @@ def operations(model: Any) -> Iterator[Any]:
 
 def calls(model: Any) -> Iterator[tuple[Any, tuple[Any, Any], list[Any]]]:
     """The calls in a functional model: what is called, its arguments, its flat results."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            if isinstance(model, keras.Model):
-                yield node.operation, (node.arguments.args, node.arguments.kwargs), node.outputs
-            else:
-                arguments = (tuple(node.call_args), node.call_kwargs)
-                yield node.layer, arguments, keras.tree.flatten(node.outputs)
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    nodes = [each for depth in depths for each in model._nodes_by_depth[depth] if not each.is_input]
+    if isinstance(model, keras.Model):
+        found = [
+            (node.operation, (node.arguments.args, node.arguments.kwargs), node.outputs)
+            for node in nodes
+        ]
+        yield from without_implied_masks(found, keras.tree.flatten(outputs(model)))
+        return
+    for node in nodes:
+        arguments = (tuple(node.call_args), node.call_kwargs)
+        yield node.layer, arguments, keras.tree.flatten(node.outputs)
 
 
 def inputs(model: Any) -> Any:

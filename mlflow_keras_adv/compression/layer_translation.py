@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compression.operation_layer import OperationLayer
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
 
@@ -81,6 +82,8 @@ def translate_layer(layer: Any, direction: Direction, name: str) -> Any:
     if getattr(getattr(layer, "dtype_policy", None), "quantization_mode", None):
         raise UserError(f"{what} is quantized already; give the model from before quantize()")
     given = {"name": name, "trainable": layer.trainable, "dtype": _dtype(layer, direction)}
+    if isinstance(layer, OperationLayer):
+        return direction.target.layers.Lambda(layer.function, **given)
     if kind == "Lambda" and is_stock(layer, direction.source):
         if layer.arguments:
             given["arguments"] = layer.arguments

@@ -35,6 +35,7 @@ def promotion_of(
     max_difference: float | None,
     max_size_bytes: int | None,
     max_latency_ratio: float | None,
+    max_flops: float | None,
     same_dataset: bool,
     reason: str,
 ) -> Promotion:
@@ -62,6 +63,8 @@ def promotion_of(
             gates += [ready_made.budget(max_size_bytes=max_size_bytes)]
         if max_latency_ratio is not None:
             gates += [ready_made.budget(max_latency_ratio=max_latency_ratio)]
+        if max_flops is not None:
+            gates += [ready_made.budget(max_flops=max_flops)]
         if same_dataset:
             gates += [ready_made.same_dataset()]
         return promote(

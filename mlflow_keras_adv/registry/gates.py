@@ -220,30 +220,42 @@ def per_slice(gate: Gate, column: str) -> Gate:
     return ReadyMade(f"in each {column}: {title}", decide)
 
 
-def budget(*, max_size_bytes: float | None = None, max_latency_ratio: float | None = None) -> Gate:
+def budget(
+    *,
+    max_size_bytes: float | None = None,
+    max_latency_ratio: float | None = None,
+    max_flops: float | None = None,
+) -> Gate:
     """What the candidate may take.
 
     Args:
         max_size_bytes: Largest size of its file, in bytes.
         max_latency_ratio: Its median latency relative to the champion's, both measured now, in
             turns, in one process.
+        max_flops: Floating-point operations of a forward pass of one sample; a multiplication with
+            an addition counts as 2. Of a quantized file they are of integers.
 
     Returns:
         The gate, for `promote(gates=[...])`.
 
     Raises:
-        ValueError: Neither is given.
+        ValueError: None is given.
     """
-    if max_size_bytes is None and max_latency_ratio is None:
-        raise ValueError("budget needs max_size_bytes=, max_latency_ratio= or both.")
+    absolute = {"size_bytes": (max_size_bytes, "bytes"), "flops": (max_flops, "FLOPs")}
+    absolute = {key: limit for key, limit in absolute.items() if limit[0] is not None}
+    if not absolute and max_latency_ratio is None:
+        raise ValueError("budget needs max_size_bytes=, max_latency_ratio= or max_flops=.")
 
-    def size(candidate: Measurements, _: Measurements | None) -> Verdict:
-        taken = candidate.number("size_bytes")
-        fits = max_size_bytes is None or taken <= max_size_bytes
-        return Verdict(fits, f"{taken:.0f} bytes")
+    def itself(candidate: Measurements, _: Measurements | None) -> Verdict:
+        """What needs no champion."""
+        verdicts = []
+        for key, (limit, unit) in absolute.items():
+            taken = candidate.number(key)
+            verdicts.append(Verdict(limit is None or taken <= limit, f"{taken:.0f} {unit}"))
+        return Verdict(all(v.passed for v in verdicts), ", ".join(v.reason for v in verdicts))
 
     def decide(candidate: Measurements, champion: Measurements | None) -> Verdict:
-        verdicts = [] if max_size_bytes is None else [size(candidate, champion)]
+        verdicts = [itself(candidate, champion)] if absolute else []
         if max_latency_ratio is not None:
             takes = candidate.number("latency_ms_p50")
             if champion is None:
@@ -257,9 +269,10 @@ def budget(*, max_size_bytes: float | None = None, max_latency_ratio: float | No
     limits = {
         "at most {:.0f} bytes": max_size_bytes,
         "latency ratio at most {:.4g}": max_latency_ratio,
+        "at most {:.0f} FLOPs": max_flops,
     }
     title = ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
-    return ReadyMade(title, decide, None if max_size_bytes is None else size)
+    return ReadyMade(title, decide, itself if absolute else None)
 
 
 def agreement(at_least: float) -> Gate:

@@ -17,7 +17,7 @@ Mode = Literal["min", "max"]
 # Of runs that say nothing, what a name says by itself: costs, errors, and what is right.
 _MIN = re.compile(
     r"loss|error|crossentropy|huber|divergence|distance|(^|[/_])(mse|mae|rmse|mape|msle|logcosh|nll"
-    r"|perplexity|latency|size|flops|parameters|wer|cer|brier|smape|ece|fid|kl)([/_]|$)|_bytes$"
+    r"|perplexity|latency|size|flops(?!_per)|parameters|wer|cer|brier|smape|ece|fid|kl)([/_]|$)|_bytes$"
     r"|_ms(_|$)"
 )
 _MAX = re.compile(

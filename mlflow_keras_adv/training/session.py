@@ -122,6 +122,14 @@ class TrainingSession:
         """Whether the model's own step is observed, which also tells the batch's loss."""
         return self._fit_probe is not None
 
+    @property
+    def batch(self) -> Any:
+        """What a batch of its steps looks like: `tf.TensorSpec`s with free sizes; None if unknown.
+
+        Of a step of one replica, which is traced for one.
+        """
+        return _batches.get(self.model)
+
     def batches_counted(self) -> int | None:
         """Training batches that the model's weights have seen; see `count_batches`."""
         return count_batches(self.optimizers.values())
@@ -147,6 +155,7 @@ class TrainingSession:
         Args:
             data: The batch, any nesting of tensors.
         """
+        _batches[self.model] = _described(data)
         # Behind the data: at the end of an iterator the step is entered once more, and only what
         # needs the missing batch does not run.
         leaves = tf.nest.flatten(data, expand_composites=True)
@@ -328,6 +337,8 @@ class TrainingSession:
             self._undo.append(watch_method(self.model, name, look, what=what))
 
 
+# Of each model whose step has been traced, its batch: a later training may use that step again.
+_batches: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
 _sessions: "weakref.WeakKeyDictionary[Any, TrainingSession]" = weakref.WeakKeyDictionary()
 
 
@@ -389,6 +400,17 @@ def join_session(model: Any, *, token: object) -> TrainingSession:
         training.at_end(lambda _: session.close())
     session.observe_fit()
     return session
+
+
+def _described(data: Any) -> Any:
+    """The shapes and dtypes of a batch; None of what is not made of dense tensors."""
+    context = tf.distribute.get_replica_context()
+    leaves = tf.nest.flatten(data)
+    if context is None or context.num_replicas_in_sync > 1 or not all(map(tf.is_tensor, leaves)):
+        return None
+    if not all(isinstance(leaf, tf.Tensor) for leaf in leaves):  # sparse or ragged
+        return None
+    return tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), data)
 
 
 def _without_update(rows: Rows) -> bool:

@@ -5,12 +5,28 @@ the method alone. What goes wrong in ours ends our record, with one warning, and
 """
 
 import functools
+import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
 from mlflow_keras_adv.training.fence import Fence
+
+_looking_away = threading.local()
+
+
+@contextmanager
+def looking_away() -> Iterator[None]:
+    """Nothing is looked at in this thread meanwhile: what is called is not the training."""
+    found = getattr(_looking_away, "now", False)
+    _looking_away.now = True
+    try:
+        yield
+    finally:
+        _looking_away.now = found
+
 
 # Receives the arguments of a call; is sent what the method returned, and closed if it raised.
 Look = Callable[..., Generator[None, Any, None]]
@@ -63,7 +79,7 @@ class Watch:
         def watched(*args: Any, **kwargs: Any) -> Any:
             method = _as_the_caller_has_it(original)
             look, fence = self._look, self._fence
-            if look is None or not fence.whole:
+            if look is None or not fence.whole or getattr(_looking_away, "now", False):
                 return method(*args, **kwargs)
             seen, seen_by_name = args, kwargs
             if replays:

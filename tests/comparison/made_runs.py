@@ -32,6 +32,7 @@ def finals(name: str, seed: int = 0) -> dict[str, float]:
         "final/loss": 0.9 - 0.8 * (accuracy + wobble),
         "final/gzip_bytes": float(size),
         "final/latency_ms_p50": latency * (1 + wobble),
+        "final/flops": float(2 * width * 74),
         "final/parameters": float(width * 74 + 10),
     }
 

@@ -75,8 +75,8 @@ def test_the_page_shows_results_costs_curves_gradients_params_and_runs() -> None
     assert {"dense_7", "cut; in all rows: 9, columns: 1"} <= set(page.text)
     assert {"lr", "width"} <= set(page.text)
     assert "epochs" not in page.text  # the same everywhere
-    # 2 costs, parameters; 3 curves; 6 variants; batch/loss and the rate
-    assert page.tags.count("svg") == 3 + 3 + len(made_runs.TECHNIQUES) + 2
+    # 2 costs, FLOPs, parameters; 3 curves; 6 variants; batch/loss and the rate
+    assert page.tags.count("svg") == 4 + 3 + len(made_runs.TECHNIQUES) + 2
     assert page.text.count("FINISHED") == len(selection.runs)
 
 

@@ -76,7 +76,7 @@ def test_the_table_has_a_row_for_each_weight(artifact: Artifact) -> None:
     assert kernel["sparsity"] >= 8 / 20
     assert 1 < kernel["distinct"] <= 13  # the zeros are one
     assert rows["5"]["dtype"] == "int32"
-    assert all("MatMul" in rows[shape]["weight"] for shape in ("5x4", "3x5"))
+    assert "MatMul" in kernel["weight"]
 
 
 def test_bad_data_are_refused(artifact: Artifact) -> None:

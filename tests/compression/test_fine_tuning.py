@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from packaging.version import Version
 
 from mlflow_keras_adv.compression import cluster, prune, quantize_aware
 from mlflow_keras_adv.compression.bridge import to_tf_keras
@@ -141,6 +142,8 @@ def trained_by_us(
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # of an output without a loss
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_in_tf_keras_is_that_of_keras(name: str) -> None:
+    if "regularizer" in name and Version(keras.__version__) < Version("3.14"):
+        pytest.skip("Keras before 3.14 adds up what a regularizer of activity gives over a batch")
     build, configured, labels, fit = CASES[name]
     plain, model = build(), build()
     for each in (plain, model):
@@ -161,7 +164,7 @@ def test_a_training_in_tf_keras_is_that_of_keras(name: str) -> None:
 def test_each_setting_can_be_another_than_the_model_s() -> None:
     plain, model = two(), two()
     model.compile("adam", **BY_NAME)
-    others = {"loss": ["mae", "mse"], "loss_weights": [1.0, 0.5], "metrics": []}
+    others = {"loss": ["mae", "mse"], "loss_weights": [1.0, 0.5], "metrics": {}}
     one_hot = [np.eye(3, dtype="float32")[CLASS], LARGE]
     plain.compile(keras.optimizers.SGD(0.05), **others)
     data = (X, one_hot)

@@ -51,10 +51,11 @@ def project(tmp_path: Path) -> Path:
     }
     points = {name: {"parameters": parameters} for name in ("absent", "toy", "main")}
     (tmp_path / "MLproject").write_text(yaml.safe_dump({"entry_points": points}))
-    (tmp_path / "projects").mkdir()
+    for folder in ("docs", "projects"):
+        (tmp_path / folder).mkdir()
     for name in points:
         (tmp_path / f"projects/{name}.py").write_text(f'"""What {name} shows.\n\nMore.\n"""\n')
-    for page in ("README.md", "projects/README.md"):
+    for page in ("docs/techniques.md", "projects/README.md"):
         (tmp_path / page).write_text(MARKED)
     return tmp_path
 
@@ -77,12 +78,12 @@ def test_pages_hold_the_newest_finished_run_with_the_defaults(
     catalogue.write(client.get_experiment(experiment).name, str(project))
 
     assert "['main', 'absent']" in capsys.readouterr().out
-    readme = (project / "README.md").read_text()
-    assert (readme[:7], readme[-7:]) == ("before\n", "\nafter\n")
-    assert "\nold\n" not in readme
-    assert "| `main` | What main shows |  |  |  |  |" in readme
+    page = (project / "docs" / "techniques.md").read_text()
+    assert (page[:7], page[-7:]) == ("before\n", "\nafter\n")
+    assert "\nold\n" not in page
+    assert "| `main` | What main shows |  |  |  |  |" in page
     claimed = r"accuracy gained \| lost: at least 0.1"
-    assert f"| `toy` | What toy shows | 10 s | {claimed} | 0.123 | 1 of 2 |" in readme
+    assert f"| `toy` | What toy shows | 10 s | {claimed} | 0.123 | 1 of 2 |" in page
     gallery = (project / "projects" / "README.md").read_text()
     assert "## toy\n\nWhat toy shows. [The lesson](toy.py)\n\nIt gains.\n" in gallery
     assert f"\n- {CLAIMS[0]}\n- {CLAIMS[1]}\n" in gallery
@@ -90,7 +91,7 @@ def test_pages_hold_the_newest_finished_run_with_the_defaults(
     assert (project / "projects" / link).stat().st_size <= catalogue.LARGEST_BYTES
 
     catalogue.write(client.get_experiment(experiment).name, str(project))
-    assert (project / "README.md").read_text() == readme
+    assert (project / "docs" / "techniques.md").read_text() == page
 
 
 def test_the_picture_is_the_figure_that_is_the_runs_own(experiment: str) -> None:
@@ -130,6 +131,14 @@ def test_without_its_markers_a_page_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(mka.UserError, match="expected one pair"):
         catalogue.between_markers(page, "theirs")
     assert page.read_text() == "mine\n"
+
+
+def test_the_table_has_a_row_for_each_entry_point() -> None:
+    page = (ROOT / "docs" / "techniques.md").read_text()
+    written = page.partition(catalogue.BEGIN)[2].partition(catalogue.END)[0]
+    points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+
+    assert sorted(re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)) == sorted(points)
 
 
 def test_the_gallery_has_a_section_and_a_small_picture_for_each_entry_point() -> None:

@@ -269,8 +269,12 @@ def test_from_the_shell_any_model_can_be_promoted(experiment: str, tmp_path: Pat
     far = call(worse, "--data", bare, "--max-difference", "0.01")
     assert far.exit_code == 1
     assert "FAIL  differs by at most 0.01" in far.output
-    passes = call(worse, "--data", bare, "--max-size-bytes", "1000000", "--max-latency-ratio", "99")
+    budget = ["--max-size-bytes", "1000000", "--max-latency-ratio", "99", "--max-flops"]
+    passes = call(worse, "--data", bare, *budget, "1e6")
     assert passes.exit_code == 0, passes.output
+    slow = call(worse, "--data", bare, *budget, "1")
+    assert slow.exit_code == 1
+    assert "FAIL  at most 1 FLOPs" in slow.output
     unknown = call(uri, "--data", bare, "--slice", "age")
     assert unknown.exit_code == 1
     assert "no column age" in unknown.output

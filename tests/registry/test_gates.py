@@ -48,14 +48,17 @@ def verdict(gate: Gate, candidate: Measurements, champion: Measurements | None =
         (ceiling("accuracy", 0.9), 0.9001, False),
         (budget(max_size_bytes=1000), 1000, True),
         (budget(max_size_bytes=1000), 1001, False),
+        (budget(max_flops=1000), 1000, True),
+        (budget(max_flops=1000), 1001, False),
     ],
 )
 def test_a_limit_is_part_of_what_passes(gate: Gate, value: float, passes: bool) -> None:
-    assert verdict(gate, measured(accuracy=value, size_bytes=value)).passed is passes
+    assert verdict(gate, measured(accuracy=value, size_bytes=value, flops=value)).passed is passes
 
 
 RELATIVE = [non_inferiority(), budget(max_latency_ratio=2)]
-ALL = [floor("accuracy", 0), ceiling("accuracy", 1), budget(max_size_bytes=9), *RELATIVE]
+ALL = [floor("accuracy", 0), ceiling("accuracy", 1), budget(max_size_bytes=9), budget(max_flops=9)]
+ALL += RELATIVE
 
 
 @pytest.mark.parametrize("gate", ALL, ids=lambda gate: gate.title)
@@ -64,7 +67,7 @@ ALL = [floor("accuracy", 0), ceiling("accuracy", 1), budget(max_size_bytes=9), *
 def test_a_number_that_is_missing_or_nan_fails_every_gate(
     gate: Gate, champion: Measurements | None, value: float | None
 ) -> None:
-    keys = ("accuracy", "size_bytes", "latency_ms_p50")
+    keys = ("accuracy", "size_bytes", "latency_ms_p50", "flops")
     candidate = measured(**({} if value is None else dict.fromkeys(keys, value)))
     assert not verdict(gate, candidate, champion).passed
 
@@ -192,6 +195,18 @@ def test_latency_is_compared_with_the_champions() -> None:
     both = budget(max_size_bytes=10, max_latency_ratio=1.5)
     assert both.title == "at most 10 bytes, latency ratio at most 1.5"
     assert not verdict(both, measured(latency_ms_p50=1, size_bytes=11), champion).passed
+
+
+def test_a_budget_says_what_it_found_and_asks_of_the_record_what_stands_there() -> None:
+    gate = budget(max_size_bytes=10, max_latency_ratio=1.5, max_flops=5e6)
+    assert gate.title == "at most 10 bytes, latency ratio at most 1.5, at most 5000000 FLOPs"
+    candidate = measured(latency_ms_p50=1, size_bytes=9, flops=6e6)
+    said = verdict(gate, candidate, measured(latency_ms_p50=2))
+    assert not said.passed
+    assert said.reason == "9 bytes, 6000000 FLOPs, 1 ms against 2 ms side by side"
+    assert gate.on_record is not None
+    assert not verdict(gate.on_record, measured(size_bytes=9, flops=6e6)).passed
+    assert verdict(gate.on_record, measured(size_bytes=9, flops=5e6)).passed
 
 
 def test_a_metric_goes_the_way_that_is_recorded_or_that_its_name_says() -> None:
