@@ -52,6 +52,23 @@ def test_the_file_is_int8_and_the_model_stays_as_it_is() -> None:
 
 
 @pytest.mark.slow
+def test_masks_go_past_the_rounding_and_are_not_counted() -> None:
+    keras.utils.set_random_seed(0)
+    words = RANDOM.integers(1, 9, size=(64, 7)).astype("int32")
+    words[:, 5:] = 0
+    inputs = keras.Input((7,), dtype="int32")
+    hidden = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
+    hidden = keras.layers.Dense(6, bias_initializer="ones", name="hidden")(hidden)
+    pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(2)(pooled))
+    artifact = quantize_aware(
+        model, (words, words[:, 0] % 2), loss=LOSS, optimizer=STILL, epochs=1, verbose=0
+    )
+    # Nothing was learned: the answers are the model's, in which the padding does not count.
+    assert artifact.difference_max < 16 / 256
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [True, False])
 @pytest.mark.parametrize("clusters", [True, False])
 def test_zeros_and_clusters_are_kept_on_request(sparsity: bool, clusters: bool) -> None:
