@@ -199,7 +199,7 @@ def _rows(
         flat = {"label": labels.reshape(-1), "share": shares.reshape(-1)}
         named = np.array(names, object)
         predicted = named[(flat["share"] > 0.5).astype(int)]
-        predicted = np.where(np.isnan(flat["share"]), None, predicted)
+        predicted[np.isnan(flat["share"])] = None
         columns = {"label": named[flat["label"].astype(int)], "predicted": predicted}
         if output.scale != "margins":
             columns["probability"] = flat["share"]
