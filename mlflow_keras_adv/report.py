@@ -154,8 +154,6 @@ def compare_variants(
     """What `log_comparison` does; returns the metric that has decided, too."""
     expect("the parent", run, Run, "the Run that `with mka.track(...) as run:` gives")
     expect("the variants", variants, Mapping, "a dict of runs by their names: {'a': run_a}")
-    if not variants:
-        raise ValueError("Received no variants to compare; expected at least one, by its name.")
     if not answers(run.tracking_uri):
         _logger.warning(
             "The runs %s are not compared: their store does not answer, and has not all of them. "
@@ -166,6 +164,8 @@ def compare_variants(
         if winner:
             run.set_tags({"winner": winner})
         return winner, select_by or ""
+    if not variants:
+        raise ValueError("Received no variants to compare; expected at least one, by its name.")
     for each in variants.values():
         each.flush(GRACE_SECONDS)  # what is not in the store yet would be missing
     client = MlflowClient()
