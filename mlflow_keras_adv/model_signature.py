@@ -114,7 +114,7 @@ def _described(name: str, tensor: keras.KerasTensor) -> dict[str, Any]:
 def _guessed(name: str, value: Any) -> dict[str, Any]:
     """What a subclassed model takes: only the example says it."""
     dtype = None
-    if value is not None and _holds_texts(np.asarray(value)):
+    if value is not None and loading.holds_texts(np.asarray(value)):
         dtype = "string"
     return {"name": name, "dtype": dtype, "shape": None}
 
@@ -128,12 +128,6 @@ def _is_table(example: Any) -> bool:
 
 def _is_several(example: Any) -> bool:
     return isinstance(example, (list, tuple)) and all(hasattr(each, "shape") for each in example)
-
-
-def _holds_texts(array: np.ndarray) -> bool:
-    if array.dtype.kind == "O":
-        return array.size > 0 and all(isinstance(each, (str, bytes)) for each in array.flat)
-    return array.dtype.kind in "US"
 
 
 def _plain(value: Any, taken: Mapping[str, Any]) -> np.ndarray:

@@ -214,12 +214,19 @@ class TradeOff:
 
         Returns:
             Its name; the baseline's if none is good enough.
+
+        Raises:
+            UserError: No variant has that number.
         """
         sign = 1 if self._mode == "max" else -1
         least = sign * self.validation[self._name] - margin - 1e-9  # of rounding
         considered = (self._name, *candidates)
         within = [name for name in considered if sign * self.validation[name] >= least]
         costs = self._technique.final(self._cost)
+        if not costs:
+            finals = (each.final for each in self._technique.finished.values())
+            known = ", ".join(dict.fromkeys(key for final in finals for key in final))
+            raise UserError(f"No variant has the cost {self._cost!r}; they have: {known}.")
         return min(within, key=lambda name: costs.get(name, math.inf))
 
     def _value(self, model: keras.Model | LiteRTModel) -> float:

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.compression.conversion import convert
+from mlflow_keras_adv.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(40, 4)).astype("float32")
@@ -124,6 +125,13 @@ def test_what_is_to_be_small_may_be_the_flops(experiment: str, client: MlflowCli
     assert '"final/flops":"min"' in client.get_run(run.run_id).data.tags["directions.final"]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert "accuracy_against_flops.png" in files
+
+    unknown = pytest.raises(UserError, match="No variant has the cost 'flop'; they have: .*flops")
+    with unknown, mka.technique("misspelled", {}) as technique:
+        trade = mka.TradeOff(technique, Toy(model), cost="flop")
+        with technique.variant("baseline") as run:
+            trade.add(run, model)
+        trade.choose(margin=1.0)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.training.loading import holds_texts
 
 _MOST = 1000  # taken of data that may have no end; some hundred are enough
 
@@ -47,7 +48,7 @@ def read_samples(model: keras.Model, x: Any) -> Any:
         arrays = keras.tree.map_structure(np.asarray, x)
     except (TypeError, ValueError) as error:
         raise TypeError(f"x is a {type(x).__name__}; expected {EXPECTED}") from error
-    if any(_are_texts(each) for each in keras.tree.flatten(arrays)):
+    if any(holds_texts(each) for each in keras.tree.flatten(arrays)):
         raise UserError(
             f"x holds texts, and a .tflite file of model {model.name!r} would take numbers alone. "
             "Give the part of the model behind its layers for texts, and what those make of x."
@@ -57,12 +58,6 @@ def read_samples(model: keras.Model, x: Any) -> Any:
     if any(len(each) == 0 for each in keras.tree.flatten(arrays)):
         raise ValueError("x holds no samples; give some real ones, such as x_train[:200]")
     return arrays
-
-
-def _are_texts(array: np.ndarray) -> bool:
-    if array.dtype == object:
-        return array.size > 0 and isinstance(array.flat[0], (str, bytes))
-    return array.dtype.kind in "US"
 
 
 def _of_one_input(model: keras.Model, x: Any) -> Any:

@@ -506,6 +506,13 @@ def _array(output: Any) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
+def holds_texts(array: np.ndarray) -> bool:
+    """Whether an array is of texts, or of bytes that may be some."""
+    if array.dtype.kind == "O":
+        return array.size > 0 and all(isinstance(each, (str, bytes)) for each in array.flat)
+    return array.dtype.kind in "US"
+
+
 def decoded(array: np.ndarray) -> np.ndarray:
     """Bytes as texts, unless they are none."""
     try:

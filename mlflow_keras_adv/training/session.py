@@ -82,6 +82,7 @@ class TrainingSession:
         self._observes_layers = False
         self._readers: dict[Reader, Fence] = {}
         self._undo: list[Callable[[], None]] = []
+        self._is_described = False  # the batch: each step that runs in Python would do it again
         self._clock = clock
         self._batch: int | None = None
         self._unread = 0
@@ -155,7 +156,9 @@ class TrainingSession:
         Args:
             data: The batch, any nesting of tensors.
         """
-        _batches[self.model] = _described(data)
+        if not (tf.executing_eagerly() and self._is_described):
+            _batches[self.model] = _described(data)
+            self._is_described = True
         # Behind the data: at the end of an iterator the step is entered once more, and only what
         # needs the missing batch does not run.
         leaves = tf.nest.flatten(data, expand_composites=True)
@@ -410,7 +413,13 @@ def _described(data: Any) -> Any:
         return None
     if not all(isinstance(leaf, tf.Tensor) for leaf in leaves):  # sparse or ragged
         return None
-    return tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), data)
+    rows = batch_size(data) if tf.executing_eagerly() else None  # in a graph it is free already
+
+    def spec(leaf: Any) -> tf.TensorSpec:
+        free = rows is not None and leaf.shape.rank and leaf.shape[0] == rows
+        return tf.TensorSpec([None, *leaf.shape[1:]] if free else leaf.shape, leaf.dtype)
+
+    return tf.nest.map_structure(spec, data)
 
 
 def _without_update(rows: Rows) -> bool:

@@ -25,6 +25,12 @@ def net() -> keras.Model:
     return model
 
 
+def net_trained() -> keras.Model:
+    model = net()
+    model.train_on_batch(X, Y)
+    return model
+
+
 def test_the_flops_of_the_steps_over_the_time_that_they_took(
     experiment: str, client: MlflowClient
 ) -> None:
@@ -46,6 +52,17 @@ def test_the_flops_of_the_steps_over_the_time_that_they_took(
     expected = [step / 16 * pace for pace in history["examples_per_second"]]
     np.testing.assert_allclose(history["flops_per_second"], expected)
     assert "flops_per_second" not in client.get_run(run.run_id).data.tags["directions.fit"]
+
+
+def test_a_step_that_runs_in_python_counts_as_the_traced_one(
+    experiment: str, client: MlflowClient
+) -> None:
+    model = net()
+    model.run_eagerly = True
+    with mka.track("eager") as run:
+        model.fit(X, Y, batch_size=16, verbose=0, callbacks=[mka.MlflowLogger(flops=True)])
+    step = training_step_flops(net_trained(), X[:16], Y[:16]).total  # not of the last batch, of 8
+    assert client.get_run(run.run_id).data.metrics["train/step_flops"] == step
 
 
 def test_without_being_asked_nothing_is_counted(experiment: str, client: MlflowClient) -> None:
