@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 
 from mlflow_keras_adv.compression import runtime
-from mlflow_keras_adv.compression.file_flops import file_flops
 from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.footprint import latency_ms
 from mlflow_keras_adv.compression.runtime import LiteRTModel
@@ -85,6 +84,8 @@ def file_footprint_and_said(
             measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
     if sys.platform == "linux":
         measured["peak_memory_bytes"] = _peak_memory(content, batch)
+    from mlflow_keras_adv.compression.file_flops import file_flops  # needs LiteRT
+
     counted, said = flops_and_said(lambda: file_flops(content, named))
     return measured | counted, said
 
