@@ -12,6 +12,7 @@ from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized, kernels
 from mlflow_keras_adv.compression.masks import zero_share
+from mlflow_keras_adv.compression.padding_masks import masks_past_wrappers
 from mlflow_keras_adv.compression.proof import (
     prove,
     prove_graph,
@@ -60,6 +61,7 @@ class Clustered:
 
 
 @keeps_random_state()
+@masks_past_wrappers()
 def cluster(
     model: keras.Model,
     train: Any,

@@ -33,6 +33,9 @@ class OperationLayer(tf_keras.layers.Layer):
         """What the function makes of the inputs."""
         return self.function(inputs)
 
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        """None: what an operation of Keras 3 answers has no mask either."""
+
     def get_config(self) -> dict[str, Any]:
         """The configuration, with the function's number instead of its code."""
         return super().get_config() | {"function": id(self.function)}

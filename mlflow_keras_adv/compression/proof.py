@@ -129,7 +129,7 @@ def _follow(
         if graphs.is_graph(operation):
             return _follow(operation, fed, graph, called, names)
         name = unwrapped_name(operation, called[id(operation)])
-        beside = is_of_tfmot(operation) and not is_wrapper(operation)
+        beside = _is_of_tfmot(operation) and not is_wrapper(operation)
         if beside or (name not in names and owner_of(name, names) is not None):
             return fed  # what tfmot has put beside a layer passes on what it gets
         number = hash((name, *(each for each, _ in fed)))
@@ -161,11 +161,10 @@ def _unwrapped(layer: Any) -> Any:
 
 def is_wrapper(layer: Any) -> bool:
     """Whether tfmot has put this around a layer; tf_keras has wrappers too, which are layers."""
-    return is_of_tfmot(layer) and hasattr(layer, "layer")
+    return _is_of_tfmot(layer) and hasattr(layer, "layer")
 
 
-def is_of_tfmot(layer: Any) -> bool:
-    """Whether tfmot has put this into a model, around a layer or beside it."""
+def _is_of_tfmot(layer: Any) -> bool:
     return type(layer).__module__.startswith("tensorflow_model_optimization.")
 
 

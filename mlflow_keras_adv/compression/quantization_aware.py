@@ -32,6 +32,7 @@ from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.judged import names_of_outputs
 from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized, matrices
+from mlflow_keras_adv.compression.padding_masks import masks_past_wrappers
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantized_layout import quantize_apply
@@ -54,6 +55,7 @@ TRAINED_TOLERANCE = 0.05
 
 
 @keeps_random_state()
+@masks_past_wrappers()
 def quantize_aware(
     model: keras.Model,
     train: Any,

@@ -9,14 +9,13 @@ trains kernels that are frozen.
 """
 
 import copy
-import inspect
 import re
 from collections.abc import Iterator, Sequence
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from mlflow_keras_adv.compression.graphs import unused
-from mlflow_keras_adv.compression.proof import is_of_tfmot, is_wrapper
+from mlflow_keras_adv.compression.proof import is_wrapper
 from mlflow_keras_adv.compression.tfmot_names import (
     Default8BitQuantizeLayoutTransform,
     ModelTransformer,
@@ -38,24 +37,12 @@ def quantize_apply(annotated: Any, scheme: Any) -> Any:
     """
     scheme.get_layout_transformer = _GraphKeepingLayout
     quantized = tfmot.quantization.keras.quantize_apply(annotated, scheme)
-    for layer in filter(is_of_tfmot, quantized.layers):
-        layer.supports_masking = True  # rounding keeps the mask of what it rounds
-        if is_wrapper(layer):
-            layer.compute_mask = layer.layer.compute_mask
     for layer in filter(is_wrapper, quantized.layers):
-        if "mask" not in inspect.signature(layer.layer.call).parameters:
-            layer.call = MethodType(_call_without_mask, layer)
         if not layer.layer.trainable:
             # tfmot trains the kernels that it rounds, frozen or not.
             layer._non_trainable_weights += layer._trainable_weights
             layer._trainable_weights = []
     return quantized
-
-
-def _call_without_mask(wrapper: Any, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
-    """A wrapper's call that does not pass a mask on, to a layer that takes none."""
-    kwargs.pop("mask", None)
-    return type(wrapper).call(wrapper, inputs, training=training, **kwargs)
 
 
 class _GraphKeepingLayout(Default8BitQuantizeLayoutTransform):

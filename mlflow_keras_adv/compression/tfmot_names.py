@@ -8,6 +8,9 @@ with warnings.catch_warnings(), extra("compression"):
     # It compares versions by distutils, which setuptools keeps alive.
     warnings.filterwarnings("ignore", "distutils Version classes", DeprecationWarning)
     import tensorflow_model_optimization as tfmot
+    from tensorflow_model_optimization.python.core.clustering.keras.cluster_wrapper import (
+        ClusterWeights,
+    )
     from tensorflow_model_optimization.python.core.clustering.keras.clustering_registry import (
         ClusteringRegistry,
     )
@@ -24,6 +27,9 @@ with warnings.catch_warnings(), extra("compression"):
     from tensorflow_model_optimization.python.core.quantization.keras.default_8bit.default_8bit_quantize_registry import (  # noqa: E501
         Default8BitQuantizeRegistry,
     )
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_annotate import (
+        QuantizeAnnotate,
+    )
     from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
         QuantizeLayer,
     )
@@ -33,17 +39,23 @@ with warnings.catch_warnings(), extra("compression"):
     from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import (
         PruneRegistry,
     )
+    from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import (
+        PruneLowMagnitude,
+    )
 
 Default8BitQuantizeLayoutTransform = layout_module.Default8BitQuantizeLayoutTransform
 ModelTransformer = layout_module.model_transformer.ModelTransformer
 
 __all__ = [
     "ClusterPreserveQuantizeRegistry",
+    "ClusterWeights",
     "ClusteringRegistry",
     "Default8BitQuantizeLayoutTransform",
     "Default8BitQuantizeRegistry",
     "ModelTransformer",
+    "PruneLowMagnitude",
     "PruneRegistry",
+    "QuantizeAnnotate",
     "QuantizeLayer",
     "QuantizeWrapper",
     "cluster_weights",

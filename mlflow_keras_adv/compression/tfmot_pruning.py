@@ -10,6 +10,7 @@ from mlflow_keras_adv.compression.bridge import to_keras
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning
 from mlflow_keras_adv.compression.masks import Target, share
+from mlflow_keras_adv.compression.padding_masks import masks_past_wrappers
 from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.schedules import Renewals
 from mlflow_keras_adv.compression.sparsity_curve import SparsityCurve
@@ -44,6 +45,7 @@ def supports(
     return True
 
 
+@masks_past_wrappers()
 def prune(
     model: tf_keras.Model,
     compiled: Mapping[str, Any],

@@ -1,0 +1,47 @@
+"""Masks past tfmot's wrappers, which hand them to layers that take none, and lose them behind."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from mlflow_keras_adv.compression.tfmot_names import (
+    ClusterWeights,
+    PruneLowMagnitude,
+    QuantizeAnnotate,
+    QuantizeLayer,
+    QuantizeWrapper,
+)
+
+
+@contextmanager
+def masks_past_wrappers() -> Iterator[None]:
+    """A wrapped layer has the mask that it has alone, and so does what comes behind it.
+
+    tfmot copies models by their configurations, so that it is the classes that have to know it.
+    """
+    with ExitStack() as stack:
+        for wrapper in (ClusterWeights, PruneLowMagnitude, QuantizeAnnotate, QuantizeWrapper):
+            stack.enter_context(mock.patch.object(wrapper, "call", _call_of(wrapper.call)))
+            stack.enter_context(mock.patch.object(wrapper, "compute_mask", _mask_behind))
+        stack.enter_context(mock.patch.object(QuantizeLayer, "compute_mask", _same_mask))
+        yield
+
+
+def _call_of(call: Callable[..., Any]) -> Callable[..., Any]:
+    # Without functools.wraps: tf.function binds arguments by the signature of what is inside.
+    def called(self: Any, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        if "mask" not in inspect.signature(self.layer.call).parameters:
+            kwargs.pop("mask", None)
+        return call(self, inputs, training=training, **kwargs)
+
+    return called
+
+
+def _mask_behind(self: Any, inputs: Any, mask: Any = None) -> Any:
+    return self.layer.compute_mask(inputs, mask)
+
+
+def _same_mask(self: Any, inputs: Any, mask: Any = None) -> Any:  # noqa: ARG001
+    return mask  # it rounds numbers, and is none of the model's layers
