@@ -4,7 +4,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from mlflow_keras_adv.recorded_fits import RecordedFits
+from mlflow_keras_adv.callbacks.recorded_fits import RecordedFits
 from mlflow_keras_adv.tracking.addresses import say
 from mlflow_keras_adv.tracking.run import Run, current_run, track
 from mlflow_keras_adv.tracking.texts import safe

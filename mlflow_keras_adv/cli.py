@@ -36,7 +36,7 @@ def doctor(uri: str | None) -> None:
     Then delivers what is pending on this machine, as `sync` does. Exit code 0 if all that a
     training needs works, else 1.
     """
-    from mlflow_keras_adv.doctor import examine
+    from mlflow_keras_adv.diagnostics.doctor import examine
 
     healthy = examine(uri, say=click.echo)
     _sync(None)
@@ -138,8 +138,8 @@ def promote(name: str, candidate: str, yes: bool, **options: Any) -> None:
     labels, it may be worse in the metric by the margin at most. With --yes it becomes the champion
     if all gates pass. Exit code 0 if they pass, else 1.
     """
+    from mlflow_keras_adv.evaluation.measure_models import measure_models
     from mlflow_keras_adv.registry.command import promotion_of
-    from mlflow_keras_adv.side_by_side import measure_models
 
     done = promotion_of(name, candidate, measure=measure_models, dry_run=not yes, **options)
     click.echo(str(done))

@@ -19,7 +19,7 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import Data, load
 
 TEST_STEPS = 10  # of the attack that all nets are tested with

@@ -26,7 +26,8 @@ import keras
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import Claim, entry_point
+from mlflow_keras_adv import Claim
+from mlflow_keras_adv.lessons import entry_point
 from projects.measuring.endurance import Delivery, Growth, measure_delivery, measure_growth
 from projects.measuring.prices import Price, data_frame, figure, metrics, tables
 from projects.measuring.searches import Searches, measure_searches, measure_workers

@@ -26,8 +26,8 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.training.smoothing import SmoothedCrossentropy
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.smoothing import SmoothedCrossentropy
 from projects.data import Data, load
 
 

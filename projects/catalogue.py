@@ -23,8 +23,8 @@ from mlflow.entities import Run
 from PIL import Image
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.report import learning_curves
+from mlflow_keras_adv.comparison.report import learning_curves
+from mlflow_keras_adv.lessons import entry_point
 
 ROOT = Path(__file__).parent.parent
 PICTURES = "docs/images/gallery"

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 
 
 def main(

@@ -8,7 +8,7 @@ import numpy as np
 from mlflow.models import get_model_info
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv.training.logits import probability_ending
+from mlflow_keras_adv.metrics.logits import probability_ending
 from projects.data import Data
 
 # By which the accuracy lost on the test split may exceed that on validation. On 450 digits of which

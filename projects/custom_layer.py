@@ -21,8 +21,8 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.new_process import predict_in_new_process
+from mlflow_keras_adv.evaluation.fresh_process import predict_in_new_process
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import Data, load
 
 crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

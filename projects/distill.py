@@ -23,8 +23,8 @@ import keras
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.extras import require
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import Data, load
 
 SAMPLES = 200  # training images that set the ranges of the quantized activations

@@ -25,8 +25,8 @@ import tensorflow as tf
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.figures import tiles
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.figures import tiles
 from projects.data import Data, load
 
 layers = keras.layers

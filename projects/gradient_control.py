@@ -24,7 +24,7 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.training.steps import GradientAccumulator
 from projects.data import Data, load
 

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.training.signals import Signal, signals
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.signals import Signal, signals
 from projects.data import Data, load
 
 crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

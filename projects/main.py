@@ -16,7 +16,7 @@ import keras
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import load
 from projects.distill import student_net, teacher_net
 

@@ -25,8 +25,8 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.training.few_shot import Tasks
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.few_shot import Tasks
 from projects.data import load
 
 STEPS_PER_EPOCH = 50

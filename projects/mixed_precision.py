@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import Data, load
 
 crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -24,7 +24,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from scipy.ndimage import rotate
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.training.steps import gradient_cosine
 from projects.data import Data, load
 

@@ -34,7 +34,8 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point, registry
+from mlflow_keras_adv import registry
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import Kind, load
 
 

@@ -28,8 +28,8 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.compression.footprint import latency_ms
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.metrics.footprint import latency_ms
 from projects.compressing import baseline, outcome, training
 from projects.data import load
 

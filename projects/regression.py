@@ -29,7 +29,7 @@ from sklearn.metrics import PredictionErrorDisplay
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import Data, load
 
 

@@ -27,9 +27,9 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.extras import extra
-from mlflow_keras_adv.training.rollouts import play, returns
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.rollouts import play, returns
 
 BATCHES_PER_EPOCH = 10
 TESTS = 100  # episodes

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point, registry
+from mlflow_keras_adv import registry
+from mlflow_keras_adv.lessons import entry_point
 from projects.data import load
 
 INK = 0.3  # brightness from which a pixel of an image is a stroke

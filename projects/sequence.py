@@ -23,7 +23,8 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point, registry
+from mlflow_keras_adv import registry
+from mlflow_keras_adv.lessons import entry_point
 
 KEYS, WORDS, PADDING = 4, 24, 0  # 1 to KEYS are the keys, the numbers after them the words
 SHORTEST, HEADS = 6, 2

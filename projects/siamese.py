@@ -25,8 +25,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
-from mlflow_keras_adv.figures import embeddings_figure
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.figures import embeddings_figure
 from projects.data import Data, load
 
 ops = keras.ops

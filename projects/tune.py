@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.tuner.processes import search_in_processes
 from projects.data import Data, load
 

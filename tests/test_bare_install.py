@@ -159,7 +159,7 @@ def test_every_other_entry_point_is_ready(bare: Path) -> None:
     """Each can be imported and says what it takes; that they run so is in test_catalogue."""
     program = """
 import importlib, sys
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 for name in sys.argv[1:]:
     try:
         entry_point.run(importlib.import_module(f"projects.{name}").main, ["--help"])

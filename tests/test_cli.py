@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mlflow_keras_adv import cli, doctor
+from mlflow_keras_adv import cli
+from mlflow_keras_adv.diagnostics import doctor
 from mlflow_keras_adv.errors import UserError
 from tests.mlflow_run import new_shell
 from tests.mlflow_server import free_port

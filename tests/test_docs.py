@@ -23,9 +23,9 @@ import yaml
 from click.testing import CliRunner
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.cli import main
-from mlflow_keras_adv.plugins.evaluator import Options
+from mlflow_keras_adv.evaluation.options import Options
+from mlflow_keras_adv.lessons import entry_point
 from tests.mlflow_run import new_shell
 
 ROOT = Path(__file__).parent.parent
@@ -129,14 +129,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def public_names(module: ModuleType) -> Iterator[str]:
+def public_names(module: ModuleType, called: str | None = None) -> Iterator[str]:
     """Full names of what a module offers, and of what the modules among that offer."""
+    called = called or module.__name__
     own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__]
     for name in getattr(module, "__all__", [each for each in own if not each.startswith("_")]):
         value = getattr(module, name)
-        yield f"{module.__name__}.{name}"
+        yield f"{called}.{name}"
         if isinstance(value, ModuleType):
-            yield from public_names(value)
+            yield from public_names(value, f"{called}.{name}")
 
 
 def test_every_public_name_has_an_entry(site: Path) -> None:

@@ -144,8 +144,8 @@ import numpy as np
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import *
 assert "tensorflow" in sys.modules
-from mlflow_keras_adv.compression.file_footprint import file_footprint, weight_table
-from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.footprint import file_footprint, weight_table
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 said = {}
 
@@ -224,6 +224,7 @@ def test_without_tensorflow_an_entry_point_says_what_to_install() -> None:
 def test_a_part_of_mlflow_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     require_mlflow()
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)  # what mlflow-skinny does not bring
+    monkeypatch.delitem(vars(mka), "track", raising=False)  # asked for the first time
     with pytest.raises(ImportError, match="only mlflow-skinny") as told:
         _ = mka.track
     assert isinstance(told.value, UserError)

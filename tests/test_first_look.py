@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import cli, entry_point
+from mlflow_keras_adv import cli
+from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.tracking.addresses import how_to_open
 from tests.mlflow_run import new_shell
 

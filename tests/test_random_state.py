@@ -19,7 +19,8 @@ from tensorflow.python.eager import context
 from tensorflow.python.ops import stateful_random_ops
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import compression, litert, registry
+from mlflow_keras_adv import compression, registry
+from mlflow_keras_adv.flavors import litert
 from mlflow_keras_adv.random_state import keeps_random_state
 from tests.registry.conftest import log_numbers, read_numbers
 from tests.tuner.searches import DATA, network_search

@@ -18,13 +18,13 @@ from mlflow_keras_adv.metrics.answers import (
     rows_a_call,
 )
 from mlflow_keras_adv.metrics.left_alone import left_alone
+from mlflow_keras_adv.metrics.logits import endings_of
 from mlflow_keras_adv.metrics.score import loss_of
 from mlflow_keras_adv.metrics.task import Kind
 from mlflow_keras_adv.metrics.views.outputs import Known, Seen, check_task, seen
 from mlflow_keras_adv.metrics.views.pictures import pixels
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.training.logits import endings_of
 from mlflow_keras_adv.training.trainings import training_of
 
 _logger = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from mlflow_keras_adv.compression.artifact import Artifact
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.agreement import agreement
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 # What quantization after training asks of a model that decides, and of one that does not.
 MIN_AGREEMENT, MAX_DIFFERENCE = 0.9, 0.1

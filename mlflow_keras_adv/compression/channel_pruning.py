@@ -19,11 +19,11 @@ from mlflow_keras_adv.compression.channel_graph import (
 )
 from mlflow_keras_adv.compression.copying import check_weights, copy_model
 from mlflow_keras_adv.compression.fine_tuning import FineTuning
-from mlflow_keras_adv.compression.footprint import latency_ms
 from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized
 from mlflow_keras_adv.compression.precision import half_tolerance
 from mlflow_keras_adv.compression.proof import TOLERANCE, prove_outputs
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.metrics.footprint import latency_ms
 from mlflow_keras_adv.random_state import keeps_random_state
 
 _ROWS = 64  # of a call whose time is taken

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.training.saving import save_without_optimizer
+from mlflow_keras_adv.serialization.saving import save_without_optimizer
 
 
 def copy_model(model: keras.Model) -> keras.Model:

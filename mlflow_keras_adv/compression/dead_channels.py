@@ -7,8 +7,8 @@ negative number. Pruned models have such channels.
 
 import numpy as np
 
-from mlflow_keras_adv.compression.file_weights import constant
 from mlflow_keras_adv.extras import extra
+from mlflow_keras_adv.tflite.weights import constant
 
 with extra("compression"):
     from ai_edge_litert import schema_py_generated as schema

@@ -31,12 +31,12 @@ from mlflow_keras_adv.compression.acceptance import MAX_DIFFERENCE, MIN_AGREEMEN
 from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.compression.conversion import compare, convert
 from mlflow_keras_adv.compression.dead_channels import mended_biases
-from mlflow_keras_adv.compression.file_layers import operations_left
-from mlflow_keras_adv.compression.file_weights import file_weights
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError, received
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tflite.layers import operations_left
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.weights import file_weights
 
 with extra("compression"):
     from litert_quantizer import Quantizer, qtyping, recipe

@@ -28,7 +28,6 @@ from mlflow_keras_adv.compression.fake_quantizers import (
     widen_dead_ranges,
     with_borders,
 )
-from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
 from mlflow_keras_adv.compression.judged import names_of_outputs
 from mlflow_keras_adv.compression.kernels import check_no_adapters, check_not_quantized, matrices
@@ -36,11 +35,12 @@ from mlflow_keras_adv.compression.padding_masks import masks_past_wrappers
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantized_layout import quantize_apply
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.weights import file_weights
 
 with extra("compression"):
     import tf_keras

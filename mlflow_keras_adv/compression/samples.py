@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.training.loading import holds_texts
+from mlflow_keras_adv.serialization.loading import holds_texts
 
 _MOST = 1000  # taken of data that may have no end; some hundred are enough
 

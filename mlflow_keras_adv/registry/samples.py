@@ -146,7 +146,7 @@ class Measurements:
 
     Attributes:
         metrics: Real numbers by name: what it scores, as `metrics.score` calls it, and what
-            `compression.footprint.footprint` measures.
+            `metrics.footprint.footprint` measures.
         per_sample: For metrics that are a mean over samples: a number a sample, shape (samples,),
             in the order of the samples; of two models such numbers are paired.
         weights: How much each sample counts for these; where there are none, all alike.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from mlflow_keras_adv.recorded_fits import RecordedFits
+from mlflow_keras_adv.callbacks.recorded_fits import RecordedFits
 
 _thread = threading.local()
 _fits = RecordedFits(lambda: getattr(_thread, "depth", 0) > 0, lambda: _thread.within())

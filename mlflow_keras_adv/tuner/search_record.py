@@ -15,7 +15,7 @@ from keras_tuner.src.distribute.utils import is_chief_oracle
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from mlflow_keras_adv.models import log_model
+from mlflow_keras_adv.flavors.keras import log_model
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.tracking.store import opening_runs

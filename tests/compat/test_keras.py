@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_keras_adv.compat import keras as compat
-from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 
 def functional() -> keras.Model:

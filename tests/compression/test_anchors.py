@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_keras_adv import compression
-from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from projects.compressing import loss_of, net
 from projects.data import Data, load
 

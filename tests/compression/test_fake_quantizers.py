@@ -7,8 +7,8 @@ import pytest
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.fake_quantizers import calibrate, watching_ranges
 from mlflow_keras_adv.compression.quantization_aware import quantize_aware
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((96, 6, 6, 1), dtype=np.float32)

@@ -13,8 +13,8 @@ from packaging.version import Version
 from mlflow_keras_adv.compression import cluster, prune, quantize_aware
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.fine_tuning import FineTuning
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 layers = keras.layers
 RANDOM = np.random.default_rng(0)

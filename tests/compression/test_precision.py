@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_keras_adv.compression import cluster, convert, int8, prune, quantize, quantize_aware
 from mlflow_keras_adv.compression.precision import half_tolerance, in_float32
-from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((64, 6, 6, 1), dtype=np.float32)

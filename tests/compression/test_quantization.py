@@ -10,10 +10,10 @@ from packaging.version import Version
 
 from mlflow_keras_adv.compression import quantization
 from mlflow_keras_adv.compression.conversion import TOLERANCE, Artifact, compare, convert
-from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.quantization import SCHEMES, quantize
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.weights import file_weights
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((60, 6, 6, 1), dtype=np.float32)

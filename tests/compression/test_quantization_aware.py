@@ -9,12 +9,12 @@ import tf_keras
 
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.fake_quantizers import calibrate
-from mlflow_keras_adv.compression.file_weights import file_weights
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.quantization_aware import quantize_aware
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.weights import file_weights
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((64, 6, 6, 1), dtype=np.float32)

@@ -10,9 +10,9 @@ import pytest
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import compression
-from mlflow_keras_adv.compression.file_weights import file_weights
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.weights import file_weights
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 8)).astype("float32")

@@ -19,9 +19,9 @@ from sklearn.datasets import load_digits
 
 from mlflow_keras_adv import compression
 from mlflow_keras_adv.compression import quantization_aware
-from mlflow_keras_adv.compression.runtime import LiteRTModel
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.judge import compiled_with
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 ROOT = Path(__file__).parent.parent.parent
 layers = keras.layers

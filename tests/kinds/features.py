@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import compression, registry
 from mlflow_keras_adv.compression.conversion import answers_of
-from mlflow_keras_adv.compression.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from tests.kinds.models import Kind
 
 SEED = 1

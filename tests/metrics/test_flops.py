@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from mlflow_keras_adv.compression.footprint import footprint
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.flops import (
     Flops,
@@ -18,6 +17,7 @@ from mlflow_keras_adv.metrics.flops import (
     flops_of_function,
     training_step_flops,
 )
+from mlflow_keras_adv.metrics.footprint import footprint
 from tests.differential import Watch, difference
 from tests.peers.programs.data import table
 from tests.peers.programs.guides import CROSSENTROPY, classifier

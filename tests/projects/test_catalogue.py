@@ -25,8 +25,8 @@ from mlflow.entities import LoggedModel, Run
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv import entry_point
 from mlflow_keras_adv.extras import EXTRAS, require
+from mlflow_keras_adv.lessons import entry_point
 from tests.mlflow_run import copy_project, new_shell, store_in
 
 ROOT = Path(__file__).parent.parent.parent

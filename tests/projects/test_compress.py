@@ -5,7 +5,7 @@ import pytest
 from mlflow import MlflowClient
 
 import mlflow_keras_adv as mka
-from mlflow_keras_adv.compression.file_weights import file_weights
+from mlflow_keras_adv.tflite.weights import file_weights
 from projects.compress import main
 from tests.projects.small_net import log_small_net
 

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.models import Model, get_model_info
 
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 from projects import distill
 from projects.data import Data, load
 from tests.mlflow_run import (
@@ -415,7 +415,7 @@ def test_the_models_load_in_a_fresh_process_and_score_what_the_record_says(
         "for model_id in sys.argv[1:]:\n"
         "    model = mlflow.pyfunc.load_model(f'models:/{model_id}')\n"
         "    np.save(model_id, model.predict(np.load('x.npy')))\n"
-        "print('mlflow_keras_adv.models' in sys.modules)\n"
+        "print('mlflow_keras_adv.flavors.keras' in sys.modules)\n"
     )
     ids = {name: models[name].model_id for name in VARIANTS}
     np.save(tmp_path / "x.npy", images.x_test)

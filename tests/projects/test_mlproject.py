@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from mlflow_keras_adv import entry_point
+from mlflow_keras_adv.lessons import entry_point
 
 ROOT = Path(__file__).parent.parent.parent
 MLPROJECT_TYPES = {"string": "string", "integer": "int", "number": "float", "boolean": "bool"}

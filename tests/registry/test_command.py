@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from mlflow_keras_adv import cli, side_by_side
+from mlflow_keras_adv import cli
+from mlflow_keras_adv.evaluation import measure_models as side_by_side
 from mlflow_keras_adv.registry import Measurements
 from tests.registry.conftest import log_numbers, read_numbers
 

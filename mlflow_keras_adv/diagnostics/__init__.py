@@ -1,0 +1,1 @@
+"""What can be asked of a tracking store before a training relies on it."""

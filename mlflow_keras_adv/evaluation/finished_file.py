@@ -1,0 +1,106 @@
+"""What a finished `.tflite` file scores, weighs and takes, on record beside the file itself."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from mlflow_keras_adv.errors import expect
+from mlflow_keras_adv.evaluation.finished_model import (
+    FLOPS_TAG,
+    FinishedModel,
+    beside,
+    few_of,
+    on_record,
+    scored,
+)
+from mlflow_keras_adv.flavors import litert
+from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of
+from mlflow_keras_adv.metrics.score import score
+from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.tflite.footprint import file_footprint_and_said, weight_table
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from mlflow_keras_adv.tflite.score import score_file
+from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.values import Dataset
+
+
+@keeps_random_state()
+def log_finished_file(
+    run: Run,
+    content: bytes,
+    x: Any,
+    y: Any = None,
+    *,
+    name: str,
+    sample_weight: Any = None,
+    metrics: Any = None,
+    scores: Mapping[str, float] | None = None,
+    dataset: Dataset | None = None,
+    reference: Any = None,
+    parent_model_id: str | None = None,
+) -> FinishedModel:
+    """Logs a `.tflite` file as a LoggedModel, with its `final/…` metrics on the test split.
+
+    It is scored as the Keras model that it was made of, the `reference`: by what that was compiled
+    with. The metrics stand where those of `log_finished_model` stand, under the same names, so that
+    a file lines up with that model; only `final/loss` is without the part that is of the model's
+    weights. The weights of the file are the table `weights.json`.
+
+    Args:
+        run: The run that made the file.
+        content: The file.
+        x: Test samples; see `log_finished_model`, which has the other arguments too.
+        y: Labels, in the structure of the outputs of the reference.
+        name: What to call the model.
+        sample_weight: As `evaluate` takes it.
+        metrics: To score by, instead of what the reference was compiled with. They are kept beside
+            the file.
+        scores: What else it scores, by name.
+        dataset: Name and digest of the data.
+        reference: A Keras model or `.tflite` file that it should equal; `final/difference` says how
+            far the outputs are apart, and `final/agreement` how often both decide alike.
+        parent_model_id: Id of the LoggedModel that this one comes from.
+
+    Returns:
+        The model's entry in the store (`info`) and its metrics without `final/` (`final`).
+
+    Raises:
+        TypeError: The run is no `Run`.
+        UserError: The file does not take the samples, or cannot be served.
+    """
+    model = LiteRTModel(content)  # says which extra it needs, before anything else
+    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    of_keras = isinstance(reference, keras.Model)
+    criteria = criteria_of(reference) if of_keras else Criteria(name)
+    if metrics is not None:
+        criteria = replace(criteria, configured={"metrics": metrics})
+    found = scored(partial(score_file, model, criteria), x, y, sample_weight, metrics)
+    measured = dict(found.values)
+    if reference is not None:
+        if of_keras:
+            other = score(reference, x, metrics=[])
+        else:
+            other = score_file(LiteRTModel(reference), criteria, x, metrics=[])
+        measured |= beside(found, other, criteria.configured.get("loss"))
+    few = criteria.named(few_of(x))
+    taken, said = file_footprint_and_said(content, few)
+    final = {**measured, **taken, **(scores or {})}
+    about: dict[str, str] = {} if parent_model_id is None else {"parent_model_id": parent_model_id}
+    about |= {FLOPS_TAG: said} if said else {}
+    info = litert.log_model(
+        content,
+        name=name,
+        run_id=run.run_id,
+        input_example={key: np.asarray(each)[:2] for key, each in model.named(few).items()},
+        tags={**about, "variant": name},
+        criteria=criteria,
+    )
+    run.set_tags(about)
+    finished = on_record(run, info, final, found, dataset)
+    run.log_table(pd.DataFrame(weight_table(content)), "weights.json")
+    return finished

@@ -1,0 +1,240 @@
+"""technique(): the record of one technique: its run, a nested run per variant, what it claims."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from mlflow_keras_adv.comparison.report import compare_variants
+from mlflow_keras_adv.evaluation.finished_model import FinishedModel, log_finished_model
+from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.claims import Claim, log_claims
+from mlflow_keras_adv.tracking.directions import Mode
+from mlflow_keras_adv.tracking.run import Run, track
+from mlflow_keras_adv.tracking.values import Dataset
+
+
+class Technique:
+    """The run of a technique, and the nested runs of what it compares. Made by `technique`.
+
+    Attributes:
+        run: The run; the parent of the variants.
+        variants: The nested runs that have ended, by name.
+        finished: The models that were logged, by name.
+    """
+
+    def __init__(
+        self, run: Run, tags: Mapping[str, object], dataset: Dataset | None, seed: int, count: int
+    ) -> None:
+        self.run = run
+        self.variants: dict[str, Run] = {}
+        self.finished: dict[str, FinishedModel] = {}
+        self._tags = tags
+        self._dataset = dataset
+        self._seed = seed
+        self._count = count
+        self._choice = ""
+
+    @contextmanager
+    def variant(self, name: str, *, params: Mapping[str, object] | None = None) -> Iterator[Run]:
+        """Opens the nested run of a variant and says so on the console.
+
+        All random numbers begin anew at the seed, so that variants of one shape begin from the same
+        weights and see the examples in the same order.
+
+        Args:
+            name: Name of the nested run and its model; short, and unlike the others' from the first
+                letters.
+            params: What it does not have from the parent.
+
+        Yields:
+            The nested run.
+        """
+        print(f"[{len(self.variants) + 1}/{self._count}] {name}", flush=True)
+        with self.run.child(name, params=params, tags=self._tags) as child:
+            keras.utils.set_random_seed(self._seed)
+            yield child
+        self.variants[name] = child
+
+    def finish(
+        self,
+        run: Run,
+        model: keras.Model,
+        x: Any,
+        y: np.ndarray | None = None,
+        *,
+        name: str | None = None,
+        scores: Mapping[str, float] | None = None,
+        reference: keras.Model | None = None,
+        parent_model_id: str | None = None,
+    ) -> FinishedModel:
+        """Logs a finished model with its `final/…` metrics, and keeps them in `finished`.
+
+        Args:
+            run: The run that made it.
+            model: See `log_finished_model`; so are the other arguments.
+            x: Test samples.
+            y: Their labels.
+            name: What to call it. Default: the name of its run, or of the technique.
+            scores: What else it scores.
+            reference: A model that it should agree with.
+            parent_model_id: Id of the LoggedModel that it comes from.
+
+        Returns:
+            The model's entry in the store, and its `final/…` metrics.
+
+        Raises:
+            TypeError: The run is no `Run`, or the model no Keras model.
+        """
+        name = name or self._name_of(run)
+        self.finished[name] = log_finished_model(
+            run,
+            model,
+            x,
+            y,
+            name=name,
+            scores=scores,
+            dataset=self._dataset,
+            reference=reference,
+            parent_model_id=parent_model_id,
+        )
+        return self.finished[name]
+
+    def finish_file(
+        self,
+        run: Run,
+        content: bytes,
+        x: Any,
+        y: np.ndarray | None = None,
+        *,
+        name: str | None = None,
+        reference: Any = None,
+        parent_model_id: str | None = None,
+    ) -> FinishedModel:
+        """Logs a `.tflite` file as `finish` logs a model, and keeps its numbers in `finished`.
+
+        Args:
+            run: The run that made it.
+            content: The file.
+            x: Test samples.
+            y: Their labels.
+            name: What to call it. Default: the name of its run, or of the technique.
+            reference: The Keras model or file that it was made from; see `log_finished_file`.
+            parent_model_id: Id of the LoggedModel that it comes from.
+
+        Returns:
+            The model's entry in the store, and its `final/…` metrics.
+
+        Raises:
+            TypeError: The run is no `Run`.
+        """
+        from mlflow_keras_adv.evaluation.finished_file import log_finished_file  # needs LiteRT
+
+        name = name or self._name_of(run)
+        self.finished[name] = log_finished_file(
+            run,
+            content,
+            x,
+            y,
+            name=name,
+            dataset=self._dataset,
+            reference=reference,
+            parent_model_id=parent_model_id,
+        )
+        return self.finished[name]
+
+    def _name_of(self, run: Run) -> str:
+        return str(self._tags["technique"]) if run is self.run else run.name
+
+    def final(self, key: str) -> dict[str, float]:
+        """A `final/…` value of the finished models that have it, by name.
+
+        Args:
+            key: Name of the metric without `final/`.
+
+        Returns:
+            Values by the names of the models.
+        """
+        finals = {name: each.final for name, each in self.finished.items()}
+        return {name: final[key] for name, final in finals.items() if key in final}
+
+    def compare(
+        self,
+        *,
+        candidates: Sequence[str] | None = None,
+        select_by: str | None = None,
+        mode: Mode | None = None,
+        curves: Sequence[str] = (),
+    ) -> str:
+        """Puts the comparison of the variants on the run; see `log_comparison`.
+
+        Args:
+            candidates: Names among which the winner is chosen. Default: all.
+            select_by: Metric that decides.
+            mode: Whether the highest ("max") or the lowest ("min") wins.
+            curves: Metrics that the figure shows.
+
+        Returns:
+            The winner's name.
+
+        Raises:
+            ValueError: As `log_comparison`.
+        """
+        winner, decided_by = compare_variants(
+            self.run,
+            self.variants,
+            candidates=candidates,
+            select_by=select_by,
+            mode=mode,
+            curves=curves,
+        )
+        chosen_before = candidates is not None and len(candidates) == 1  # by another measure
+        self._choice = "" if chosen_before or not winner else f"Best by {decided_by}: {winner}."
+        return winner
+
+    def conclude(self, result: str, *claims: Claim, note: str = "") -> None:
+        """Ends the lesson: claims and result go to the record and to the console.
+
+        Args:
+            result: The result in a sentence or two; the description's first line.
+            *claims: What the technique promises, as measured; the one that matters most first.
+            note: Ends the description; Markdown.
+        """
+        lines = log_claims(self.run, *claims)
+        parts = (result, lines, self._choice, note)
+        self.run.describe("\n\n".join(part for part in parts if part))
+        print(f"{result}\n{lines}", flush=True)
+
+
+@contextmanager
+def technique(
+    name: str,
+    params: Mapping[str, object],
+    *,
+    dataset: Dataset | None = None,
+    seed: int = 0,
+    variants: int = 0,
+) -> Iterator[Technique]:
+    """Opens or adopts the run of a technique, as `track` does, and sets the random seed.
+
+    The run and its variants have the tag `technique`.
+
+    Args:
+        name: Name of the technique, and of a new run. The run of an entry point is also named after
+            the first parameters that differ from their defaults.
+        params: The parameters of the run.
+        dataset: Name and digest of the data.
+        seed: Seed of Python's, NumPy's and TensorFlow's random numbers, from 0.
+        variants: How many nested runs there will be, for the console.
+
+    Yields:
+        The technique's record.
+    """
+    tags = {"technique": name}
+    with track(entry_point.run_name(name), params=params, tags=tags) as run:
+        if dataset is not None:
+            run.log_dataset(dataset, context="training")
+        keras.utils.set_random_seed(seed)
+        yield Technique(run, tags, dataset, seed, variants)

@@ -1,0 +1,165 @@
+"""What a finished model weighs and takes: the `final/…` values of a run, without MLflow."""
+
+import gzip
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mlflow_keras_adv.metrics.flops import flops_and_said, flops_of_call
+from mlflow_keras_adv.serialization.saving import save_without_optimizer
+
+_FEWEST = 10  # calls, of which a median says something
+
+
+def footprint(
+    model: keras.Model, x: Any, *, batch_size: int = 32, repeats: int = 200
+) -> dict[str, float]:
+    """Measures what a finished model weighs and takes.
+
+    Args:
+        model: A built model; it stays as it is.
+        x: What `model` takes: an array of shape (samples, …), or a list or dict of such arrays.
+        batch_size: Samples a call of the second latency.
+        repeats: Calls whose latency is measured, for each of the two; fewer of a model that takes
+            long, see `latency_ms`.
+
+    Returns:
+        By name:
+
+        - parameters: count of numbers in the weights, trainable or not.
+        - nonzeros: how many of these numbers are not exactly 0.
+        - sparsity: share of exact zeros in the weights of rank 2 and more, frozen ones too (kernels
+          and embeddings; not biases or statistics); 0 if there are none.
+        - size_bytes: of the `.keras` file without optimizer state.
+        - gzip_bytes: of that file after gzip at level 9. The file holds the time at which it was
+          written, so this varies by a few bytes.
+        - latency_ms_p50, latency_ms_p95: median and 95th percentile of the milliseconds that the
+          compiled model takes for one sample; see `latency_ms`.
+        - latency_batch_ms_p50, latency_batch_ms_p95: the same of `batch_size` samples.
+        - flops: floating-point operations of a forward pass of one sample, a multiplication with an
+          addition counted as 2; see `metrics.flops`. Missing where they cannot be counted.
+
+    Raises:
+        ValueError: No samples.
+    """
+    return footprint_and_said(model, x, batch_size=batch_size, repeats=repeats)[0]
+
+
+def footprint_and_said(
+    model: keras.Model, x: Any, *, batch_size: int = 32, repeats: int = 200
+) -> tuple[dict[str, float], str]:
+    """`footprint`, and what of its flops is not counted, in a sentence; empty if all is."""
+    if any(len(array) == 0 for array in keras.tree.flatten(x)):
+        raise ValueError("footprint needs at least one sample in x; got none")
+    measured = sizes(model)
+    said = ""
+    for key, samples in (("latency", 1), ("latency_batch", batch_size)):
+        call, fed = _compiled(model, x, samples)
+        times = latency_ms(partial(call, fed), repeats=repeats)
+        for percent in (50, 95):
+            measured[f"{key}_ms_p{percent}"] = float(np.percentile(times, percent))
+        if samples == 1 and "flops" not in measured:  # what has been traced is not traced anew
+            counted, said = flops_and_said(
+                partial(flops_of_call, model, partial(call.get_concrete_function, fed), fed)
+            )
+            measured |= counted
+    return measured, said
+
+
+def sizes(model: keras.Model) -> dict[str, float]:
+    """The part of `footprint` that needs no data: parameters, nonzeros, sparsity and bytes."""
+    measured: dict[str, float] = {}
+    measured["parameters"] = float(model.count_params())
+    weights = model.get_weights()
+    measured["nonzeros"] = float(sum(np.count_nonzero(weight) for weight in weights))
+    measured["sparsity"] = sparsity(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.keras")
+        save_without_optimizer(model, file)
+        content = file.read_bytes()
+    measured["size_bytes"] = float(len(content))
+    measured["gzip_bytes"] = float(len(gzip.compress(content, compresslevel=9, mtime=0)))
+    return measured
+
+
+def sparsity(weights: list[np.ndarray]) -> float:
+    """Share of exact zeros among the weights of rank 2 and more; 0 if there are none."""
+    kernels = [weight for weight in weights if weight.ndim >= 2]
+    zeros = sum(int(np.count_nonzero(kernel == 0)) for kernel in kernels)
+    return zeros / max(1, sum(kernel.size for kernel in kernels))
+
+
+def weight_rows(model: keras.Model) -> list[dict[str, Any]]:
+    """The weights of a model as rows, for a table: what each layer stores.
+
+    Returns:
+        By weight: its path, dtype, shape, numbers, nonzeros, sparsity (share of exact zeros) and
+        size_bytes.
+    """
+    rows = []
+    for weight in model.weights:
+        values = np.asarray(weight)
+        nonzeros = int(np.count_nonzero(values))
+        rows.append(
+            {
+                "weight": weight.path,
+                "dtype": str(weight.dtype),
+                "shape": "x".join(map(str, values.shape)),
+                "numbers": values.size,
+                "nonzeros": nonzeros,
+                "sparsity": 1 - nonzeros / max(1, values.size),
+                "size_bytes": values.nbytes,
+            }
+        )
+    return rows
+
+
+def latency_ms(
+    call: Callable[[], Any], *, repeats: int, warm_up: int = 10, seconds: float = 5.0
+) -> np.ndarray:
+    """How long single calls take, from the input's tensors to the output's numbers in NumPy.
+
+    Threads and device are those of the process: TensorFlow's thread settings are global and are
+    left alone. So compare numbers of one process, on an idle machine.
+
+    Args:
+        call: Returns a tensor, or a list or dict of tensors; compiled on its first call.
+        repeats: Calls that are measured.
+        warm_up: Calls before them, which are not.
+        seconds: What all of it may take; then it ends, though not before two calls to warm up and
+            ten that are measured, or as many as are asked for.
+
+    Returns:
+        Milliseconds, float64 of shape (calls,).
+    """
+    if repeats < 1:
+        raise ValueError(f"latency needs at least 1 repeat; got {repeats}")
+    begun = time.perf_counter()
+    for count in range(warm_up):
+        keras.tree.map_structure(keras.ops.convert_to_numpy, call())
+        if count >= 1 and time.perf_counter() - begun > seconds / 4:
+            break
+    times: list[float] = []
+    while len(times) < repeats:
+        start = time.perf_counter_ns()
+        keras.tree.map_structure(keras.ops.convert_to_numpy, call())  # waits for the device
+        times.append((time.perf_counter_ns() - start) / 1e6)
+        if len(times) >= _FEWEST and time.perf_counter() - begun > seconds:
+            break
+    return np.array(times)
+
+
+def _compiled(model: keras.Model, x: Any, samples: int) -> tuple[Any, Any]:
+    """The compiled model, and what to call it on; `x` is repeated if it has too few samples."""
+    fed = keras.tree.map_structure(
+        lambda array: tf.convert_to_tensor(np.resize(array[:samples], (samples, *array.shape[1:]))),
+        x,
+    )
+    return tf.function(lambda inputs: model(inputs, training=False)), fed
