@@ -22,8 +22,8 @@ from mlflow_keras_adv.callbacks.checkpoint_index import (
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
-from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.training.readings import Readings
 

@@ -16,8 +16,8 @@ from mlflow_keras_adv.callbacks.best import best_of
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.epoch_keys import PACE, EpochKeys
 from mlflow_keras_adv.callbacks.step_flops import StepFlops
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.metrics.directions import mode_of_name
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
 from mlflow_keras_adv.tracking.directions import note
 from mlflow_keras_adv.tracking.names import flatten

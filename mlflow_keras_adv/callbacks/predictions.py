@@ -11,6 +11,7 @@ import pandas as pd
 
 from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.metrics.answers import (
     by_output,
     in_arrays,
@@ -23,7 +24,6 @@ from mlflow_keras_adv.metrics.score import loss_of
 from mlflow_keras_adv.metrics.task import Kind
 from mlflow_keras_adv.metrics.views.outputs import Known, Seen, check_task, seen
 from mlflow_keras_adv.metrics.views.pictures import pixels
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.training.trainings import training_of
 

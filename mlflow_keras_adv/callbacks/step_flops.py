@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.flops import Flops, flops_of_step
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.training.session import TrainingSession
 from mlflow_keras_adv.training.watching import looking_away
 

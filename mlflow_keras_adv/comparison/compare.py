@@ -26,8 +26,8 @@ from mlflow_keras_adv.comparison.table import (
 )
 from mlflow_keras_adv.comparison.texts import number, safe
 from mlflow_keras_adv.comparison.view import view_address
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.addresses import (
     artifact_page,
     left_to_the_caller,

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.comparison.view import view_address
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError, expect
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.addresses import say_where
 from mlflow_keras_adv.tracking.directions import Mode, direction, recorded
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS

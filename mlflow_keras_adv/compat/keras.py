@@ -3,9 +3,9 @@
 import functools
 import inspect
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -66,7 +66,7 @@ def without_implied_masks(calls: list[Call], outputs: list[Any]) -> list[Call]:
 
 
 def _without_masks(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    masks = [getattr(each, "_keras_mask", None) for each in keras.tree.flatten((args, kwargs))]
+    masks = [mask_of(each) for each in keras.tree.flatten((args, kwargs))]
     return args, {
         key: value
         for key, value in kwargs.items()
@@ -106,7 +106,7 @@ def _exports_litert() -> bool:
 
 def _signature_of(model: keras.Model, sample: Any) -> list[Any]:
     """The inputs of a model that knows them; else those of the sample, in any number."""
-    own = getattr(model, "_inputs_struct", None)  # private: its inputs in their structure
+    own = getattr(model, "_inputs_struct", None)
     if own is None and getattr(model, "inputs", None):
         own = model.inputs[0] if len(model.inputs) == 1 else model.inputs
     if own is not None:
@@ -159,3 +159,127 @@ def metrics_by_output(metrics: Iterable[Any]) -> list[tuple[str, Any]]:
         for each in lists:
             found += [(each.output_name or "", one) for one in each.metrics]
     return found
+
+
+# What Keras has no public name for, in all releases so far.
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The model and all layers in it, at any depth; the public `layers` is one level."""
+    return list(model._flatten_layers())
+
+
+def parts_of(layer: Any) -> list[Any]:
+    """The layers that a layer or model holds itself, subclassed ones' too."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def is_functional(model: Any) -> bool:
+    """Whether a model has a graph of calls; a Sequential one has it inside."""
+    return hasattr(model, "_nodes_by_depth")
+
+
+def functional_of(model: Any) -> Any:
+    """The functional model that a Sequential one runs, else the model itself."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def calls_of(model: Any) -> list[Call]:
+    """The calls in a functional model, in their order; inputs left out."""
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    nodes = [each for depth in depths for each in model._nodes_by_depth[depth] if not each.is_input]
+    found = [
+        (node.operation, (node.arguments.args, node.arguments.kwargs), node.outputs)
+        for node in nodes
+    ]
+    return without_implied_masks(found, keras.tree.flatten(outputs_of(model)))
+
+
+def inputs_of(model: Any) -> Any:
+    """Symbolic inputs in the model's structure."""
+    return functional_of(model)._inputs_struct
+
+
+def outputs_of(model: Any) -> Any:
+    """Symbolic outputs in the model's structure; None where its graph is not known."""
+    return getattr(model, "_outputs_struct", None)
+
+
+def consumers_of(layer: Any) -> list[Any]:
+    """What takes the results of a layer, a call after the other."""
+    return [node.operation for node in layer._outbound_nodes]
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether this is a symbolic tensor of a graph of layers, of Keras 3 or tf_keras."""
+    return hasattr(value, "_keras_history")
+
+
+def maker_of(tensor: Any) -> tuple[Any, int] | None:
+    """The operation that a symbolic tensor comes from, and which of its results it is."""
+    history = getattr(tensor, "_keras_history", None)
+    return None if history is None else (history[0], history[2])
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras passes on with a tensor; None if there is none."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def put_mask(tensor: Any, mask: Any) -> None:
+    """Has Keras pass a mask on with a tensor."""
+    tensor._keras_mask = mask
+
+
+def compiled_by(model: Any) -> dict[str, Any] | None:
+    """The arguments of the model's `compile`; None where it was not called.
+
+    The public `get_compile_config` keeps of a function its name at best.
+    """
+    kept = getattr(model, "_compile_config", None)
+    return None if kept is None else dict(kept.config)
+
+
+def compiled_loss(model: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """The loss that a model was compiled with, as its stock `compute_loss` asks for it."""
+    return model._compile_loss(y_true, y_pred, sample_weight)
+
+
+def direction_of(metric: Any) -> Literal["min", "max"] | None:
+    """Which way a metric is better, where Keras says it: to EarlyStopping and ModelCheckpoint."""
+    directions: dict[Any, Literal["min", "max"]] = {"down": "min", "up": "max"}
+    return directions.get(getattr(metric, "_direction", None))
+
+
+def wrapped_by(metric: Any) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+    """The function whose mean a metric is, and its keywords; None if it is not made of one."""
+    return getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})
+
+
+def trained_by(optimizer: Any) -> Sequence[Any]:
+    """The variables that an optimizer of Keras 3 was built for."""
+    return getattr(optimizer, "_trainable_variables", ())
+
+
+def iterations_of(optimizer: Any) -> Any:
+    """What counts the calls of an optimizer of Keras 3 or tf_keras; None before it is made.
+
+    Not `iterations`, which counts updates under accumulation, and makes it in tf_keras.
+    """
+    return getattr(optimizer, "_iterations", None)
+
+
+def learning_rate_of(optimizer: Any) -> Any:
+    """What an optimizer was given as its learning rate: a number's variable, or a schedule."""
+    return optimizer._learning_rate
+
+
+def initial_epoch_of(model: Any) -> int | None:
+    """Where BackupAndRestore has `fit` go on; None if it has said nothing."""
+    found = getattr(model, "_initial_epoch", None)
+    return None if found is None else int(found)
+
+
+def put_initial_epoch(model: Any, epoch: int | None) -> None:
+    """Says to `fit` and `Loop` at which epoch to go on."""
+    model._initial_epoch = epoch

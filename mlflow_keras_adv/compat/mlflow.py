@@ -4,6 +4,7 @@ import inspect
 import math
 import shutil
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from pathlib import Path
@@ -174,6 +175,30 @@ def note_last_active_run(run_id: str) -> None:
 def monitors() -> dict[str, SystemMetricsMonitor]:
     """The monitors of the machine's load by the id of their run; `mlflow.end_run()` ends them."""
     return fluent.run_id_to_system_metrics_monitor
+
+
+class Monitor(SystemMetricsMonitor):
+    """MLflow's monitor of the machine's load, with names for what its methods share."""
+
+    @property
+    def shutdown(self) -> threading.Event:
+        """Set once it is to end."""
+        return self._shutdown_event
+
+    @property
+    def prefix(self) -> str:
+        """Stands before each name."""
+        return self._metrics_prefix
+
+    def next_step(self) -> int:
+        """The step of the next values: each is given once."""
+        self._logging_step += 1
+        return self._logging_step - 1
+
+    def taken_thread(self) -> threading.Thread | None:
+        """Its thread, of which it knows nothing from then on."""
+        thread, self._process = self._process, None
+        return thread
 
 
 def is_made_up(name: str) -> bool:

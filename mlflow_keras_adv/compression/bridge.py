@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import is_symbolic
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compression import graphs
 from mlflow_keras_adv.compression.copying import check_weights, copy_model
 from mlflow_keras_adv.compression.layer_translation import (
@@ -25,7 +27,6 @@ from mlflow_keras_adv.compression.precision import half_tolerance
 from mlflow_keras_adv.compression.proof import TOLERANCE, prove
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
-from mlflow_keras_adv.random_state import keeps_random_state
 
 with extra("compression"):
     import tf_keras
@@ -173,15 +174,15 @@ def _call_operation(operation: Any, name: str, args: Any, kwargs: Any) -> Any:
     """What an operation of `keras.ops` does, by a layer of tf_keras."""
     kind = type(operation).__name__
     layers = tf_keras.layers
-    if kind in _MERGES and len(args) == 2 and all(_is_symbol(each) for each in args):
+    if kind in _MERGES and len(args) == 2 and all(is_symbolic(each) for each in args):
         return getattr(layers, kind)(name=name)(list(args))
-    if kind == "Concatenate" and all(_is_symbol(each) for each in args[0]):
+    if kind == "Concatenate" and all(is_symbolic(each) for each in args[0]):
         return layers.Concatenate(axis=operation.axis, name=name)(list(args[0]))
     if kind == "Relu":
         return layers.ReLU(name=name)(args[0])
 
     leaves = keras.tree.flatten((args, kwargs))
-    places = [place for place, leaf in enumerate(leaves) if _is_symbol(leaf)]
+    places = [place for place, leaf in enumerate(leaves) if is_symbolic(leaf)]
 
     def compute(tensors: Any) -> Any:
         filled = list(leaves)
@@ -245,8 +246,3 @@ def _functional(library: ModuleType) -> Any:
     """The class of functional models, which has no public name."""
     tensor = library.Input((1,))
     return type(library.Model(tensor, tensor))
-
-
-def _is_symbol(value: Any) -> bool:
-    """Whether this is a symbolic tensor of tf_keras."""
-    return hasattr(value, "_keras_history")

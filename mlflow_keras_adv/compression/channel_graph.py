@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import functional_of
 from mlflow_keras_adv.compression import graphs
 
 layers = keras.layers
@@ -86,7 +87,7 @@ class ChannelGraph:
 def read_channels(model: keras.Model) -> ChannelGraph:
     """Follows the channels of a Sequential or functional model of Keras 3."""
     found = ChannelGraph()
-    inner = model._functional if graphs.is_sequential(model) else model
+    inner = functional_of(model)
     calls = list(graphs.calls(inner))
     times: dict[int, int] = {}
     for operation, _, _ in calls:

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.keras import consumers_of
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compression import graphs
 from mlflow_keras_adv.compression.channel_graph import (
     ChannelGraph,
@@ -24,7 +26,6 @@ from mlflow_keras_adv.compression.precision import half_tolerance
 from mlflow_keras_adv.compression.proof import TOLERANCE, prove_outputs
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.footprint import latency_ms
-from mlflow_keras_adv.random_state import keeps_random_state
 
 _ROWS = 64  # of a call whose time is taken
 _REPEATS = 30
@@ -215,7 +216,7 @@ def _smallest(model: keras.Model, name: str, share: float) -> np.ndarray:
 
 def _normalization(layer: Any) -> Any:
     """The BatchNormalization that takes what a layer gives, if that is all that takes it."""
-    consumers = [node.operation for node in layer._outbound_nodes]
+    consumers = consumers_of(layer)
     (only,) = consumers if len(consumers) == 1 else (None,)
     return only if isinstance(only, keras.layers.BatchNormalization) else None
 

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
+from mlflow_keras_adv.compat.tfmot import ClusteringRegistry, cluster_weights, tfmot
 from mlflow_keras_adv.compression.bridge import to_keras, to_tf_keras
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning, is_plain
@@ -19,10 +21,8 @@ from mlflow_keras_adv.compression.proof import (
     prove_outputs,
     prove_weights,
 )
-from mlflow_keras_adv.compression.tfmot_names import ClusteringRegistry, cluster_weights, tfmot
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
-from mlflow_keras_adv.random_state import keeps_random_state
 
 with extra("compression"):
     import tf_keras

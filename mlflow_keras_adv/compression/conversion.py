@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.compat.keras import export_litert
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compression.artifact import Arrays, Artifact
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.kernels import check_not_quantized, matrices
@@ -20,7 +21,6 @@ from mlflow_keras_adv.compression.samples import read_samples
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.agreement import agreement, decides, difference, losses_by_output
 from mlflow_keras_adv.metrics.criteria import criteria_of
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tflite.layers import operations_of_layers
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 

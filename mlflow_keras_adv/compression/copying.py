@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import layers_of, parts_of
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.serialization.saving import save_without_optimizer
 
@@ -45,10 +46,10 @@ def copy_model(model: keras.Model) -> keras.Model:
             ) from error
     # A subclassed model's config does not say which of its layers were frozen since, nor what those
     # are called that Keras has named.
-    for layer, other in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
+    for layer, other in zip(layers_of(model), layers_of(copy), strict=True):
         if other.name != layer.name:
             other.name = layer.name
-        if not list(layer._flatten_layers(include_self=False, recursive=False)):
+        if not parts_of(layer):
             other.trainable = layer.trainable
         # Nor does that of an operation of `keras.ops` say its name, before Keras 3.12.
         for one, its_copy in zip(_operations(layer), _operations(other), strict=True):
@@ -64,7 +65,7 @@ def _operations(model: Any) -> list[Any]:
 def saved_objects(model: keras.Model) -> dict[str, Any]:
     """Classes and functions of a model, by the names that Keras looks them up by in loading."""
     known: dict[str, Any] = {}
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         known[keras.saving.get_registered_name(type(layer))] = type(layer)
         functions = [each for each in vars(layer).values() if isinstance(each, FunctionType)]
         known |= {keras.saving.get_registered_name(each): each for each in functions}

@@ -12,8 +12,17 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import is_symbolic
+from mlflow_keras_adv.compat.tfmot import (
+    ACTIVATIONS,
+    OUTPUTS,
+    WEIGHTS,
+    QuantizeLayer,
+    QuantizeWrapper,
+    rounded_weights,
+    tfmot,
+)
 from mlflow_keras_adv.compression import graphs
-from mlflow_keras_adv.compression.tfmot_names import QuantizeLayer, QuantizeWrapper, tfmot
 from mlflow_keras_adv.extras import extra
 
 with extra("compression"):
@@ -71,7 +80,7 @@ def with_borders(model: tf_keras.Model, left: Collection[str]) -> tf_keras.Model
     for layer, arguments, results in graphs.calls(model):
         is_left = layer.name in left
         args, kwargs = keras.tree.map_structure(
-            lambda each, is_left=is_left: taken(each, is_left) if _is_symbol(each) else each,
+            lambda each, is_left=is_left: taken(each, is_left) if is_symbolic(each) else each,
             arguments,
         )
         answers = keras.tree.flatten(layer(*args, **kwargs))
@@ -86,11 +95,6 @@ def _activations() -> Any:
     return tfmot.quantization.keras.quantizers.MovingAverageQuantizer(
         num_bits=8, per_axis=False, symmetric=False, narrow_range=False
     )
-
-
-def _is_symbol(value: Any) -> bool:
-    """Whether this is a symbolic tensor of tf_keras."""
-    return hasattr(value, "_keras_history")
 
 
 @contextlib.contextmanager
@@ -109,12 +113,12 @@ def watching_ranges(model: tf_keras.Model) -> Iterator[_Watching]:
         if isinstance(layer, QuantizeLayer) and layer.quantizer is not None:
             undo.append(_swap(layer, "quantizer", watching))
         if isinstance(layer, QuantizeWrapper):
-            through = [(weight, _Through(), held) for weight, _, held in layer._weight_vars]
-            undo.append(_swap(layer, "_weight_vars", through))
-            for activation in layer._quantize_activations:
+            through = [(weight, _Through(), held) for weight, _, held in rounded_weights(layer)]
+            undo.append(_swap(layer, WEIGHTS, through))
+            for activation in getattr(layer, ACTIVATIONS):
                 undo.append(_swap(activation, "quantizer", watching))
-            if layer._output_quantizers:
-                undo.append(_swap(layer, "_output_quantizers", [watching]))
+            if getattr(layer, OUTPUTS):
+                undo.append(_swap(layer, OUTPUTS, [watching]))
     try:
         yield watching
     finally:
@@ -145,7 +149,7 @@ def measure_weights(model: tf_keras.Model) -> None:
         model: From tfmot's `quantize_apply`; its ranges are written, nothing else.
     """
     for layer in model.layers:
-        for weight, quantizer, held in getattr(layer, "_weight_vars", []):
+        for weight, quantizer, held in rounded_weights(layer):
             quantizer(weight, True, weights=held)
 
 
@@ -162,7 +166,7 @@ def widen_dead_ranges(model: tf_keras.Model) -> None:
     for layer in model.layers:
         if not isinstance(layer, QuantizeWrapper):
             continue
-        for _, _, held in layer._weight_vars:
+        for _, _, held in rounded_weights(layer):
             low, high = np.asarray(held["min_var"]), np.asarray(held["max_var"])
             reach = np.maximum(-low, high)
             widest = reach.max() or 1.0

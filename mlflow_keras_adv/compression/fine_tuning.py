@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from mlflow_keras_adv.compat.tf_keras import is_callback
 from mlflow_keras_adv.compression.judged import judged
 from mlflow_keras_adv.compression.layer_translation import TO_TF_KERAS, translate
 from mlflow_keras_adv.compression.training_data import read_training_data
@@ -100,7 +101,7 @@ class FineTuning:
         """
         for callback in self._callbacks:
             # Keras 3 asks its callbacks nothing; tf_keras asks each which hooks it has.
-            if not hasattr(callback, "_implements_train_batch_hooks"):
+            if not is_callback(callback):
                 raise UserError(
                     f"the callback {type(callback).__name__} is one of Keras 3, but this training "
                     "runs in tf_keras; use the class of that name in tf_keras.callbacks"

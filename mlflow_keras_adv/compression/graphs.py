@@ -1,7 +1,4 @@
-"""What a model's graph is made of, asked of Keras 3 and of tf_keras in one way.
-
-Neither library has public names for the calls in a functional model.
-"""
+"""What a model's graph is made of, asked of Keras 3 and of tf_keras in one way."""
 
 import itertools
 from collections.abc import Collection, Iterator
@@ -9,7 +6,8 @@ from typing import Any
 
 import keras
 
-from mlflow_keras_adv.compat.keras import without_implied_masks
+from mlflow_keras_adv.compat import keras as compat_keras
+from mlflow_keras_adv.compat import tf_keras as compat_tf_keras
 from mlflow_keras_adv.extras import extra
 
 with extra("compression"):
@@ -42,8 +40,8 @@ def is_sequential(model: Any) -> bool:
 def is_graph(operation: Any) -> bool:
     """Whether this is a Sequential or functional model."""
     if isinstance(operation, keras.Model):
-        return is_sequential(operation) or hasattr(operation, "_nodes_by_depth")
-    return isinstance(operation, tf_keras.Model) and operation._is_graph_network
+        return is_sequential(operation) or compat_keras.is_functional(operation)
+    return isinstance(operation, tf_keras.Model) and compat_tf_keras.is_functional(operation)
 
 
 def named_operations(model: Any) -> list[tuple[str, Any]]:
@@ -84,27 +82,17 @@ def operations(model: Any) -> Iterator[Any]:
 
 def calls(model: Any) -> Iterator[tuple[Any, tuple[Any, Any], list[Any]]]:
     """The calls in a functional model: what is called, its arguments, its flat results."""
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    nodes = [each for depth in depths for each in model._nodes_by_depth[depth] if not each.is_input]
-    if isinstance(model, keras.Model):
-        found = [
-            (node.operation, (node.arguments.args, node.arguments.kwargs), node.outputs)
-            for node in nodes
-        ]
-        yield from without_implied_masks(found, keras.tree.flatten(outputs(model)))
-        return
-    for node in nodes:
-        arguments = (tuple(node.call_args), node.call_kwargs)
-        yield node.layer, arguments, keras.tree.flatten(node.outputs)
+    library = compat_keras if isinstance(model, keras.Model) else compat_tf_keras
+    yield from library.calls_of(model)
 
 
 def inputs(model: Any) -> Any:
     """Symbolic inputs in the model's structure."""
-    if isinstance(model, tf_keras.Model):
-        return model._nested_inputs
-    return (model._functional if is_sequential(model) else model)._inputs_struct
+    library = compat_tf_keras if isinstance(model, tf_keras.Model) else compat_keras
+    return library.inputs_of(model)
 
 
 def outputs(model: Any) -> Any:
     """Symbolic outputs of a functional model in its structure."""
-    return model._nested_outputs if isinstance(model, tf_keras.Model) else model._outputs_struct
+    library = compat_tf_keras if isinstance(model, tf_keras.Model) else compat_keras
+    return library.outputs_of(model)

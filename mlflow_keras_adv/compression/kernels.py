@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import layers_of, parts_of
 from mlflow_keras_adv.compression.graphs import is_graph, named_layers
 from mlflow_keras_adv.errors import UserError
 
@@ -55,7 +56,7 @@ def check_not_quantized(model: keras.Model) -> None:
             f"expected a model of Keras 3; got a {type(model).__module__}.{type(model).__name__}. "
             "compression.to_keras makes one from a tf_keras model."
         )
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         if getattr(layer.dtype_policy, "quantization_mode", None):
             raise UserError(
                 f"layer {layer.name!r} of model {model.name!r} is quantized already "
@@ -69,7 +70,7 @@ def check_no_adapters(model: keras.Model) -> None:
     Raises:
         UserError: Naming the layer.
     """
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         if getattr(layer, "lora_enabled", False):
             raise UserError(
                 f"layer {layer.name!r} of model {model.name!r} has LoRA: its own kernel is frozen, "
@@ -82,7 +83,7 @@ def _layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if is_graph(model):
         yield from ((prefix + name, layer) for name, layer in named_layers(model).items())
         return
-    for layer in model._flatten_layers(include_self=False, recursive=False):
+    for layer in parts_of(model):
         name = prefix + layer.name
         if isinstance(layer, keras.Model):
             yield from _layers(layer, f"{name}.")

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import learning_rate_of
 from mlflow_keras_adv.compression.operation_layer import OperationLayer
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
@@ -162,7 +163,7 @@ def _value(instance: Any, key: str, value: Any, direction: Direction, what: str)
     if key == "layer" and type(instance).__name__ == "Bidirectional":
         own = instance.forward_layer
     elif key == "learning_rate":
-        own = instance._learning_rate
+        own = learning_rate_of(instance)
     else:
         own = getattr(instance, key, None)
     members = own if isinstance(own, (list, tuple)) else [own]

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from mlflow_keras_adv.compression.tfmot_names import (
+from mlflow_keras_adv.compat.tfmot import (
     ClusterWeights,
     PruneLowMagnitude,
     QuantizeAnnotate,

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import layers_of
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compression.copying import saved_objects
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.random_state import keeps_random_state
 
 # Of the largest answer: a number is off by 2**-11 or 2**-8 of itself, a sum of many by some of it.
 _TOLERANCES = {"float16": 5e-3, "bfloat16": 4e-2}
@@ -25,7 +26,7 @@ def half_tolerance(model: keras.Model) -> float:
     Returns:
         0 for a model that computes in float32 throughout.
     """
-    dtypes = {str(getattr(layer, "compute_dtype", "")) for layer in model._flatten_layers()}
+    dtypes = {str(getattr(layer, "compute_dtype", "")) for layer in layers_of(model)}
     return max((_TOLERANCES.get(dtype, 0.0) for dtype in dtypes), default=0.0)
 
 

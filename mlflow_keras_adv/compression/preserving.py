@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mlflow_keras_adv.compression.tfmot_names import (
+from mlflow_keras_adv.compat.tfmot import (
     ClusterPreserveQuantizeRegistry,
     Default8BitQuantizeRegistry,
     QuantizeWrapper,
+    rounded_weights,
     tfmot,
 )
 from mlflow_keras_adv.errors import UserError
@@ -112,7 +113,7 @@ class Preserving(tf_keras.callbacks.Callback):
                             before=before,
                             is_trained_as_clusters=bool(own),
                             is_fixed=keeps_clusters and not own,
-                            is_quantized=bool(getattr(layer, "_weight_vars", None)),
+                            is_quantized=bool(rounded_weights(layer)),
                             keeps_zeros=keeps_zeros,
                             keeps_clusters=keeps_clusters,
                         )
@@ -197,14 +198,14 @@ def _clusters_of(layer: Any) -> list[Any]:
     """What tfmot holds of the clustered kernels of a layer."""
     if not isinstance(layer, QuantizeWrapper):
         return []
-    return [held for _, _, held in layer._weight_vars if _CENTROIDS in held]
+    return [held for _, _, held in rounded_weights(layer) if _CENTROIDS in held]
 
 
 def _kernels(layer: Any) -> list[Any]:
     if not isinstance(layer, QuantizeWrapper):
         return [weight for weight in layer.weights if _is_kernel(weight)]
-    if layer._weight_vars:  # in the layer itself tensors have taken their place
-        return [weight for weight, _, _ in layer._weight_vars]
+    if rounded_weights(layer):  # in the layer itself tensors have taken their place
+        return [weight for weight, _, _ in rounded_weights(layer)]
     return [weight for weight in layer.layer.weights if _is_kernel(weight)]
 
 

@@ -16,8 +16,8 @@ from unittest import mock
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.tfmot import quant_ops
 from mlflow_keras_adv.compression import graphs
-from mlflow_keras_adv.compression.tfmot_names import quant_ops
 from mlflow_keras_adv.errors import UserError
 
 TOLERANCE = 1e-5  # of the largest absolute output

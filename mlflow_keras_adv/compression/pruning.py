@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compression import masking, tfmot_pruning
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.copying import check_weights, copy_model
@@ -23,7 +24,6 @@ from mlflow_keras_adv.compression.masks import (
 )
 from mlflow_keras_adv.compression.schedules import Schedule, polynomial, renewals
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.random_state import keeps_random_state
 
 
 @dataclass(frozen=True)

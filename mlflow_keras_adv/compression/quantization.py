@@ -27,13 +27,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compression.acceptance import MAX_DIFFERENCE, MIN_AGREEMENT, accepted
 from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.compression.conversion import compare, convert
 from mlflow_keras_adv.compression.dead_channels import mended_biases
 from mlflow_keras_adv.errors import UserError, received
 from mlflow_keras_adv.extras import extra
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tflite.layers import operations_left
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from mlflow_keras_adv.tflite.weights import file_weights

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
+from mlflow_keras_adv.compat.tfmot import tfmot
 from mlflow_keras_adv.compression import graphs
 from mlflow_keras_adv.compression.acceptance import accepted
 from mlflow_keras_adv.compression.artifact import Arrays, Artifact
@@ -35,10 +37,8 @@ from mlflow_keras_adv.compression.padding_masks import masks_past_wrappers
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.quantized_layout import quantize_apply
-from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from mlflow_keras_adv.tflite.weights import file_weights
 

@@ -14,14 +14,15 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from mlflow_keras_adv.compression.graphs import unused
-from mlflow_keras_adv.compression.proof import is_wrapper
-from mlflow_keras_adv.compression.tfmot_names import (
+from mlflow_keras_adv.compat.tf_keras import freeze
+from mlflow_keras_adv.compat.tfmot import (
     Default8BitQuantizeLayoutTransform,
     ModelTransformer,
     layout_module,
     tfmot,
 )
+from mlflow_keras_adv.compression.graphs import unused
+from mlflow_keras_adv.compression.proof import is_wrapper
 
 
 def quantize_apply(annotated: Any, scheme: Any) -> Any:
@@ -40,8 +41,7 @@ def quantize_apply(annotated: Any, scheme: Any) -> Any:
     for layer in filter(is_wrapper, quantized.layers):
         if not layer.layer.trainable:
             # tfmot trains the kernels that it rounds, frozen or not.
-            layer._non_trainable_weights += layer._trainable_weights
-            layer._trainable_weights = []
+            freeze(layer)
     return quantized
 
 
@@ -60,7 +60,7 @@ class _GraphKeepingLayout(Default8BitQuantizeLayoutTransform):
 
 class _Transformer(ModelTransformer):
     def _get_layers(self, layer_names: Sequence[str]) -> list[Any]:
-        by_name = {layer["config"]["name"]: layer for layer in self._config["layers"]}
+        by_name = {layer["config"]["name"]: layer for layer in self.layer_configs}
         return [by_name[name] for name in dict.fromkeys(layer_names) if name in by_name]
 
     def _replace_functional(self, match: Any, replacement: Any) -> None:
@@ -82,7 +82,7 @@ class _Transformer(ModelTransformer):
         They come with tf_keras' default names, which count from `conv2d` in a fresh process, as the
         names of Keras 3 do.
         """
-        taken = {layer["config"]["name"] for layer in self._config["layers"]}
+        taken = {layer["config"]["name"] for layer in self.layer_configs}
         replaced = match.layer["config"]["name"]
         kept = {node.layer["config"]["name"] for node in _nodes(replacement)} & matched.keys()
         for node in _nodes(replacement):

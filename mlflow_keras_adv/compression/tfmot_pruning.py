@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.tfmot import PruneRegistry, is_due, tfmot
 from mlflow_keras_adv.compression.bridge import to_keras
 from mlflow_keras_adv.compression.copying import check_weights
 from mlflow_keras_adv.compression.fine_tuning import FineTuning
@@ -14,7 +15,6 @@ from mlflow_keras_adv.compression.padding_masks import masks_past_wrappers
 from mlflow_keras_adv.compression.proof import prove
 from mlflow_keras_adv.compression.schedules import Renewals
 from mlflow_keras_adv.compression.sparsity_curve import SparsityCurve
-from mlflow_keras_adv.compression.tfmot_names import PruneRegistry, tfmot
 from mlflow_keras_adv.extras import extra
 
 with extra("compression"):
@@ -110,10 +110,10 @@ class _PlannedSchedule(tfmot.sparsity.keras.PruningSchedule):
 
     def __call__(self, step: Any) -> tuple[Any, Any]:
         plan = self._plan
-        is_due = self._should_prune_in_step(step, plan.first, plan.last, plan.frequency)
+        due = is_due(self, step, plan.first, plan.last, plan.frequency)
         position = (step - plan.first) // plan.frequency
         position = tf.clip_by_value(position, 0, len(self._values) - 1)
-        return is_due, tf.gather(tf.constant(self._values, tf.float32), position)
+        return due, tf.gather(tf.constant(self._values, tf.float32), position)
 
     def get_config(self) -> dict[str, Any]:
         return {"class_name": type(self).__name__, "config": {"values": self._values}}

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.keras import compiled_loss, mask_of, put_mask
 from mlflow_keras_adv.distillation.losses import Hint, SoftTargets
 from mlflow_keras_adv.errors import received
 from mlflow_keras_adv.metrics.logits import (
@@ -152,8 +153,7 @@ class Distiller(keras.Model):
         order = _in_order(y_pred, list(answers))
         gives, taught = _endings(self.student, order), _endings(self._teacher.model, order)
         self._check_losses(answers, gives, taught)
-        # What the stock compute_loss calls; Keras has no public name for it.
-        student_loss = _float32(self._compile_loss(y, y_pred, sample_weight))
+        student_loss = _float32(compiled_loss(self, y, y_pred, sample_weight))
         distillation_loss = self._distillation_loss(
             x, y_pred, answers, gives, taught, sample_weight
         )
@@ -242,10 +242,10 @@ class Distiller(keras.Model):
             for name in answers if output is None else [output]:
                 target, answer = targets[name], answers[name]
                 if isinstance(loss, SoftTargets):
-                    mask = getattr(answer, "_keras_mask", None)
+                    mask = mask_of(answer)
                     target, answer = _logits(target, shown[name]), _logits(answer, gives[name])
                     if mask is not None:
-                        answer._keras_mask = mask
+                        put_mask(answer, mask)
                 total += weight * _float32(loss(target, answer, weights.get(name)))
         return total
 

@@ -31,8 +31,8 @@ from mlflow.models.evaluation.artifacts import CsvEvaluationArtifact, ImageEvalu
 from mlflow.models.evaluation.base import EvaluationArtifact, EvaluationResult, ModelEvaluator
 
 from mlflow_keras_adv.compat.mlflow import load_evaluation_artifact
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.evaluation.options import NAME, Options
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
 from mlflow_keras_adv.tracking.directions import note
 

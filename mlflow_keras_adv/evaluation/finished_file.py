@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.evaluation.finished_model import (
     FLOPS_TAG,
@@ -21,7 +22,6 @@ from mlflow_keras_adv.evaluation.finished_model import (
 from mlflow_keras_adv.flavors import litert
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of
 from mlflow_keras_adv.metrics.score import score
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tflite.footprint import file_footprint_and_said, weight_table
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from mlflow_keras_adv.tflite.score import score_file

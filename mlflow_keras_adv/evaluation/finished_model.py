@@ -9,13 +9,13 @@ from typing import Any
 import keras
 from mlflow.models.model import ModelInfo
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.flavors.keras import log_model
 from mlflow_keras_adv.metrics.agreement import compared
 from mlflow_keras_adv.metrics.criteria import criteria_of
 from mlflow_keras_adv.metrics.footprint import footprint_and_said
 from mlflow_keras_adv.metrics.score import Scores, batches, loss_of, score
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
 from mlflow_keras_adv.tracking.directions import direction, note
 from mlflow_keras_adv.tracking.run import Run

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from mlflow.models import Model
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import MissingExtraError
 from mlflow_keras_adv.flavors import litert
@@ -27,7 +28,6 @@ from mlflow_keras_adv.metrics.flops import flops_and_said, flops_of_call
 from mlflow_keras_adv.metrics.footprint import latency_ms, sizes
 from mlflow_keras_adv.metrics.judge import renewed
 from mlflow_keras_adv.metrics.score import Scores, deciding, score, scores_by_itself
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry.samples import Measurements, Samples
 from mlflow_keras_adv.tflite.footprint import file_footprint
 from mlflow_keras_adv.tflite.runtime import LiteRTModel

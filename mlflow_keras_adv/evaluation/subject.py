@@ -12,6 +12,7 @@ import pandas as pd
 import tensorflow as tf
 from mlflow.exceptions import MlflowException
 
+from mlflow_keras_adv.compat.keras import layers_of
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.answers import answers_of, masks_of
 from mlflow_keras_adv.metrics.criteria import FILE, Criteria, read
@@ -136,7 +137,7 @@ class KerasSubject:
             return found
         values = dict(found.values)
         # What an activity costs is another number in each batch.
-        if any(layer.activity_regularizer is not None for layer in self.model._flatten_layers()):
+        if any(layer.activity_regularizer is not None for layer in layers_of(self.model)):
             del values["loss"]
         else:
             values["loss"] += float(sum(map(float, self.model.losses)))

@@ -31,12 +31,13 @@ import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 
+from mlflow_keras_adv.compat.keras import layers_of
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.flavors.keras_signature import Arrays, Taken, inputs_of, signature_of
 from mlflow_keras_adv.flavors.logging import LoggedAs, fetched, log_saved
 from mlflow_keras_adv.flavors.served import TOLERANCE, check_served
 from mlflow_keras_adv.metrics.criteria import Criteria, criteria_of, keep
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.serialization import loading
 from mlflow_keras_adv.serialization.custom_objects import (
     CustomObject,
@@ -226,7 +227,7 @@ def _check(model: keras.Model, folder: Path, taken: Taken, tolerance: float | No
     def answer() -> Arrays:
         return loading.named_outputs(model, model(taken.inputs, training=False))
 
-    half = any(layer.compute_dtype in _HALF for layer in model._flatten_layers())
+    half = any(layer.compute_dtype in _HALF for layer in layers_of(model))
     if tolerance is None:
         tolerance = 30 * TOLERANCE if half else TOLERANCE
     try:

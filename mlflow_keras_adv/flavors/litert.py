@@ -33,13 +33,13 @@ import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.flavors.litert_signature import described, example_of, signature_of
 from mlflow_keras_adv.flavors.logging import LoggedAs, fetched, log_saved
 from mlflow_keras_adv.flavors.served import check_served
 from mlflow_keras_adv.keywords import answers_keywords
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tflite import runtime
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 

@@ -8,8 +8,8 @@ from typing import Any
 import mlflow
 import numpy as np
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import expect
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 
 _FILE = "claims.json"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compression.artifact import Artifact
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.evaluation.finished_model import FinishedModel
@@ -18,7 +19,6 @@ from mlflow_keras_adv.metrics.criteria import criteria_of
 from mlflow_keras_adv.metrics.directions import Mode
 from mlflow_keras_adv.metrics.footprint import latency_ms, weight_rows
 from mlflow_keras_adv.metrics.score import deciding, score
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from mlflow_keras_adv.tflite.score import score_file
 from mlflow_keras_adv.tracking.run import Run

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import mask_of
 from mlflow_keras_adv.metrics.score import batches
 
 Array = np.ndarray[Any, Any]
@@ -132,5 +133,5 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 
 def _masks(answers: Any) -> list[Any]:
-    masks = [getattr(each, "_keras_mask", None) for each in keras.tree.flatten(answers)]
+    masks = [mask_of(each) for each in keras.tree.flatten(answers)]
     return [None if mask is None else np.asarray(mask) for mask in masks]

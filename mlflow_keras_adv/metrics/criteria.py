@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mlflow_keras_adv.compat.keras import left_out_of_config
+from mlflow_keras_adv.compat.keras import left_out_of_config, outputs_of
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.metrics.judge import CONFIGURED, compiled_with
 from mlflow_keras_adv.metrics.task import Task
@@ -72,7 +72,7 @@ def criteria_of(model: keras.Model, answers: Any = None, task: Task | None = Non
         task: To keep.
     """
     if answers is None:
-        answers = getattr(model, "_outputs_struct", None)  # private: its outputs in their structure
+        answers = outputs_of(model)
     left_out = []
     try:
         configured = compiled_with(model)

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import keras
 
+from mlflow_keras_adv.compat.keras import direction_of, wrapped_by
+
 Mode = Literal["min", "max"]
 
 
@@ -14,11 +16,7 @@ def mode_of(metric: Any) -> Mode | None:
     Args:
         metric: A metric, or a function that Keras made of a name.
     """
-    # Private, but where Keras' own EarlyStopping and ModelCheckpoint look.
-    direction = getattr(metric, "_direction", None)
-    if direction in ("up", "down"):
-        return "max" if direction == "up" else "min"
-    return None
+    return direction_of(metric)
 
 
 def mode_of_name(name: str, metrics: Iterable[Any] = ()) -> Mode | None:
@@ -73,7 +71,7 @@ _GAINS = (
 
 def _of_class(metric: Any) -> Mode | None:
     names = [each.__name__ for each in type(metric).__mro__]
-    wrapped = getattr(metric, "_fn", metric)  # of a function that `compile` was given
+    wrapped = wrapped_by(metric)[0] or metric  # of a function that `compile` was given
     names.append(getattr(wrapped, "__name__", ""))
     if any(name in _ERRORS for name in names):
         return "min"

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mlflow_keras_adv.compat.keras import left_out_of_config
+from mlflow_keras_adv.compat.keras import compiled_by, left_out_of_config
 from mlflow_keras_adv.errors import UserError, in_short
 
 CONFIGURED = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -30,9 +30,7 @@ def compiled_with(model: keras.Model, given: Collection[str] = ()) -> dict[str, 
     Raises:
         UserError: A metric cannot be made anew.
     """
-    # get_compile_config() is public, but of a function it keeps a name at best.
-    kept = getattr(model, "_compile_config", None)
-    config = dict(kept.config) if kept is not None else {"loss": getattr(model, "loss", None)}
+    config = compiled_by(model) or {"loss": getattr(model, "loss", None)}
     found = {key: config[key] for key in CONFIGURED if config.get(key) is not None}
     return renewed({key: value for key, value in found.items() if key not in given})
 

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlflow_keras_adv.compat.keras import layers_of
+
 
 @contextmanager
 def left_alone(model: Any) -> Iterator[None]:
@@ -25,7 +27,7 @@ def _states_of(model: Any) -> list[Any]:
     """What RNNs carry on from a batch to the next, which Keras does not count as variables."""
     return [
         state
-        for layer in model._flatten_layers()  # at any depth; the public `layers` is one level
+        for layer in layers_of(model)  # at any depth; the public `layers` is one level
         if getattr(layer, "stateful", False)
         for state in keras.tree.flatten(getattr(layer, "states", None))
         if hasattr(state, "assign")

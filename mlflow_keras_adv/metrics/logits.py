@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from mlflow_keras_adv.compat.keras import maker_of
+
 # Endings after which an output gives probabilities.
 PROBABILITIES = ("softmax", "sigmoid")
 
@@ -19,11 +21,10 @@ def endings_of(model: Any) -> list[str | None]:
     """
     if isinstance(model, keras.Sequential):
         return [_name_of(model.layers[-1])] if model.layers else []
-    # Which operation a tensor comes from has no public name.
-    histories = [getattr(each, "_keras_history", None) for each in getattr(model, "outputs", ())]
-    if None in histories:
+    makers = [maker_of(each) for each in getattr(model, "outputs", ())]
+    if None in makers:
         return []
-    return [_name_of(history[0], history[2]) for history in histories if history is not None]
+    return [_name_of(*maker) for maker in makers if maker is not None]
 
 
 def probability_ending(model: keras.Model) -> str | None:

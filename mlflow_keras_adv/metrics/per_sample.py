@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mlflow_keras_adv.compat.keras import metrics_by_output
+from mlflow_keras_adv.compat.keras import mask_of, metrics_by_output, wrapped_by
 from mlflow_keras_adv.metrics.judge import Judge
 
 # How far a mean over samples may be from the value that Keras computed in float32 and still be it.
@@ -51,7 +51,7 @@ class PerSample:
             rows = int(tf.shape(answer)[0])
             if not values.ndim or len(values) != rows:
                 continue
-            mask = getattr(answer, "_keras_mask", None)
+            mask = mask_of(answer)
             shown = _shown(values, mask, weighed).reshape(rows, -1)
             values = values.reshape(rows, -1)
             # A loss divides by how many there are, a metric by the weights.
@@ -97,9 +97,8 @@ class PerSample:
                 called = known.call if isinstance(known, keras.losses.Loss) else known
                 found.append((str(output), "loss", called))
         for output, metric in metrics_by_output(self._judge.metrics):
-            # Private, but there is no other way to what a MeanMetricWrapper wraps.
-            if (function := getattr(metric, "_fn", None)) is not None:
-                named = getattr(metric, "_fn_kwargs", {})
+            function, named = wrapped_by(metric)
+            if function is not None:
                 found.append((output, metric.name, lambda a, b, f=function, n=named: f(a, b, **n)))
         return found
 

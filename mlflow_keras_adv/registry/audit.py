@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 
-from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.registry.evidence import one_line
 from mlflow_keras_adv.registry.rights import EDIT_MODEL, READ_MODEL, asking, who
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.compat.mlflow import active_experiment_id
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError, expect
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.registry import audit
 from mlflow_keras_adv.registry.aliases import (
     CHALLENGER,

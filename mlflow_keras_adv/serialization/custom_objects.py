@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 
+from mlflow_keras_adv.compat.keras import layers_of
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.serialization.loading import ModelCode, code_of, main_module_name, rewrite
 from mlflow_keras_adv.serialization.needed_modules import (
@@ -181,7 +182,7 @@ def _parts(config: Any) -> Iterator[dict[str, Any]]:
 def _in_use(model: keras.Model) -> dict[str, Any]:
     """Layer classes, and functions such as activations and regularizers, by registered name."""
     found: dict[str, Any] = {}
-    for layer in model._flatten_layers():  # at any depth; the public `layers` is one level
+    for layer in layers_of(model):  # at any depth; the public `layers` is one level
         found[keras.saving.get_registered_name(type(layer))] = type(layer)
         for value in list(vars(layer).values()):  # another thread may be saving the model
             if isinstance(value, FunctionType):

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from mlflow_keras_adv.compat.keras import layers_of
+
 _saving = threading.RLock()
 
 
@@ -36,7 +38,7 @@ def save_without_optimizer(model: keras.Model, path: str | Path) -> None:
     # compiled or not.
     model = _without_attribute(model, "optimizer")
     with _saving, ExitStack() as answers:
-        for layer in model._flatten_layers():  # at any depth; the public `layers` is one level
+        for layer in layers_of(model):  # at any depth; the public `layers` is one level
             if isinstance(layer, keras.Model):
                 answers.enter_context(_silenced(layer, "get_compile_config"))
             for optimizer in _optimizers_of(layer):

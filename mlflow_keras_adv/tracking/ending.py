@@ -9,8 +9,8 @@ import logging
 import traceback
 from collections import deque
 
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compat.system import after_fork_in_child
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from mlflow_keras_adv.tracking.system_metrics import stop_watching
 from mlflow_keras_adv.tracking.writer import RunWriter

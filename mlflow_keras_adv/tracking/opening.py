@@ -16,9 +16,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.compat.mlflow import active_experiment_id, is_made_up
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compat.tested import warn_of_untried
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.names import UID_TAG

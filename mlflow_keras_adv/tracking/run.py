@@ -18,8 +18,8 @@ from mlflow.entities import RunInfo
 from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import client_of
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import expect
-from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record

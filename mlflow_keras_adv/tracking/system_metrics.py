@@ -7,9 +7,7 @@ journal, and ends for good as soon as one request has failed. Here its samples a
 import logging
 from threading import Thread
 
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-from mlflow_keras_adv.compat.mlflow import monitor_arguments, monitors
+from mlflow_keras_adv.compat.mlflow import Monitor, monitor_arguments, monitors
 from mlflow_keras_adv.tracking.process_end import started
 from mlflow_keras_adv.tracking.writer import RunWriter
 
@@ -19,7 +17,7 @@ _logger = logging.getLogger(__name__)
 FINISH_SECONDS = 5.0
 
 
-class MachineMonitor(SystemMetricsMonitor):
+class MachineMonitor(Monitor):
     """MLflow's monitor, with its intervals and names; its thread needs no store.
 
     Args:
@@ -34,43 +32,40 @@ class MachineMonitor(SystemMetricsMonitor):
         self._said = False
 
     def monitor(self) -> None:
-        """Samples and hands in, until `finish`; what cannot be measured now may be the next time.
-
-        `_shutdown_event`, `_process`, `_metrics_prefix` and `_logging_step` are MLflow's private
-        names: it has no public one for what its methods share.
-        """
-        while not self._shutdown_event.is_set():
+        """Samples and hands in until `finish`; what fails once is tried the next time."""
+        while not self.shutdown.is_set():
             try:
                 for _ in range(self.samples_before_logging):
                     self.collect_metrics()
-                    if self._shutdown_event.wait(self.sampling_interval):
+                    if self.shutdown.wait(self.sampling_interval):
                         return
                 self.publish_metrics(self.aggregate_metrics())
             except Exception as error:
                 self._say(error)
-                self._shutdown_event.wait(self.sampling_interval)
+                self.shutdown.wait(self.sampling_interval)
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
         """Hands in the values of an interval."""
-        prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
+        prefix = self.prefix + (f"{self.node_id}/" if self.node_id else "")
         named = {f"{prefix}{name}": value for name, value in metrics.items()}
-        self._run.log_metrics(named, step=self._logging_step)
-        self._logging_step += 1
+        self._run.log_metrics(named, step=self.next_step())
         for monitor in self.monitors:
             monitor.clear_metrics()
 
     def finish(self) -> None:
         """Ends it: nothing is handed in afterwards. An unfinished interval is dropped, as ever."""
-        thread, self._process = self._process, None
+        thread = self.taken_thread()
         if thread is not None:
-            self._shutdown_event.set()
+            self.shutdown.set()
             thread.join(FINISH_SECONDS)
 
     def _say(self, error: Exception) -> None:
         if not self._said:
             self._said = True
             _logger.warning(
-                "Run %s: the load of the machine is not recorded for now: %r", self._run_id, error
+                "Run %s: the load of the machine is not recorded for now: %r",
+                self._run.run_id,
+                error,
             )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.delivery import Delivery
 from mlflow_keras_adv.tracking.home import journals_folder
 from mlflow_keras_adv.tracking.items import (

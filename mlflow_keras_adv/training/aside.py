@@ -9,7 +9,8 @@ they had.
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util, control_flow_v2_func_graphs
+
+from mlflow_keras_adv.compat.tensorflow import is_branch, is_for_xla
 
 # What TensorFlow moves, merges or drops if its output has one reader only. All are cheap, and a
 # gradient has few of them behind its matrix product, convolution or sum, where copying ends.
@@ -50,16 +51,13 @@ def aside(value: Any) -> Any:
 
 def in_xla() -> bool:
     """Whether what is being traced will be compiled by XLA, as `jit_compile=True` has it."""
-    # Private, but no public name tells.
-    graph = tf.compat.v1.get_default_graph()
-    return not tf.executing_eagerly() and bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+    return not tf.executing_eagerly() and is_for_xla(tf.compat.v1.get_default_graph())
 
 
 def in_branch_for_xla() -> bool:
     """Whether it is besides in a branch of `tf.cond`."""
     graph = tf.compat.v1.get_default_graph()
-    branch = control_flow_v2_func_graphs.CondBranchFuncGraph  # private, as above
-    while graph is not None and not isinstance(graph, branch):
+    while graph is not None and not is_branch(graph):
         graph = getattr(graph, "outer_graph", None)
     return graph is not None and in_xla()
 

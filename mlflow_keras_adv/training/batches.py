@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.keras import iterations_of
 from mlflow_keras_adv.training.observe import inside_of
 
 
@@ -21,8 +22,7 @@ def count_batches(optimizers: Iterable[Any]) -> int | None:
     for optimizer in optimizers:
         inner = inside_of(optimizer)
         scaled = scaled or inner is not optimizer
-        # Not `iterations`, which counts updates; tf_keras makes the variable late.
-        iterations = getattr(inner, "_iterations", None)
+        iterations = iterations_of(inner)
         count = max(count, 0 if iterations is None else int(tf.convert_to_tensor(iterations)))
     return None if scaled and count else count
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.keras import initial_epoch_of, put_initial_epoch
 from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.leaving import Asker, NotesInterrupts, exception_leaving
@@ -142,8 +143,8 @@ class Loop:
             steps=None,
         )
         # Where BackupAndRestore says, as it does to `fit`, at which epoch to go on.
-        found_epoch = getattr(self.model, "_initial_epoch", None)
-        self.model._initial_epoch = None
+        found_epoch = initial_epoch_of(self.model)
+        put_initial_epoch(self.model, None)
         lends_optimizer = getattr(self.model, "optimizer", None) is None
         found_none = "optimizer" in vars(self.model)
         first = next(iter(self._optimizers.values()))
@@ -161,7 +162,7 @@ class Loop:
             with training:
                 self._callback_list.on_train_begin()
                 try:
-                    for epoch in range(self.model._initial_epoch or initial_epoch, epochs):
+                    for epoch in range(initial_epoch_of(self.model) or initial_epoch, epochs):
                         self._totals, self._logged = {}, {}
                         self._callback_list.on_epoch_begin(epoch)
                         yield epoch
@@ -185,7 +186,7 @@ class Loop:
         finally:
             self._session.unsubscribe(self._add_up)
             self._session = None
-            self.model._initial_epoch = found_epoch
+            put_initial_epoch(self.model, found_epoch)
             if lends_optimizer and self.model.optimizer is first:
                 del self.model.optimizer  # TensorFlow would go on tracking it
                 if found_none:

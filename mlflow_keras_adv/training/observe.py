@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.compat.keras import trained_by
 from mlflow_keras_adv.training.aside import aside
 from mlflow_keras_adv.training.recorder import CAPACITY, StepRecorder, recorder_of
 from mlflow_keras_adv.training.watching import Look, watch_method
@@ -104,7 +105,7 @@ class OptimizerProbe:
         gradients, variables, *_ = [*arguments, *named.values(), None]
         gradients = list(gradients)
         if not variables:  # tf_keras hands over pairs, Keras 3 may leave them out
-            variables = getattr(optimizer, "_trainable_variables", ())
+            variables = trained_by(optimizer)
         self._trace.paths = _paths(gradients, list(variables))
         self._count_update()
         if self._outer is not optimizer:

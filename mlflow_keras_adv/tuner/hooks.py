@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 
 _logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from keras_tuner import Oracle
 from keras_tuner.engine.base_tuner import BaseTuner
 
+from mlflow_keras_adv.compat.keras_tuner import ONE_EXECUTION
 from mlflow_keras_adv.errors import expect
 from mlflow_keras_adv.tracking.ending import settle_ended
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
@@ -202,8 +203,8 @@ def _hooks(tuner: Any, trials: TrialRuns) -> dict[str, Callable[..., Any]]:
         "run_trial": run_trial,
         "on_trial_end": on_trial_end,
     }
-    if getattr(tuner, "executions_per_trial", 1) > 1 and hasattr(tuner, "_build_and_fit_model"):
-        hooks["_build_and_fit_model"] = build_and_fit
+    if getattr(tuner, "executions_per_trial", 1) > 1 and hasattr(tuner, ONE_EXECUTION):
+        hooks[ONE_EXECUTION] = build_and_fit
     return hooks
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import keras_tuner
 import numpy as np
 import pandas as pd
-from keras_tuner.src.distribute.utils import is_chief_oracle
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
+from mlflow_keras_adv.compat.keras_tuner import is_chief_oracle
 from mlflow_keras_adv.flavors.keras import log_model
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.run import Run

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_tuner.src.engine import tuner_utils
 from mlflow import MlflowClient
 
+from mlflow_keras_adv.compat.keras_tuner import convert_to_metrics_dict, get_best_step
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
 from mlflow_keras_adv.tracking.directions import note
 from mlflow_keras_adv.tracking.ending import settle_ended
@@ -192,9 +192,9 @@ class TrialRuns:
         if self._open is None or run is None:
             return
         objective = self._tuner.oracle.objective
-        score = float(tuner_utils.convert_to_metrics_dict(results, objective)[objective.name])
+        score = float(convert_to_metrics_dict(results, objective)[objective.name])
         self._open.scores.append(score)
-        best_step = tuner_utils.get_best_step(results, objective)
+        best_step = get_best_step(results, objective)
         run.log_metrics({"trial/score": score, "trial/best_step": best_step})
 
     def _params(self, trial: Any) -> dict[str, object]:

@@ -3,7 +3,6 @@
 The release that is installed is one of them; what another one has is injected.
 """
 
-import ast
 import logging
 import math
 from pathlib import Path
@@ -21,7 +20,6 @@ import mlflow_keras_adv as mka
 from mlflow_keras_adv.compat import mlflow as compat
 from mlflow_keras_adv.tracking import store
 from mlflow_keras_adv.tracking.writer import RunWriter
-from tests.test_imports import MODULES, PACKAGE
 
 NAN = float("nan")
 
@@ -234,27 +232,6 @@ def test_each_private_name_of_mlflow_is_what_it_was(
     assert compat.chosen_experiment_id() is None
     assert compat.chosen_tracking_uri() in (None, store)
     assert compat.monitors() is fluent.run_id_to_system_metrics_monitor
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("compat/")])
-def test_no_private_name_of_mlflow_stands_elsewhere(module: str) -> None:
-    tree = ast.parse((PACKAGE / module).read_text())
-    imported = {"mlflow": "mlflow"}
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlflow":
-            found += [
-                f"{node.module}.{alias.name}"
-                for alias in node.names
-                if any(part.startswith("_") for part in f"{node.module}.{alias.name}".split("."))
-            ]
-            imported |= {alias.asname or alias.name: alias.name for alias in node.names}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
-            owner = ast.unparse(node.value)
-            if owner in imported and not owner[0].isupper() and node.attr != "__version__":
-                found.append(f"{owner}.{node.attr}")
-    assert found == []
 
 
 @pytest.mark.parametrize(("count", "kept"), [(2, 2), (3, 3), (4, 3)])

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+from mlflow_keras_adv.compat.tfmot import tfmot
 from mlflow_keras_adv.compression.clustering import Clustered, cluster
-from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
 
 layers = keras.layers

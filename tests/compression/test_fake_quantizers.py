@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from mlflow_keras_adv.compat.tfmot import tfmot
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.fake_quantizers import calibrate, watching_ranges
 from mlflow_keras_adv.compression.quantization_aware import quantize_aware
-from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 
 RANDOM = np.random.default_rng(0)

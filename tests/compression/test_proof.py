@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tf_keras
 
+from mlflow_keras_adv.compat.tfmot import tfmot
 from mlflow_keras_adv.compression import quantization_aware
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.proof import prove, prove_graph, prove_outputs
-from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
 from tests.compression import topologies
 from tests.compression.topologies import conv

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tf_keras
 
+from mlflow_keras_adv.compat.tfmot import tfmot
 from mlflow_keras_adv.compression.bridge import to_tf_keras
 from mlflow_keras_adv.compression.fake_quantizers import calibrate
 from mlflow_keras_adv.compression.preserving import Preserving, PreservingScheme
 from mlflow_keras_adv.compression.quantization_aware import quantize_aware
-from mlflow_keras_adv.compression.tfmot_names import tfmot
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from mlflow_keras_adv.tflite.weights import file_weights

@@ -1,6 +1,7 @@
 """What is used of tfmot, of which some names are not public; imported without its old warning."""
 
 import warnings
+from typing import Any
 
 from mlflow_keras_adv.extras import extra
 
@@ -44,9 +45,37 @@ with warnings.catch_warnings(), extra("compression"):
     )
 
 Default8BitQuantizeLayoutTransform = layout_module.Default8BitQuantizeLayoutTransform
-ModelTransformer = layout_module.model_transformer.ModelTransformer
+
+
+class ModelTransformer(layout_module.model_transformer.ModelTransformer):
+    """Replaces parts of a model's configuration; `_get_layers` and `_replace_functional` do it."""
+
+    @property
+    def layer_configs(self) -> list[dict[str, Any]]:
+        """The configurations of the model's layers."""
+        configs: list[dict[str, Any]] = self._config["layers"]
+        return configs
+
+
+# Attributes of a QuantizeWrapper: kernels, each with its quantizer and that one's variables; what
+# rounds the activations of its layer; what rounds its results.
+WEIGHTS, ACTIVATIONS, OUTPUTS = "_weight_vars", "_quantize_activations", "_output_quantizers"
+
+
+def rounded_weights(layer: Any) -> list[tuple[Any, Any, Any]]:
+    """Kernels that a layer rounds, each with its quantizer and that one's variables."""
+    return getattr(layer, WEIGHTS, None) or []
+
+
+def is_due(schedule: Any, step: Any, first: int, last: int, frequency: int) -> Any:
+    """Whether a schedule of tfmot's prunes in a step, a boolean tensor."""
+    return schedule._should_prune_in_step(step, first, last, frequency)
+
 
 __all__ = [
+    "ACTIVATIONS",
+    "OUTPUTS",
+    "WEIGHTS",
     "ClusterPreserveQuantizeRegistry",
     "ClusterWeights",
     "ClusteringRegistry",
@@ -59,7 +88,9 @@ __all__ = [
     "QuantizeLayer",
     "QuantizeWrapper",
     "cluster_weights",
+    "is_due",
     "layout_module",
     "quant_ops",
+    "rounded_weights",
     "tfmot",
 ]

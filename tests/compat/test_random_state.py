@@ -20,8 +20,8 @@ from tensorflow.python.ops import stateful_random_ops
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import compression, registry
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.flavors import litert
-from mlflow_keras_adv.random_state import keeps_random_state
 from tests.registry.conftest import log_numbers, read_numbers
 from tests.tuner.searches import DATA, network_search
 
@@ -329,7 +329,7 @@ def test_what_is_drawn_in_a_block_depends_on_the_seed_and_is_not_used_up() -> No
 def test_it_makes_nothing_that_was_not_there() -> None:
     program = """
 import random, sys
-from mlflow_keras_adv.random_state import keeps_random_state
+from mlflow_keras_adv.compat.random_state import keeps_random_state
 before = random.getstate()
 with keeps_random_state():
     random.random()
