@@ -443,18 +443,15 @@ def test_a_tf_keras_model_of_another_origin_does_not_fit() -> None:
 
 # Whole models, as people have them.
 
-APPLICATIONS = (
-    "MobileNet",
-    "MobileNetV2",
-    "MobileNetV3Small",
-    "ResNet50",
-    "EfficientNetB0",
-    "DenseNet121",
-)
+# The blocks of the others are among theirs.
+APPLICATIONS = ("MobileNetV3Small", "EfficientNetB0")
+LARGE = ("MobileNet", "MobileNetV2", "ResNet50", "DenseNet121")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize(
+    "name", [*APPLICATIONS, *(pytest.param(name, marks=pytest.mark.soak) for name in LARGE)]
+)
 def test_a_model_of_keras_applications_computes_the_same(name: str) -> None:
     application = getattr(keras.applications, name)
     model = application(
