@@ -108,7 +108,9 @@ def only_what_it_asks_for(name: str) -> Iterator[None]:
             for module in EXTRAS[extra]:
                 patched.setitem(sys.modules, module, None)  # its import fails as if not there
             if extra == "compression":  # whose own modules have imported theirs, maybe
-                patched.setattr(mka.compression, "import_module", lambda _: require("compression"))
+                patched.setattr(mka.compression, "_imported", lambda _: require("compression"))
+                for known in mka.compression.__all__:
+                    patched.delitem(vars(mka.compression), known, raising=False)
         yield
 
 

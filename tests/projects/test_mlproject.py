@@ -1,6 +1,5 @@
 """MLproject and conda.yaml repeat what `main` and pyproject.toml say; here they are held equal."""
 
-import ast
 import importlib
 import shlex
 import tomllib
@@ -12,17 +11,13 @@ import yaml
 from pydantic import TypeAdapter
 
 from mlflow_keras_adv.lessons import entry_point
+from projects import mlproject
 
 ROOT = Path(__file__).parent.parent.parent
 MLPROJECT_TYPES = {"string": "string", "integer": "int", "number": "float", "boolean": "bool"}
 
 
-def defines_main(path: Path) -> bool:
-    definitions = ast.parse(path.read_text()).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in definitions)
-
-
-SCRIPTS = sorted(path.stem for path in (ROOT / "projects").glob("*.py") if defines_main(path))
+SCRIPTS = mlproject.scripts()
 
 
 @pytest.fixture(scope="module")
@@ -34,47 +29,42 @@ def declared(name: str) -> list[entry_point.Parameter]:
     return entry_point.parameters(importlib.import_module(f"projects.{name}").main)
 
 
-def test_the_entry_points_are_the_scripts(project: dict[str, Any]) -> None:
-    assert SCRIPTS
+def test_it_is_written_from_the_signatures() -> None:
+    assert (ROOT / "MLproject").read_text() == mlproject.text(), "run python -m projects.mlproject"
+    assert {"distill", "main", "tune"} < set(SCRIPTS)
+
+
+def test_parameters_types_and_defaults_are_those_of_main(project: dict[str, Any]) -> None:
     assert sorted(project["entry_points"]) == SCRIPTS
+    for name in SCRIPTS:
+        expected = [
+            (
+                parameter.name,
+                MLPROJECT_TYPES[TypeAdapter(parameter.annotation).json_schema()["type"]],
+                type(parameter.default),
+                parameter.default,
+            )
+            for parameter in declared(name)
+        ]
+        repeated = [
+            (key, value["type"], type(value["default"]), value["default"])
+            for key, value in project["entry_points"][name]["parameters"].items()
+        ]
+        assert repeated == expected, name
+        assert [each.name for each in declared(name) if not each.description] == [], name
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_parameters_types_and_defaults_are_those_of_main(
-    name: str, project: dict[str, Any]
-) -> None:
-    expected = [
-        (
-            parameter.name,
-            MLPROJECT_TYPES[TypeAdapter(parameter.annotation).json_schema()["type"]],
-            type(parameter.default),
-            parameter.default,
-        )
-        for parameter in declared(name)
-    ]
-    repeated = [
-        (key, value["type"], type(value["default"]), value["default"])
-        for key, value in project["entry_points"][name]["parameters"].items()
-    ]
-    assert repeated == expected
+def test_the_command_hands_each_parameter_to_the_script(project: dict[str, Any]) -> None:
+    for name in SCRIPTS:
+        expected = ["python", "-m", f"projects.{name}"]
+        for parameter in declared(name):
+            expected += [parameter.option, f"{{{parameter.name}}}"]
 
+        command = project["entry_points"][name]["command"]
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_command_hands_each_parameter_to_the_script(name: str, project: dict[str, Any]) -> None:
-    expected = ["python", "-m", f"projects.{name}"]
-    for parameter in declared(name):
-        expected += [parameter.option, f"{{{parameter.name}}}"]
-
-    command = project["entry_points"][name]["command"]
-
-    assert shlex.split(command) == expected
-    # MLflow quotes the values, and quotes around them would undo it; cmd /c takes one line.
-    assert not set(command) & set("'\"\\\n")
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_parameter_of_main_is_described(name: str) -> None:
-    assert [parameter.name for parameter in declared(name) if not parameter.description] == []
+        assert shlex.split(command) == expected
+        # MLflow quotes the values, and quotes around them would undo it; cmd /c takes one line.
+        assert not set(command) & set("'\"\\\n")
 
 
 def test_the_environment_is_that_of_pyproject(project: dict[str, Any]) -> None:
