@@ -48,7 +48,7 @@ ROOMS = {
     # The store side.
     "tracking/": (STORE, set()),
     "diagnostics/": (STORE, {"tracking"}),
-    "registry/": (STORE | {"scipy"}, {"tracking"}),
+    "registry/": (STORE | {"jinja2", "scipy"}, {"tracking"}),
     "comparison/": (STORE | FIGURES - {"sklearn"} | {"jinja2", "PIL"}, {"tracking"}),
     # The training side.
     "serialization/": (TRAINING, set()),

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
+
+import jinja2
 
 from mlflow_keras_adv.registry.gates import Judged
 from mlflow_keras_adv.registry.samples import Measurements, Samples
@@ -118,12 +119,9 @@ class Evidence:
 
     def page(self) -> str:
         """A page that opens from disk, without script and without anything from elsewhere."""
-        gates = [
-            ("pass" if each.passed else "fail", each.gate, each.reason) for each in self.verdicts
-        ]
         keys = list(dict.fromkeys(key for each in self.measured.values() for key in each.metrics))
         metrics = [
-            ("", key, *(_shown(each.metrics.get(key)) for each in self.measured.values()))
+            (key, *(_shown(each.metrics.get(key)) for each in self.measured.values()))
             for key in keys
         ]
         for name in dict.fromkeys(name for each in self.measured.values() for name in each.slices):
@@ -131,7 +129,7 @@ class Evidence:
             for key in dict.fromkeys(part.deciding for part in parts if part.deciding):
                 count = max(part.samples for part in parts)
                 shown = (_shown(part.metrics.get(key)) for part in parts)
-                metrics.append(("", f"{key}, {name} ({count} samples)", *shown))
+                metrics.append((f"{key}, {name} ({count} samples)", *shown))
         samples = self.samples
         facts = {
             "registered model": self.name,
@@ -148,13 +146,13 @@ class Evidence:
             facts |= {f"{role}: problem": each.problem} if each.problem else {}
             facts |= {f"{role}: without scores": each.unscored} if each.unscored else {}
             facts |= {f"{role}: {key} beside": _shown(value) for key, value in each.beside.items()}
-        result = "passed" if self.passed else "refused"
-        return _PAGE.format(
-            title=_cell(f"{self.name}: {result}"),
-            kind="pass" if self.passed else "fail",
-            facts=_table((), [("", *pair) for pair in facts.items()]),
-            gates=_table(("gate", "what was measured", "verdict"), [(*g, g[0]) for g in gates]),
-            metrics=_table(("metric", *self.measured), metrics),
+        return _template().render(
+            name=self.name,
+            passed=self.passed,
+            facts=facts,
+            gates=self.verdicts,
+            models=list(self.measured),
+            metrics=metrics,
         )
 
 
@@ -174,40 +172,14 @@ def _shown(value: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return escape(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…", quote=True)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of a class and cells."""
-    heads = "".join(f"<th>{_cell(text)}</th>" for text in head)
-    body = "".join(
-        f'<tr class="{_cell(kind)}">{"".join(f"<td>{_cell(cell)}</td>" for cell in cells)}</tr>'
-        for kind, *cells in rows
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mlflow_keras_adv", "registry"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
-    return f"<table><tr>{heads}</tr>{body}</table>" if head else f"<table>{body}</table>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
-  padding: 0 1rem; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-td, th {{ border-bottom: 1px solid #8886; padding: .3rem .8rem .3rem 0; text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; }}
-tr.pass td:last-child, h1.pass {{ color: light-dark(#16703a, #5dcf8b); }}
-tr.fail td:last-child, h1.fail {{ color: light-dark(#b3261e, #ff8a80); font-weight: 600; }}
-@media print {{ body {{ margin: 0; }} }}
-</style></head><body>
-<h1 class="{kind}">{title}</h1>
-{facts}
-<h2>Gates</h2>
-{gates}
-<h2>Measured now, side by side</h2>
-{metrics}
-</body></html>
-"""
+    environment.filters["cell"] = _cell
+    return environment.get_template("evidence.html.j2")
