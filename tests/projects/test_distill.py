@@ -686,7 +686,7 @@ def test_after_ctrl_c_the_next_run_in_the_folder_succeeds_and_adds_to_the_store(
     assert interrupted.pop("parent") in ("FAILED", "KILLED")
     assert interrupted == {"teacher": "KILLED"}
 
-    done = mlflow_run(tmp_path, "epochs=1", "lr=1E-3", "alpha=.25")
+    done = call(tmp_path, *SCRIPT, "--epochs=1", "--lr=1E-3", "--alpha=.25")
 
     assert done.returncode == 0, done.stderr
     runs = MlflowClient(store_in(tmp_path)).search_runs([EXPERIMENT])
@@ -715,14 +715,11 @@ def test_with_uv_the_code_that_runs_is_the_folders(tmp_path: Path) -> None:
     (environment,) = (path for path in environments.iterdir() if path.is_dir())
     assert f"source {environment}/bin/activate" in done.stderr
 
-    script = folder / "projects" / "distill.py"
-    code = script.read_text()
-    assert code.count("The distilled student") == 1
-    script.write_text(code.replace("The distilled student", "The edited student"))
+    (folder / "projects" / "distill.py").write_text("print('The edited script')")
     done = run()
 
     assert done.returncode == 0, done.stderr
-    assert "The edited student" in done.stdout
+    assert "The edited script" in done.stdout
     assert [path for path in environments.iterdir() if path.is_dir()] == [environment]
     client = MlflowClient(store_in(folder))
     assert {run.info.status for run in client.search_runs([EXPERIMENT])} == {"FINISHED"}
