@@ -271,6 +271,7 @@ class Loop:
                 break
         session.steps_end()
 
+    @tf.autograph.experimental.do_not_convert  # which takes longer than all that it does
     def record(self, *, reduction: str = "sum", **values: Any) -> None:
         """Records scalars of the current step, from inside a `tf.function` too.
 
