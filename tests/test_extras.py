@@ -177,8 +177,9 @@ ask("litert.load_model", lambda: mka.litert.load_model(str(folder)))
 ask("log_finished_file", lambda: mka.log_finished_file(None, content, x, name="never"))
 ask("measure_models", lambda: mka.measure_models([folder], mka.registry.Samples(x)))
 for name in ("bridge", "clustering", "conversion", "dead_channels", "graphs", "kernels", "pruning",
-             "layer_translation", "quantization", "quantization_aware", "tfmot_names"):
+             "layer_translation", "quantization", "quantization_aware"):
     ask(f"import {name}", lambda: __import__(f"mlflow_keras_adv.compression.{name}"))
+ask("import tfmot", lambda: __import__("mlflow_keras_adv.compat.tfmot"))
 shutil.rmtree(folder)
 print(json.dumps(said))
 """
