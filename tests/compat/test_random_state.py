@@ -25,7 +25,7 @@ from mlflow_keras_adv.flavors import litert
 from tests.registry.conftest import log_numbers, read_numbers
 from tests.tuner.searches import DATA, network_search
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = np.arange(16) % 3
 FIT: Any = {"epochs": 1, "batch_size": 8, "verbose": 0}

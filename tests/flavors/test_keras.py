@@ -25,7 +25,7 @@ from mlflow_keras_adv.flavors.keras import load_model, log_model
 from mlflow_keras_adv.tracking.run import track
 from tests.mlflow_server import free_port, wait_until_healthy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
 Y = np.arange(6) % 3
 

@@ -31,7 +31,7 @@ from mlflow_keras_adv.tflite import runtime
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from tests.mlflow_server import free_port, wait_until_healthy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 X = np.random.default_rng(0).random((40, 4, 4, 1), dtype=np.float32)
 EPS = float(np.finfo("float32").eps)
 
