@@ -107,7 +107,8 @@ def main(
         settings = {"temperature": temperature, "alpha": alpha}
         with technique.variant("distilled", params=settings) as run:
             student = student_net(images)
-            train(mka.Distiller(student, teacher, mka.SoftTargets(temperature), alpha=alpha))
+            soft = mka.SoftTargets(temperature)
+            train(mka.Distiller(teacher, student, soft, student_loss_weight=1 - alpha))
             student.compile(loss=crossentropy)  # what it is scored by, as the others are
             lineage = {"reference": teacher, "parent_model_id": taught.info.model_id}
             distilled = technique.finish(run, student, *images.test, **lineage)

@@ -78,7 +78,7 @@ def main(
 
         with technique.variant("distilled") as run:
             student = student_net(images)
-            train(mka.Distiller(student, baseline, mka.SoftTargets(temperature=4.0)))
+            train(mka.Distiller(baseline, student, mka.SoftTargets(temperature=4.0)))
             technique.finish(run, student, *images.test, **lineage)
 
         with technique.variant("pruned") as run:
