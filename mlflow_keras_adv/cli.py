@@ -84,7 +84,7 @@ def sync(uri: str | None) -> None:
     help="A metric must be at most this; repeatable.",
 )
 @click.option(
-    "--metric",
+    "--monitor",
     help="What must not get worse; default: accuracy of a classifier, else the first metric that "
     "CANDIDATE was compiled with, else its loss.",
 )
@@ -189,9 +189,12 @@ def history(name: str) -> None:
     multiple=True,
     help="Param (or: name) by which runs are grouped into variants; repeatable.",
 )
-@click.option("--score", help="Metric to sort by; default: final/accuracy, else another.")
+@click.option("--monitor", help="Metric to sort by; default: final/accuracy, else another.")
 @click.option(
-    "--mode", type=click.Choice(["min", "max"]), help="Whether lower or higher scores are better."
+    "--mode",
+    type=click.Choice(["auto", "min", "max"]),
+    default="auto",
+    help="Whether lower or higher is better; auto: as the runs or its name say.",
 )
 @click.option("--max-runs", type=click.IntRange(1), default=500, show_default=True)
 @click.option(

@@ -60,7 +60,7 @@ def schedules(lr: float, updates: int) -> dict[str, Any]:
 
 def deviation(run: mka.Run, schedule: Any) -> float:
     """Largest difference between a rate on record and what the schedule says of that update."""
-    rates = mka.curve(run, "optimizer/learning_rate")
+    rates = mka.curve("optimizer/learning_rate", run=run)
     return max(abs(rate - float(schedule(step - 1))) for step, rate in rates.items())
 
 
@@ -114,7 +114,7 @@ def main(
                     callbacks=[mka.MlflowLogger(), *([plateau] if name == "plateau" else [])],
                     verbose=0,
                 )
-                technique.finish(run, model, *images.test)
+                technique.finish(model, *images.test)
             losses[name] = history.history["loss"][-1]
             if callable(rate):
                 recorded[name] = deviation(run, rate)

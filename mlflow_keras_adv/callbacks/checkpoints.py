@@ -24,7 +24,7 @@ from mlflow_keras_adv.callbacks.monitor import Monitor
 from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
-from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
+from mlflow_keras_adv.tracking.run import Run, run_of
 
 
 class Checkpoints(EitherKeras):
@@ -136,7 +136,7 @@ def load_best(
     """Loads the best checkpoint of a run, with its optimizer's state, in any process.
 
     Args:
-        run: A run or its id. Default: the innermost `track`, else MLflow's active run.
+        run: The run, or its id. Default: the current run.
         monitor: The value by which it was chosen, needed if the run has checkpoints by several.
         custom_objects: Classes and functions that the model needs and Keras does not know.
 
@@ -144,12 +144,11 @@ def load_best(
         The compiled model, with the weights and the optimizer of that epoch.
 
     Raises:
-        UserError: If there is no run, or it has no such checkpoint, or the file is not the one that
+        TypeError: The run is no run.
+        UserError: If no run is open, or it has no such checkpoint, or the file is not the one that
             was saved.
     """
-    run = current_run() if run is None else attach_run(run) if isinstance(run, str) else run
-    if run is None:
-        raise UserError("There is no active run to load from: pass load_best the id of a run.")
+    run = run_of(run, "load_best")
     run.flush(GRACE_SECONDS)
     try:
         stored = stored_checkpoints(run.run_id)
