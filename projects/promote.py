@@ -97,12 +97,11 @@ def main(
         entry_point.run_name("promote"), params=params, tags={"technique": "promote"}
     ) as run:
         run.log_dataset(rows.dataset, context="test")
-        done = registry.promote(
+        done = mka.promote(
             model,
             candidate,
             data=registry.Samples(rows.x_test, rows.y_test, rows.name, rows.digest),
             gates=gates,
-            measure=mka.measure_models,
             dry_run=dry_run,
             reason=reason,
             monitor=monitor,

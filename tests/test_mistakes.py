@@ -203,9 +203,7 @@ def loaded_by_alias() -> None:
 
 def promoted(candidate: Any, gates: Any) -> Provoked:
     samples = mka.registry.Samples(X, LABELS)
-    return lambda: mka.registry.promote(
-        "digits", candidate, data=samples, gates=gates, measure=mka.measure_models
-    )
+    return lambda: mka.promote("digits", candidate, data=samples, gates=gates)
 
 
 def compiled() -> keras.Model:
@@ -259,8 +257,8 @@ PROVOKED: dict[str, Provoked] = {
     ),
     "`mka.load_model(run.run_id)`": loaded_by_run_id,
     '`mka.load_model("models:/digits@champion")` without that alias': loaded_by_alias,
-    '`registry.promote("digits", model, …)`': promoted(net(), [FLOOR]),
-    '`registry.promote(…, gates=registry.floor("accuracy", 0.9))`': promoted("models:/m-1", FLOOR),
+    '`mka.promote("digits", model, …)`': promoted(net(), [FLOOR]),
+    '`mka.promote(…, gates=registry.floor("accuracy", 0.9))`': promoted("models:/m-1", FLOOR),
     '`mka.compression.quantize(model, "int8", x)`': lambda: mka.compression.quantize(
         net(), "int8", X
     ),

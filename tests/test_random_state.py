@@ -175,7 +175,7 @@ def promoted(place: Place) -> None:
     samples = registry.Samples(np.zeros((9, 2)), np.zeros(9, int), "toy", "d1")
     for accuracy in (0.6, 0.7):
         uri = log_numbers(place.experiment, accuracy=accuracy)
-        registry.promote(name, uri, data=samples, gates=gates, measure=read_numbers)
+        mka.promote(name, uri, data=samples, gates=gates, measure=read_numbers)
     registry.rollback(name)
     registry.history(name)
 
@@ -240,7 +240,7 @@ CALLS: dict[str, tuple[Callable[[Place], object], set[str]]] = {
     "litert": (file_logged, {"litert", "log_finished_file", "measure_models"}),
     "compare": (compared, {"compare", "Comparison", "log_comparison", "curve"}),
     "claims": (claimed, {"Claim", "log_claims", "logged_claims", "largest_difference"}),
-    "promote": (promoted, {"registry"}),
+    "promote": (promoted, {"promote", "registry"}),
     "track_search": (searched, {"track_search"}),
     "autolog": (automatic, {"autolog"}),
     "callbacks": (

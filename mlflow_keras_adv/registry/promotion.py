@@ -97,6 +97,8 @@ def promote(
 ) -> Promotion:
     """Measures a candidate beside the champion, and makes it the champion if all gates pass.
 
+    `mka.promote` is the same with `measure_models` as its measure.
+
     The evidence goes to the run that is open, or to one of its own: `promotion/evidence.json` and
     `.html`. The candidate becomes a version with the alias `challenger` and a tag for each verdict;
     if it passes, `champion` moves to it, `previous_champion` to the former one, and the trail that

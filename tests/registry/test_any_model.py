@@ -187,9 +187,7 @@ def test_groups_of_samples_are_measured_by_themselves(experiment: str) -> None:
 
 
 def promote(name: str, uri: str, samples: Samples, *gates: Any, **options: Any) -> Any:
-    return registry.promote(
-        name, uri, data=samples, gates=gates, measure=mka.measure_models, **options
-    )
+    return mka.promote(name, uri, data=samples, gates=gates, **options)
 
 
 @pytest.mark.slow
