@@ -52,7 +52,7 @@ def schedules(lr: float, updates: int) -> dict[str, Any]:
         "time_based": decays.InverseTimeDecay(lr, decay_steps=part(1 / 10), decay_rate=1.0),
         "step": decays.ExponentialDecay(lr, part(1 / 4), decay_rate=0.3, staircase=True),
         "cosine": decays.CosineDecay(lr, updates),
-        "warmup_cosine": mka.WarmUp(decays.CosineDecay(lr, part(0.9)), steps=part(0.1)),
+        "warmup_cosine": mka.WarmUp(decays.CosineDecay(lr, part(0.9)), part(0.1)),
         "cyclical": mka.CyclicalRate(lr / 20, lr, step_size=part(1 / 6), policy="triangular2"),
         "plateau": lr,
     }

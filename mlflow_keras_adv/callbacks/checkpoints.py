@@ -1,6 +1,5 @@
 """Checkpoints: the best models of a training, kept with the run, and back in one call."""
 
-import functools
 import math
 import re
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any
 import keras
 import mlflow
 
+from mlflow_keras_adv.callbacks.base import Joined, RunCallback
 from mlflow_keras_adv.callbacks.checkpoint_index import (
     FOLDER,
     GRACE_SECONDS,
@@ -19,15 +19,13 @@ from mlflow_keras_adv.callbacks.checkpoint_index import (
     sha256,
     stored_checkpoints,
 )
-from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
-from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run, run_of
 
 
-class Checkpoints(EitherKeras):
+class Checkpoints(RunCallback):
     """Keeps the best `keep` models of a run as `.keras` files among its artifacts.
 
     A file holds the weights, the architecture and, if the model is compiled, its optimizer with its
@@ -60,53 +58,33 @@ class Checkpoints(EitherKeras):
         keep: int = 1,
         run: Run | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(run)
         if keep < 1:
             raise ValueError(f"Received keep={keep}; expected 1 or more.")
         self._monitor = Monitor(monitor, mode)
         self._keep = keep
-        self._run_id = run.run_id if isinstance(run, Run) else run
-        self._anew = functools.partial(type(self), monitor, mode=mode, keep=keep, run=self._run_id)
-        self._onlooker: Onlooker | None = None
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return self._anew, ()  # a copy starts afresh: no run, no session, no model
-
-    @keeps_random_state()
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Joins the training, and finds what the run holds already."""
-        self.leave()
-        self._onlooker = Onlooker.join(self, self._run_id)
-        if self._onlooker is not None:
-            self._index = index_of(self._onlooker.run)
+    def begin(self, joined: Joined) -> None:
+        """Finds what the run holds already."""
+        self._index = index_of(joined.run)
 
     @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Saves the model if it is among the best."""
-        onlooker = self._onlooker
-        if onlooker is None:
+        joined = self._joined
+        if joined is None:
             return
-        step = onlooker.step()
+        step = joined.step()
         value = self._monitor.read(logs or {}, self.model)
         if value is None or not math.isfinite(value):
             return
         name, kept = self._monitor.name, self._index.of(self._monitor.name)
         if len(kept) >= self._keep and not self._monitor.improves(value, kept[-1].value):
             return
-        with onlooker.spares_training("Saving a checkpoint"):
-            kept.append(self._save(onlooker.run, value, step=step, epoch=epoch + 1))
+        with joined.spares_training("Saving a checkpoint"):
+            kept.append(self._save(joined.run, value, step=step, epoch=epoch + 1))
             kept.sort(key=lambda each: each.value, reverse=self._monitor.mode == "max")
-            self._index.replace(onlooker.run, name, kept[: self._keep])
-
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Leaves the training."""
-        self.leave()
-
-    def leave(self) -> None:
-        """Leaves a training that ended or raised."""
-        if self._onlooker is not None:
-            self._onlooker.leave()
-            self._onlooker = None
+            self._index.replace(joined.run, name, kept[: self._keep])
 
     def _save(self, run: Run, value: float, *, step: int, epoch: int) -> Checkpoint:
         name = re.sub(r"[^\w.-]", "_", self._monitor.name)

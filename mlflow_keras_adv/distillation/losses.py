@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 
+@keras.saving.register_keras_serializable(package="mlflow_keras_adv")
 class SoftTargets(keras.losses.Loss):
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), for each example.
 
@@ -70,6 +71,7 @@ class SoftTargets(keras.losses.Loss):
         return divergence
 
 
+@keras.saving.register_keras_serializable(package="mlflow_keras_adv")
 class Hint(keras.losses.MeanSquaredError):
     """Mean squared difference between the features of a teacher's and of a student's layer.
 

@@ -791,9 +791,3 @@ def test_several_outputs_are_distilled_each_by_its_losses(kind: str) -> None:
 def hint_of(target: np.ndarray, guided: np.ndarray, weights: np.ndarray) -> float:
     """A hint's loss; of several outputs the weights of the first count."""
     return float(np.mean(weights * np.mean((target - guided) ** 2, axis=-1)))
-
-
-def test_losses_are_made_anew_of_what_they_say() -> None:
-    for loss in (SoftTargets(2.5, each=True, name="soft"), HINT):
-        again = type(loss).from_config(loss.get_config())
-        assert again.get_config() == loss.get_config()
