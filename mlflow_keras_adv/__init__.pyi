@@ -15,6 +15,7 @@ from .errors import UserError
 from .evaluation.finished_file import log_finished_file
 from .evaluation.finished_model import log_finished_model
 from .evaluation.measure_models import measure_models
+from .evaluation.promote import promote
 from .flavors import litert
 from .flavors.keras import load_model, log_model
 from .lessons.claims import (
@@ -77,6 +78,7 @@ __all__ = [
     "log_model",
     "logged_claims",
     "measure_models",
+    "promote",
     "registry",
     "search_run_id",
     "technique",

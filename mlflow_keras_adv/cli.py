@@ -84,7 +84,7 @@ def sync(uri: str | None) -> None:
     help="A metric must be at most this; repeatable.",
 )
 @click.option(
-    "--metric",
+    "--monitor",
     help="What must not get worse; default: accuracy of a classifier, else the first metric that "
     "CANDIDATE was compiled with, else its loss.",
 )
@@ -189,9 +189,12 @@ def history(name: str) -> None:
     multiple=True,
     help="Param (or: name) by which runs are grouped into variants; repeatable.",
 )
-@click.option("--score", help="Metric to sort by; default: final/accuracy, else another.")
+@click.option("--monitor", help="Metric to sort by; default: final/accuracy, else another.")
 @click.option(
-    "--mode", type=click.Choice(["min", "max"]), help="Whether lower or higher scores are better."
+    "--mode",
+    type=click.Choice(["auto", "min", "max"]),
+    default="auto",
+    help="Whether lower or higher is better; auto: as the runs or its name say.",
 )
 @click.option("--max-runs", type=click.IntRange(1), default=500, show_default=True)
 @click.option(
@@ -235,8 +238,13 @@ def _sync(uri: str | None) -> bool:
     from mlflow_keras_adv.tracking import sync as syncing
 
     # MLflow would print two lines for each run that is ended.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    outcome = syncing.sync(uri)
+    quiet = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+    found = os.environ.get(quiet, "false")
+    os.environ[quiet] = "true"
+    try:
+        outcome = syncing.sync(uri)
+    finally:
+        os.environ[quiet] = found
     for line in outcome.delivered:
         click.echo(f"delivered  {line}")
     for line in outcome.pending:

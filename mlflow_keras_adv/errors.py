@@ -27,6 +27,24 @@ def expect(name: str, value: object, kinds: type | tuple[type, ...], expected: s
         raise TypeError(f"Received {received(value)} as {name}; expected {expected}.")
 
 
+def not_a_run(name: str, value: object, example: str) -> None:
+    """Checks that what is logged comes first, and not the run that it is logged to.
+
+    Args:
+        name: Name of the argument.
+        value: What was received.
+        example: How it is called.
+
+    Raises:
+        TypeError: It is a run.
+    """
+    if hasattr(value, "run_id"):
+        raise TypeError(
+            f"Received {received(value)} as {name}. What is logged comes first, and the run, if it "
+            f"is not the current one, by name: {example}."
+        )
+
+
 def received(value: object) -> str:
     """A value in a message: in one line, and short."""
     if isinstance(value, type):

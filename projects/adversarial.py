@@ -115,14 +115,14 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": len(nets)}
     with mka.technique("adversarial", params, **record) as technique:
         for name, steps in nets.items():
-            with technique.variant(name, params={"attack_steps": steps}) as run:
+            with technique.variant(name, params={"attack_steps": steps}):
                 model = net(images)
                 train(model, steps)
                 scores = accuracies(model, *images.test, epsilon)
-                technique.finish(run, model, *images.test, scores=scores)
+                technique.finish(model, *images.test, scores=scores)
 
         curves = ("val/accuracy", "val/fgsm_accuracy", "val/pgd_accuracy")
-        technique.compare(select_by="val/pgd_accuracy", curves=curves)
+        technique.compare(monitor="val/pgd_accuracy", curves=curves)
         standard, defended = (technique.finished[name].final for name in ("standard", "pgd"))
         technique.conclude(
             f"Under PGD the net trained against it reads {defended['pgd_accuracy']:.1%} of the "

@@ -84,7 +84,7 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": len(nets)}
     with mka.technique("batch_norm", params, **record) as technique:
         for name, (normalized, lr) in nets.items():
-            with technique.variant(name, params={"batch_norm": normalized}) as run:
+            with technique.variant(name, params={"batch_norm": normalized}):
                 model = net(images, normalized)
                 model.compile(keras.optimizers.SGD(lr), crossentropy, metrics=["accuracy"])
                 model.fit(
@@ -95,7 +95,7 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                technique.finish(run, model, *images.test)
+                technique.finish(model, *images.test)
 
         technique.compare(curves=("gradient/norm", "train/loss", "val/accuracy"))
         accuracy = technique.final("accuracy")

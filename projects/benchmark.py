@@ -146,7 +146,7 @@ def main(
             publish("workers", asdict(workers))
 
         checked = claims(prices, growth, delivery, searches)
-        verdict = mka.log_claims(run, *checked) if checked else ""
+        verdict = mka.log_claims(*checked) if checked else ""
         others = (growth, delivery, searches, workers)
         report = "\n\n".join([*tables(prices), *(str(each) for each in others if each)])
         run.describe(f"{report}\n\n{verdict}")

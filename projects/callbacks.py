@@ -139,7 +139,7 @@ def main(
         ours, theirs = mka.load_best(technique.run), keras.saving.load_model(file)
         off = abs(ours.evaluate(*images.validation, verbose=0)[1] - best)
         apart = mka.largest_difference(ours.get_weights(), theirs.get_weights())
-        final = technique.finish(technique.run, ours, *images.test, name="best").final
+        final = technique.finish(ours, *images.test, name="best").final
         technique.conclude(
             f"Stopped after {done} of {epochs} epochs; the best model reaches "
             f"{final['accuracy']:.1%} on the test split.",

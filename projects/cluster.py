@@ -84,11 +84,11 @@ def main(
         tuning = {"lr": cluster_lr, "epochs": cluster_epochs, "batch_size": batch_size}
         excess = []
         for name, count in wanted.items():
-            with technique.variant(name, params={"clusters": count}) as run:
+            with technique.variant(name, params={"clusters": count}):
                 clustered = mka.compression.cluster(
                     model, images.train, clusters=count, **training(model, images, **tuning)
                 )
-                trade.add(run, clustered)
+                trade.add(clustered)
             excess += [row.distinct - count for row in clustered.layers if row.clusters]
 
         conclude(

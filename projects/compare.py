@@ -22,8 +22,8 @@ def main(
     runs: str = "",
     filter: str = "",
     by: str = "",
-    score: str = "",
-    mode: Literal["", "min", "max"] = "",
+    monitor: str = "",
+    mode: Literal["auto", "min", "max"] = "auto",
     max_runs: PositiveInt = 500,
 ) -> None:
     """Compares runs on one page.
@@ -35,8 +35,8 @@ def main(
         filter: As for mlflow.search_runs, for example "params.lr = '0.01'".
         by: Parameters that make a variant, separated by commas, name for the run's name; all of
             them where nothing is given.
-        score: Metric to sort by; final/accuracy, else another, where nothing is given.
-        mode: Which way the score is better, where the runs do not say it.
+        monitor: Metric to sort by; final/accuracy, else another, where nothing is given.
+        mode: Which way it is better, where the runs do not say it.
         max_runs: At most this many runs are compared, the newest.
     """
     with mka.track(
@@ -49,8 +49,8 @@ def main(
             experiments=parts(experiments) or ([] if runs else [run.experiment_id]),
             filter_string=filter,
             by=parts(by),
-            score=score or None,
-            mode=mode or None,
+            monitor=monitor or None,
+            mode=mode,
             max_runs=max_runs,
         )
         run.describe(found.sentence)

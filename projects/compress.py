@@ -88,25 +88,25 @@ def main(
             batch_size=batch_size,
         )
         pruning = training(model, images, lr=lr, epochs=prune_epochs, batch_size=batch_size)
-        with technique.variant("pruned", params={"sparsity": sparsity}) as run:
+        with technique.variant("pruned", params={"sparsity": sparsity}):
             pruned = mka.compression.prune(model, images.train, sparsity=sparsity, **pruning)
-            trade.add(run, pruned)
+            trade.add(pruned)
 
         tuning = {"lr": tune_lr, "epochs": tune_epochs, "batch_size": batch_size}
-        with technique.variant("clustered", params={"clusters": clusters}) as run:
+        with technique.variant("clustered", params={"clusters": clusters}):
             clustered = mka.compression.cluster(
                 pruned.model, images.train, clusters=clusters, **training(model, images, **tuning)
             )
-            trade.add(run, clustered, parent="pruned")
+            trade.add(clustered, parent="pruned")
 
-        with technique.variant("float32") as run:
-            trade.add(run, mka.compression.convert(model, calibration))
+        with technique.variant("float32"):
+            trade.add(mka.compression.convert(model, calibration))
         int8 = {"baseline": model, "pruned": pruned.model, "clustered": clustered.model}
         for parent, source in int8.items():
-            with technique.variant("int8" if source is model else f"{parent}_int8") as run:
+            with technique.variant("int8" if source is model else f"{parent}_int8"):
                 file = mka.compression.quantize(source, mka.compression.int8, calibration)
-                trade.add(run, file, parent=parent)
-        with technique.variant("pcqat") as run:
+                trade.add(file, parent=parent)
+        with technique.variant("pcqat"):
             file = mka.compression.quantize_aware(
                 clustered.model,
                 images.train,
@@ -114,7 +114,7 @@ def main(
                 preserve_clusters=True,
                 **training(model, images, **tuning),
             )
-            trade.add(run, file, parent="clustered")
+            trade.add(file, parent="clustered")
 
         files = ("float32", "int8", "pruned_int8", "clustered_int8", "pcqat")
         chosen = trade.choose(margin=max_accuracy_drop, candidates=files)

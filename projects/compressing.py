@@ -89,7 +89,7 @@ def baseline(
         if model_uri:
             model = mka.load_model(model_uri)
             _check_shapes(model, model_uri, images)
-            trade.add(run, model, parent_model_id=get_model_info(model_uri).model_id)
+            trade.add(model, parent_model_id=get_model_info(model_uri).model_id)
             run.log_metrics({"val/accuracy": trade.validation["baseline"]}, step=0)
             return model
         model = make(images)
@@ -104,7 +104,7 @@ def baseline(
             callbacks=[mka.MlflowLogger()],
             verbose=0,
         )
-        trade.add(run, model)
+        trade.add(model)
     return model
 
 

@@ -138,7 +138,7 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": 2}
     with mka.technique("custom_layer", params, **record) as technique:
         for name in ("built_in", "own"):
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model = net(images, units, own=name == "own")
                 model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy"])
                 model.fit(
@@ -149,7 +149,7 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                finished = technique.finish(run, model, *images.test)
+                finished = technique.finish(model, *images.test)
 
         technique.compare()
         here, there = model(few), predict_in_new_process(finished.info.model_uri, few)

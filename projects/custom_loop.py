@@ -130,10 +130,10 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": 2}
     with mka.technique("custom_loop", params, **record) as technique:
         for name, train_by in {"loop": by_loop, "fit": by_fit}.items():
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model = net(images)
                 train_by(model, batches, focal(gamma), rates, clip)
-                technique.finish(run, model, *images.test)
+                technique.finish(model, *images.test)
             weights[name] = model.get_weights()
 
         technique.compare()

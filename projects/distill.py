@@ -94,31 +94,32 @@ def main(
 
     record = {"dataset": images.dataset, "seed": seed, "variants": 4 if quantize else 3}
     with mka.technique("distill", params, **record) as technique:
-        with technique.variant("teacher") as run:
+        with technique.variant("teacher"):
             teacher = teacher_net(images)
             train(teacher)
-            taught = technique.finish(run, teacher, *images.test)
+            taught = technique.finish(teacher, *images.test)
 
-        with technique.variant("scratch") as run:
+        with technique.variant("scratch"):
             student = student_net(images)
             train(student)
-            technique.finish(run, student, *images.test, reference=teacher)
+            technique.finish(student, *images.test, reference=teacher)
 
         settings = {"temperature": temperature, "alpha": alpha}
-        with technique.variant("distilled", params=settings) as run:
+        with technique.variant("distilled", params=settings):
             student = student_net(images)
-            train(mka.Distiller(student, teacher, mka.SoftTargets(temperature), alpha=alpha))
+            soft = mka.SoftTargets(temperature)
+            train(mka.Distiller(teacher, student, soft, student_loss_weight=1 - alpha))
             student.compile(loss=crossentropy)  # what it is scored by, as the others are
             lineage = {"reference": teacher, "parent_model_id": taught.info.model_id}
-            distilled = technique.finish(run, student, *images.test, **lineage)
+            distilled = technique.finish(student, *images.test, **lineage)
 
         if quantize:
-            with technique.variant("distilled_int8") as run:
+            with technique.variant("distilled_int8"):
                 file = mka.compression.quantize(
                     student, mka.compression.int8, images.x_train[:SAMPLES]
                 )
                 lineage = {"reference": student, "parent_model_id": distilled.info.model_id}
-                technique.finish_file(run, file.content, *images.test, **lineage)
+                technique.finish_file(file.content, *images.test, **lineage)
 
         technique.compare(candidates=["scratch", "distilled"])
         accuracy, agreement = technique.final("accuracy"), technique.final("agreement")

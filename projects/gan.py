@@ -141,7 +141,7 @@ def main(
         read = recognised(drawn)
         differ = spread(drawn, images.y_test) / spread(images.x_test, images.y_test)
         scores, inputs = {"recognised": read, "spread": differ}, [noise, images.y_test]
-        technique.finish(run, generator, inputs, name="generator", scores=scores)
+        technique.finish(generator, inputs, name="generator", scores=scores)
         technique.conclude(
             f"A classifier reads {read:.1%} of the drawings as what was asked for (of real test "
             f"images {recognised(images.x_test):.1%}); drawings of one class differ "

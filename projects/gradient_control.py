@@ -99,7 +99,7 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": len(controls)}
     with mka.technique("gradient_control", params, **record) as technique:
         for name, control in controls.items():
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model = net(images, gain)
                 optimizer = keras.optimizers.SGD(lr, momentum=0.9, **control)
                 model.compile(optimizer, crossentropy, metrics=["accuracy"])
@@ -111,7 +111,7 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                technique.finish(run, model, *images.test)
+                technique.finish(model, *images.test)
 
         model = net(images, gain)
         batch = images.x_train[:batch_size], images.y_train[:batch_size]
@@ -122,7 +122,7 @@ def main(
 
         technique.compare(curves=("gradient/norm", "gradient/norm_clipped", "val/accuracy"))
         accuracy, runs = technique.final("accuracy"), technique.variants
-        largest = mka.curve(runs["unclipped"], "gradient/norm").max()
+        largest = mka.curve("gradient/norm", run=runs["unclipped"]).max()
         technique.conclude(
             f"Gradients of norm {largest:.0f} without clipping; test accuracy "
             f"{accuracy['unclipped']:.1%}, with the global norm clipped "
@@ -136,7 +136,8 @@ def main(
             mka.Claim(
                 "norm_after_clipping",
                 "largest global norm of an update of global_norm, relative to its limit",
-                mka.curve(runs["global_norm"], "gradient/norm_clipped").max() / clip_global_norm,
+                mka.curve("gradient/norm_clipped", run=runs["global_norm"]).max()
+                / clip_global_norm,
                 at_most=1 + 1e-5,
             ),
             mka.Claim(

@@ -93,7 +93,7 @@ def main(
             model.compile(keras.optimizers.SGD(lr), crossentropy, metrics=["accuracy"])
             for kind, initializer in kinds.items():
                 name, settings = f"{kind}_{activation}", {"kind": kind, "activation": activation}
-                with technique.variant(name, params=settings) as run:
+                with technique.variant(name, params=settings):
                     initialize(model, initializer)
                     norms[name] = signals(model, *first, crossentropy)
                     model.fit(
@@ -104,7 +104,7 @@ def main(
                         callbacks=[mka.MlflowLogger()],
                         verbose=0,
                     )
-                    technique.finish(run, model, *images.test)
+                    technique.finish(model, *images.test)
 
         technique.compare()
         technique.run.log_figure(figure(norms), "norms_per_layer.png")

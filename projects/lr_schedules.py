@@ -52,7 +52,7 @@ def schedules(lr: float, updates: int) -> dict[str, Any]:
         "time_based": decays.InverseTimeDecay(lr, decay_steps=part(1 / 10), decay_rate=1.0),
         "step": decays.ExponentialDecay(lr, part(1 / 4), decay_rate=0.3, staircase=True),
         "cosine": decays.CosineDecay(lr, updates),
-        "warmup_cosine": mka.WarmUp(decays.CosineDecay(lr, part(0.9)), steps=part(0.1)),
+        "warmup_cosine": mka.WarmUp(decays.CosineDecay(lr, part(0.9)), part(0.1)),
         "cyclical": mka.CyclicalRate(lr / 20, lr, step_size=part(1 / 6), policy="triangular2"),
         "plateau": lr,
     }
@@ -60,7 +60,7 @@ def schedules(lr: float, updates: int) -> dict[str, Any]:
 
 def deviation(run: mka.Run, schedule: Any) -> float:
     """Largest difference between a rate on record and what the schedule says of that update."""
-    rates = mka.curve(run, "optimizer/learning_rate")
+    rates = mka.curve("optimizer/learning_rate", run=run)
     return max(abs(rate - float(schedule(step - 1))) for step, rate in rates.items())
 
 
@@ -114,7 +114,7 @@ def main(
                     callbacks=[mka.MlflowLogger(), *([plateau] if name == "plateau" else [])],
                     verbose=0,
                 )
-                technique.finish(run, model, *images.test)
+                technique.finish(model, *images.test)
             losses[name] = history.history["loss"][-1]
             if callable(rate):
                 recorded[name] = deviation(run, rate)

@@ -70,28 +70,28 @@ def main(
 
     record = {"dataset": images.dataset, "seed": seed, "variants": 4}
     with mka.technique("main", params, **record) as technique:
-        with technique.variant("baseline") as run:
+        with technique.variant("baseline"):
             baseline = teacher_net(images)
             train(baseline)
-            start = technique.finish(run, baseline, *images.test)
+            start = technique.finish(baseline, *images.test)
         lineage = {"reference": baseline, "parent_model_id": start.info.model_id}
 
-        with technique.variant("distilled") as run:
+        with technique.variant("distilled"):
             student = student_net(images)
-            train(mka.Distiller(student, baseline, mka.SoftTargets(temperature=4.0)))
-            technique.finish(run, student, *images.test, **lineage)
+            train(mka.Distiller(baseline, student, mka.SoftTargets(temperature=4.0)))
+            technique.finish(student, *images.test, **lineage)
 
-        with technique.variant("pruned") as run:
+        with technique.variant("pruned"):
             pruned = mka.compression.prune(
                 baseline, images.train, sparsity=0.8, metrics=["accuracy"], **settings
             )
-            technique.finish(run, pruned.model, *images.test, **lineage)
+            technique.finish(pruned.model, *images.test, **lineage)
 
-        with technique.variant("quantized") as run:
+        with technique.variant("quantized"):
             file = mka.compression.quantize(
                 baseline, mka.compression.int8, images.x_train[:SAMPLES]
             )
-            technique.finish_file(run, file.content, *images.test, **lineage)
+            technique.finish_file(file.content, *images.test, **lineage)
 
         technique.compare()
         accuracy, gzip_bytes = technique.final("accuracy"), technique.final("gzip_bytes")

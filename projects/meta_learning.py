@@ -145,11 +145,11 @@ def main(
         tests = unseen.draw(np.random.default_rng(0), TESTS)
         random = accuracies(net(images.input_shape, ways), tests, **inner)["accuracy"]
         for name, order in {"first_order": 1, "second_order": 2}.items():
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model = net(images.input_shape, ways)
                 train(model, order)
                 scores = accuracies(model, tests, **inner)
-                technique.finish(run, model, images.x_test, scores=scores)
+                technique.finish(model, images.x_test, scores=scores)
 
         technique.compare()
         first, second = technique.final("accuracy").values()

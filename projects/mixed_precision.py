@@ -87,7 +87,7 @@ def main(
     with mka.technique("mixed_precision", params, **record) as technique:
         for policy in policies:
             name = policy.removeprefix("mixed_")
-            with technique.variant(name, params={"policy": policy}) as run:
+            with technique.variant(name, params={"policy": policy}):
                 model = net(images, policy)
                 adam = optimizer(policy, lr, initial_scale, growth_steps)
                 model.compile(adam, crossentropy, metrics=["accuracy"])
@@ -100,12 +100,12 @@ def main(
                     verbose=0,
                 )
                 scores = {"activation_bytes": activation_bytes(model)}
-                technique.finish(run, model, *images.test, scores=scores)
+                technique.finish(model, *images.test, scores=scores)
 
         technique.compare(curves=("optimizer/loss_scale", "train/loss", "val/accuracy"))
         accuracy, kept = technique.final("accuracy"), technique.final("activation_bytes")
         runs = technique.variants
-        step_ms = {name: mka.curve(run, "train/step_ms").median() for name, run in runs.items()}
+        step_ms = {name: mka.curve("train/step_ms", run=run).median() for name, run in runs.items()}
         technique.conclude(
             f"Test accuracy in float32 {accuracy['float32']:.1%}, bfloat16 "
             f"{accuracy['bfloat16']:.1%}, float16 {accuracy['float16']:.1%}; a step takes "
@@ -126,7 +126,7 @@ def main(
             mka.Claim(
                 "skipped_updates",
                 "updates that float16 skipped while its scale was too high",
-                mka.curve(runs["float16"], "optimizer/skipped_updates").max(),
+                mka.curve("optimizer/skipped_updates", run=runs["float16"]).max(),
                 at_least=1,
             ),
         )

@@ -126,11 +126,11 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": len(weights)}
     with mka.technique("multitask", params, **record) as technique:
         for name, fixed in weights.items():
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model, trunk = net(images)
                 train(model, trunk, fixed)
                 scores = scores_of(model, *test, images.y_test)
-                technique.finish(run, model, test[0], scores=scores)
+                technique.finish(model, test[0], scores=scores)
 
         curves = ("val/accuracy", "val/angle_error_degrees", "train/gradient_cosine")
         technique.compare(candidates=list(both), curves=curves)

@@ -104,7 +104,7 @@ def main(
                     answers = keras.ops.convert_to_numpy(model(images.x_test, training=False))
                     accuracies.append(np.mean(answers.argmax(axis=1) == images.y_test))
                     if each == seed:
-                        technique.finish(run, model, *images.test)
+                        technique.finish(model, *images.test)
                 for key, values in {"accuracy": accuracies, "train_loss": losses}.items():
                     run.log_metrics({f"final/{key}_mean": float(np.mean(values))}, step=0)
                     run.log_metrics({f"final/{key}_spread": float(np.std(values))}, step=0)

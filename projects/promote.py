@@ -26,7 +26,7 @@ and `mlflow-keras-adv rollback digits` takes it back. Half a minute on two cores
 and of a regression by its error, after `-e regression`:
 
     mlflow run . -e promote --env-manager local -P model=diabetes -P data=diabetes \
-        -P predicts=numbers -P metric=mae -P mode=min -P limit=60 -P margin=2
+        -P predicts=numbers -P monitor=mae -P mode=min -P limit=60 -P margin=2
 """
 
 from typing import Literal
@@ -46,7 +46,7 @@ def main(
     target: str = "",
     inputs: Literal["any", "images", "features", "columns"] = "any",
     predicts: Literal["classes", "numbers"] = "classes",
-    metric: str = "accuracy",
+    monitor: str = "accuracy",
     mode: Literal["max", "min"] = "max",
     limit: float = 0.9,
     margin: NonNegativeFloat = 0.01,
@@ -69,7 +69,7 @@ def main(
         inputs: What the model takes: images, features (one array of numbers), columns (one input
             for each column of a table), or any: the first of these that the data can be.
         predicts: What the labels are.
-        metric: What decides, on the test examples, as `final/…` has it: mae, auc, price/mae.
+        monitor: What decides, on the test examples, as `final/…` has it: mae, auc, price/mae.
         mode: Whether it is better when it is higher (max) or lower (min).
         limit: What any champion needs: at least, or of a metric that is to be low at most.
         margin: By how much the candidate may be worse than the champion, in the metric's own unit.
@@ -85,8 +85,8 @@ def main(
         data, target=target, kinds=kinds if inputs == "any" else (inputs,), goals=(predicts,)
     )
     gates = [
-        registry.floor(metric, limit) if mode == "max" else registry.ceiling(metric, limit),
-        registry.non_inferiority(metric, margin, mode=mode),
+        registry.floor(monitor, limit) if mode == "max" else registry.ceiling(monitor, limit),
+        registry.non_inferiority(monitor, margin, mode=mode),
         registry.budget(max_size_bytes=max_size_bytes),
         registry.budget(max_latency_ratio=max_latency_ratio),
         *([registry.budget(max_flops=max_flops)] if max_flops else []),
@@ -97,30 +97,29 @@ def main(
         entry_point.run_name("promote"), params=params, tags={"technique": "promote"}
     ) as run:
         run.log_dataset(rows.dataset, context="test")
-        done = registry.promote(
+        done = mka.promote(
             model,
             candidate,
             data=registry.Samples(rows.x_test, rows.y_test, rows.name, rows.digest),
             gates=gates,
-            measure=mka.measure_models,
             dry_run=dry_run,
             reason=reason,
-            select_by=metric,
+            monitor=monitor,
             mode=mode,
         )
         value = {
-            role: each.metrics.get(metric, float("nan"))
+            role: each.metrics.get(monitor, float("nan"))
             for role, each in done.evidence.measured.items()
         }
         sign = 1 if mode == "max" else -1
         bound = {"at_least" if mode == "max" else "at_most": limit}
-        text = f"{metric} of the candidate on the test split"
+        text = f"{monitor} of the candidate on the test split"
         claims = [mka.Claim("metric", text, value["candidate"], **bound)]
         if "champion" in value:
             worse = sign * (value["champion"] - value["candidate"])
-            text = f"{metric} by which the candidate is worse than the champion"
+            text = f"{monitor} by which the candidate is worse than the champion"
             claims += [mka.Claim("worse", text, worse, at_most=margin)]
-        said = mka.log_claims(run, *claims)
+        said = mka.log_claims(*claims)
         run.describe(f"{done.sentence}\n\n{done.evidence.markdown()}\n\n{said}")
     print(f"{done}\n{said}")
 

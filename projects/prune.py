@@ -89,14 +89,14 @@ def main(
         model = baseline(technique, trade, images, model_uri=model_uri, **of_training)
         differences = []
         for name, target in wanted.items():
-            with technique.variant(name, params={"sparsity": str(target)}) as run:
+            with technique.variant(name, params={"sparsity": str(target)}):
                 pruned = mka.compression.prune(
                     model,
                     images.train,
                     sparsity=target,
                     **training(model, images, **of_training),
                 )
-                trade.add(run, pruned)
+                trade.add(pruned)
             rows = [row for row in pruned.layers if row.target is not None]
             differences += [abs(row.sparsity - row.target) for row in rows]
 

@@ -106,18 +106,18 @@ def main(
             batch_size=batch_size,
         )
         floats = mka.compression.convert(model, images.x_train[:samples])
-        with technique.variant("float32", params={"scheme": "float32"}) as run:
-            trade.add(run, floats)
+        with technique.variant("float32", params={"scheme": "float32"}):
+            trade.add(floats)
         tuning = {"lr": qat_lr, "epochs": qat_epochs, "batch_size": batch_size}
         for name in wanted:
-            with technique.variant(name, params={"scheme": name}) as run:
+            with technique.variant(name, params={"scheme": name}):
                 if name == "qat":
                     file = mka.compression.quantize_aware(
                         model, images.train, **training(model, images, **tuning)
                     )
                 else:
                     file = mka.compression.quantize(floats, getattr(mka.compression, name))
-                trade.add(run, file)
+                trade.add(file)
 
         chosen = trade.choose(margin=max_accuracy_drop)
         one = images.x_test[:1]

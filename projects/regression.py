@@ -124,10 +124,10 @@ def main(
                 model = models[name] = compiled(ridge(rows, given), losses["squared"])
                 found = model.evaluate(*rows.validation, verbose=0, return_dict=True)
                 run.log_metrics({f"val/{key}": value for key, value in found.items()}, step=0)
-                technique.finish(run, model, *rows.test)
+                technique.finish(model, *rows.test)
 
         for name, loss in losses.items():
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model = models[name] = compiled(net(rows, units, labels), loss)
                 model.fit(
                     rows.x_train,
@@ -138,10 +138,10 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                technique.finish(run, model, *rows.test)
+                technique.finish(model, *rows.test)
 
         technique.compare(
-            candidates=list(losses), select_by="val/mae", mode="min", curves=("val/mae", "val/r2")
+            candidates=list(losses), monitor="val/mae", mode="min", curves=("val/mae", "val/r2")
         )
         technique.run.log_figure(answers_figure(models, rows), "answers.png")
         mae = technique.final("mae")

@@ -128,7 +128,7 @@ def main(
         test = play(cart_poles(TESTS), best, seed=10_000 + seed)
         found = test.rewards.sum(axis=0)
         scores = {"return": float(found.mean()), "return_std": float(found.std())}
-        technique.finish(technique.run, policy, test.states[0], name="policy", scores=scores)
+        technique.finish(policy, test.states[0], name="policy", scores=scores)
         technique.conclude(
             f"The trained policy keeps the pole up for {scores['return']:.0f} of {LONGEST} pushes "
             f"on the mean of {TESTS} episodes (standard deviation {scores['return_std']:.0f}).",

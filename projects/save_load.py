@@ -109,13 +109,13 @@ def main(
             fresh.load_weights(folder / "model.weights.h5")
             return compiled(fresh, lr)
 
-        with technique.variant("straight") as run:
+        with technique.variant("straight"):
             straight = train(compiled(net(images, dropout), lr), 0, epochs)
-            technique.finish(run, straight, *images.test)
+            technique.finish(straight, *images.test)
         straight.export(folder / "exported", verbose=False)
         served = tf.saved_model.load(folder / "exported")
         for way in (keras_file, checkpoint, weights_only):
-            with technique.variant(way.__name__) as run:
+            with technique.variant(way.__name__):
                 model = train(compiled(net(images, dropout), lr), 0, half)
                 loaded = way(model)
                 scores = {"prediction_difference": mka.largest_difference(model(x), loaded(x))}
@@ -125,7 +125,7 @@ def main(
                 train(loaded, half, epochs)
                 ends = straight.get_weights(), loaded.get_weights()
                 scores["weight_difference"] = mka.largest_difference(*ends)
-                technique.finish(run, loaded, *images.test, reference=straight, scores=scores)
+                technique.finish(loaded, *images.test, reference=straight, scores=scores)
 
         technique.compare()
         weights = technique.final("weight_difference")

@@ -125,7 +125,7 @@ def main(
     record = {"dataset": dataset, "seed": seed, "variants": 2}
     with mka.technique("segmentation", params, **record) as technique:
         for name in ("skips", "plain"):
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model = models[name] = net(train[0].shape[1:], name == "skips", filters)
                 iou = keras.metrics.IoU(2, target_class_ids=[1], sparse_y_pred=False, name="iou")
                 crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -138,9 +138,9 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                technique.finish(run, model, *test)
+                technique.finish(model, *test)
 
-        technique.compare(select_by="val/iou", mode="max", curves=("train/loss", "val/iou"))
+        technique.compare(monitor="val/iou", mode="max", curves=("train/loss", "val/iou"))
         shown = [part[:SHOWN] for part in test]
         technique.run.log_figure(overlays(models, *shown), "strokes.png")
         iou, right = technique.final("iou"), technique.final("accuracy")

@@ -144,11 +144,11 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": len(weights)}
     with mka.technique("self_regularization", params, **record) as technique:
         for name, chosen in weights.items():
-            with technique.variant(name, params={"terms": str(chosen)}) as run:
+            with technique.variant(name, params={"terms": str(chosen)}):
                 model = net(images, *chosen, target)
                 unexplained.append(train(model))
                 scores = measured(model, images.x_test)
-                technique.finish(run, model, *images.test, scores=scores)
+                technique.finish(model, *images.test, scores=scores)
 
         technique.compare()
         plain, both = (technique.finished[name].final for name in ("plain", "both"))

@@ -133,7 +133,7 @@ def main(
     models = {}
     with mka.technique("sequence", params, dataset=dataset, seed=seed, variants=2) as technique:
         for name, seen in (("whole", 0), ("window", reach)):
-            with technique.variant(name, params={"seen": seen}) as run:
+            with technique.variant(name, params={"seen": seen}):
                 model = models[name] = net(width, seen)
                 crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
                 model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy"])
@@ -145,7 +145,7 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                technique.finish(run, model, *test[:2], scores=accuracies(model, *test, reach))
+                technique.finish(model, *test[:2], scores=accuracies(model, *test, reach))
 
         technique.compare()
         accuracy, far = technique.final("accuracy"), technique.final("accuracy_far")

@@ -129,12 +129,12 @@ def main(
     record = {"dataset": images.dataset, "seed": seed, "variants": len(losses)}
     with mka.technique("siamese", params, **record) as technique:
         for name, loss in losses.items():
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 net = embedding_net(images, dimensions) if loss else lda_net(images, dimensions)
                 if loss:
                     train(net, loss)
                 scores = {"accuracy": knn_accuracy(net, images, *images.test)}
-                technique.finish(run, net, images.x_test, scores=scores)
+                technique.finish(net, images.x_test, scores=scores)
             points[name] = net.predict(images.x_test, batch_size=512, verbose=0)
 
         technique.compare()

@@ -130,7 +130,7 @@ def main(
     record = {"dataset": rows.dataset, "seed": seed, "variants": 2}
     with mka.technique("tabular", params, **record) as technique:
         for name in ("raw", "prepared"):
-            with technique.variant(name) as run:
+            with technique.variant(name):
                 model = compiled(net(rows, units, prepared=name == "prepared"), rows, lr)
                 model.fit(
                     rows.batches(batch_size),
@@ -140,10 +140,10 @@ def main(
                     callbacks=[mka.MlflowLogger()],
                     verbose=0,
                 )
-                finished = technique.finish(run, model, *rows.test)
+                finished = technique.finish(model, *rows.test)
 
         score, mode = ("accuracy", "max") if rows.classes else ("mae", "min")
-        technique.compare(select_by=f"val/{score}", mode=mode)
+        technique.compare(monitor=f"val/{score}", mode=mode)
         final = technique.final(score)
         error = {name: 1 - value if rows.classes else value for name, value in final.items()}
         error["linear"], usual = errors_without_net(rows)

@@ -174,7 +174,7 @@ def main(
                     net.fit(hp, model, *both, epochs=epochs, callbacks=[mka.MlflowLogger()])
                     variant.log_params(hp.values)
                     if number == 0:
-                        finished = technique.finish(variant, model, *images.test, name=name)
+                        finished = technique.finish(model, *images.test, name=name)
                         accuracy = finished.final["accuracy"]
                     else:
                         _, accuracy = model.evaluate(*images.test, verbose=0)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -120,13 +121,13 @@ def test_the_examples_of_a_measure_of_ones_own_run(
     given |= {"registry": mka.registry, "x": x, "y": y, "x_test": x, "y_test": y}
     given["model"] = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     exec(code_of(mka.log_finished_model), given)
-    run = mka.curve(given["run"], "final/within_10")
-    assert run[0] == 1.0
+    run = mlflow.last_active_run().info.run_id
+    assert mka.curve("final/within_10", run=run)[0] == 1.0
     for key in ("final/loss", "final/mse"):
-        own = mka.curve(given["run"], key)[0]
+        own = mka.curve(key, run=run)[0]
         evaluated = given["model"].evaluate(x, y, verbose=0, return_dict=True)
         assert own == pytest.approx(evaluated[key.removeprefix("final/")], rel=1e-4)
-    assert len(mka.curve(given["run"], "final/root_mean_squared_error")) == 1
+    assert len(mka.curve("final/root_mean_squared_error", run=run)) == 1
     with mka.track("candidate", log_system_metrics=False):
         given["info"] = mka.log_model(given["model"], name="prices", input_example=x[:2])
     exec(code_of(mka.registry.promote), given)

@@ -174,7 +174,7 @@ ask("weight_table", lambda: weight_table(content))
 ask("litert.save_model", lambda: mka.litert.save_model(content, "never"))
 ask("litert.log_model", lambda: mka.litert.log_model(content, name="never"))
 ask("litert.load_model", lambda: mka.litert.load_model(str(folder)))
-ask("log_finished_file", lambda: mka.log_finished_file(None, content, x, name="never"))
+ask("log_finished_file", lambda: mka.log_finished_file(content, x, name="never"))
 ask("measure_models", lambda: mka.measure_models([folder], mka.registry.Samples(x)))
 for name in ("bridge", "clustering", "conversion", "dead_channels", "graphs", "kernels", "pruning",
              "layer_translation", "quantization", "quantization_aware"):

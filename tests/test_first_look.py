@@ -44,7 +44,7 @@ def test_one_line_says_where_the_run_and_the_charts_of_its_variants_are(
                 assert same is child
                 child.log_metrics({"val/loss": loss}, step=1)
             variants[name] = child
-        mka.log_comparison(run, variants)
+        mka.log_comparison(variants)
     (line,) = capsys.readouterr().out.splitlines()
     ui = "http://127.0.0.1:5000/#/experiments"
     assert line.startswith(

@@ -203,9 +203,7 @@ def loaded_by_alias() -> None:
 
 def promoted(candidate: Any, gates: Any) -> Provoked:
     samples = mka.registry.Samples(X, LABELS)
-    return lambda: mka.registry.promote(
-        "digits", candidate, data=samples, gates=gates, measure=mka.measure_models
-    )
+    return lambda: mka.promote("digits", candidate, data=samples, gates=gates)
 
 
 def compiled() -> keras.Model:
@@ -248,16 +246,19 @@ PROVOKED: dict[str, Provoked] = {
     '`mka.log_model(model, name="my/model", …)`': lambda: mka.log_model(
         net(), name="my/model", input_example=X
     ),
-    '`mka.log_finished_model(model, x, y, name="m")`': lambda: mka.log_finished_model(
+    '`mka.log_finished_model(run, model, name="m")`': in_a_run(
+        lambda run: mka.log_finished_model(run, net(), name="m")
+    ),
+    "`mka.log_finished_model(…)` outside of a run": lambda: mka.log_finished_model(
         net(), X, LABELS, name="m"
     ),
-    '`mka.log_finished_model(run, model, y, x, name="m")`': in_a_run(
-        lambda run: mka.log_finished_model(run, compiled(), LABELS, X, name="m")
+    '`mka.log_finished_model(model, y, x, name="m")`': in_a_run(
+        lambda _: mka.log_finished_model(compiled(), LABELS, X, name="m")
     ),
     "`mka.load_model(run.run_id)`": loaded_by_run_id,
     '`mka.load_model("models:/digits@champion")` without that alias': loaded_by_alias,
-    '`registry.promote("digits", model, …)`': promoted(net(), [FLOOR]),
-    '`registry.promote(…, gates=registry.floor("accuracy", 0.9))`': promoted("models:/m-1", FLOOR),
+    '`mka.promote("digits", model, …)`': promoted(net(), [FLOOR]),
+    '`mka.promote(…, gates=registry.floor("accuracy", 0.9))`': promoted("models:/m-1", FLOOR),
     '`mka.compression.quantize(model, "int8", x)`': lambda: mka.compression.quantize(
         net(), "int8", X
     ),
@@ -269,9 +270,8 @@ PROVOKED: dict[str, Provoked] = {
     '`mka.compare("Default")`': lambda: mka.compare("Default"),
     '`mka.compare(experiments="nope")`': lambda: mka.compare(experiments="nope"),
     "`mka.compare([run])`": lambda: mka.compare([tracked()]),
-    "`mka.log_comparison(run, [a, b])`": lambda: mka.log_comparison(
-        tracked(), [tracked(), tracked()]
-    ),
+    "`mka.log_comparison([a, b])`": lambda: mka.log_comparison([tracked(), tracked()]),
+    '`mka.curve(run, "val/loss")`': lambda: mka.curve(tracked(), "val/loss"),
     "`mka.track_search(model)`": lambda: mka.track_search(net()).__enter__(),
 }
 PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"

@@ -1,6 +1,5 @@
 """Checkpoints: the best models of a training, kept with the run, and back in one call."""
 
-import functools
 import math
 import re
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any
 import keras
 import mlflow
 
+from mlflow_keras_adv.callbacks.base import Joined, RunCallback
 from mlflow_keras_adv.callbacks.checkpoint_index import (
     FOLDER,
     GRACE_SECONDS,
@@ -19,15 +19,13 @@ from mlflow_keras_adv.callbacks.checkpoint_index import (
     sha256,
     stored_checkpoints,
 )
-from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.monitor import Monitor
-from mlflow_keras_adv.callbacks.onlooker import Onlooker
 from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
-from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
+from mlflow_keras_adv.tracking.run import Run, run_of
 
 
-class Checkpoints(EitherKeras):
+class Checkpoints(RunCallback):
     """Keeps the best `keep` models of a run as `.keras` files among its artifacts.
 
     A file holds the weights, the architecture and, if the model is compiled, its optimizer with its
@@ -60,53 +58,33 @@ class Checkpoints(EitherKeras):
         keep: int = 1,
         run: Run | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(run)
         if keep < 1:
             raise ValueError(f"Received keep={keep}; expected 1 or more.")
         self._monitor = Monitor(monitor, mode)
         self._keep = keep
-        self._run_id = run.run_id if isinstance(run, Run) else run
-        self._anew = functools.partial(type(self), monitor, mode=mode, keep=keep, run=self._run_id)
-        self._onlooker: Onlooker | None = None
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return self._anew, ()  # a copy starts afresh: no run, no session, no model
-
-    @keeps_random_state()
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Joins the training, and finds what the run holds already."""
-        self.leave()
-        self._onlooker = Onlooker.join(self, self._run_id)
-        if self._onlooker is not None:
-            self._index = index_of(self._onlooker.run)
+    def begin(self, joined: Joined) -> None:
+        """Finds what the run holds already."""
+        self._index = index_of(joined.run)
 
     @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Saves the model if it is among the best."""
-        onlooker = self._onlooker
-        if onlooker is None:
+        joined = self._joined
+        if joined is None:
             return
-        step = onlooker.step()
+        step = joined.step()
         value = self._monitor.read(logs or {}, self.model)
         if value is None or not math.isfinite(value):
             return
         name, kept = self._monitor.name, self._index.of(self._monitor.name)
         if len(kept) >= self._keep and not self._monitor.improves(value, kept[-1].value):
             return
-        with onlooker.spares_training("Saving a checkpoint"):
-            kept.append(self._save(onlooker.run, value, step=step, epoch=epoch + 1))
+        with joined.spares_training("Saving a checkpoint"):
+            kept.append(self._save(joined.run, value, step=step, epoch=epoch + 1))
             kept.sort(key=lambda each: each.value, reverse=self._monitor.mode == "max")
-            self._index.replace(onlooker.run, name, kept[: self._keep])
-
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Leaves the training."""
-        self.leave()
-
-    def leave(self) -> None:
-        """Leaves a training that ended or raised."""
-        if self._onlooker is not None:
-            self._onlooker.leave()
-            self._onlooker = None
+            self._index.replace(joined.run, name, kept[: self._keep])
 
     def _save(self, run: Run, value: float, *, step: int, epoch: int) -> Checkpoint:
         name = re.sub(r"[^\w.-]", "_", self._monitor.name)
@@ -136,7 +114,7 @@ def load_best(
     """Loads the best checkpoint of a run, with its optimizer's state, in any process.
 
     Args:
-        run: A run or its id. Default: the innermost `track`, else MLflow's active run.
+        run: The run, or its id. Default: the current run.
         monitor: The value by which it was chosen, needed if the run has checkpoints by several.
         custom_objects: Classes and functions that the model needs and Keras does not know.
 
@@ -144,12 +122,11 @@ def load_best(
         The compiled model, with the weights and the optimizer of that epoch.
 
     Raises:
-        UserError: If there is no run, or it has no such checkpoint, or the file is not the one that
+        TypeError: The run is no run.
+        UserError: If no run is open, or it has no such checkpoint, or the file is not the one that
             was saved.
     """
-    run = current_run() if run is None else attach_run(run) if isinstance(run, str) else run
-    if run is None:
-        raise UserError("There is no active run to load from: pass load_best the id of a run.")
+    run = run_of(run, "load_best")
     run.flush(GRACE_SECONDS)
     try:
         stored = stored_checkpoints(run.run_id)

@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from mlflow_keras_adv.callbacks.either_keras import EitherKeras
-from mlflow_keras_adv.callbacks.onlooker import Onlooker
+from mlflow_keras_adv.callbacks.base import Joined, RunCallback
 from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.training.readings import Readings
@@ -23,7 +22,7 @@ Row = tuple[int, dict[str, float]]
 MAX_NAMED = 100
 
 
-class LayerNorms(EitherKeras):
+class LayerNorms(RunCallback):
     """Keeps the L2 norm of each layer's gradient at each update, and of its weights per epoch.
 
     At the end of the training the run gets `gradients/layers.parquet` (columns `step`, `layer`,
@@ -47,38 +46,28 @@ class LayerNorms(EitherKeras):
     def __init__(
         self, *, max_steps: int = 2000, as_metrics: bool = False, run: Run | str | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(run)
         if max_steps < 2:
             raise ValueError(f"Received max_steps={max_steps}; expected 2 or more.")
         self._max_steps = max_steps
         self._as_metrics = as_metrics
-        self._run_id = run.run_id if isinstance(run, Run) else run
-        self._onlooker: Onlooker | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        arguments = {"max_steps": self._max_steps, "as_metrics": self._as_metrics}
-        return _layer_norms, ({**arguments, "run": self._run_id},)
-
-    @keeps_random_state()
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+    def begin(self, joined: Joined) -> None:
         """Has the steps write the norms of their layers."""
-        self.leave()
         self._gradients: list[Row] = []
         self._weights: list[Row] = []
         self._stride, self._updates = 1, 0
-        self._onlooker = Onlooker.join(self, self._run_id, receive=self._receive)
-        if self._onlooker is not None:
-            self._onlooker.observe_layers()
+        joined.observe_layers()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Reads the tables when it is time to."""
-        if self._onlooker is not None:
-            self._onlooker.batch_begin(batch)
+        if self._joined is not None:
+            self._joined.batch_begin(batch)
 
     @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Takes the norms of the weights."""
-        if self._onlooker is not None:
+        if self._joined is not None:
             squares: dict[str, float] = {}
             for weight in self.model.trainable_weights:
                 path = getattr(weight, "path", weight.name)
@@ -86,29 +75,20 @@ class LayerNorms(EitherKeras):
                 square = float(np.sum(np.square(keras.ops.convert_to_numpy(weight), dtype=float)))
                 squares[layer] = squares.get(layer, 0.0) + square
             norms = {layer: float(np.sqrt(square)) for layer, square in squares.items()}
-            self._weights.append((self._onlooker.step(), norms))
+            self._weights.append((self._joined.step(), norms))
 
-    @keeps_random_state()
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes the table and the heat map."""
-        self.leave()
-
-    @keeps_random_state()
-    def leave(self) -> None:
-        """Ends the record, also of a training that raised, and writes what there is."""
-        if self._onlooker is None:
-            return
-        onlooker, self._onlooker = self._onlooker, None
-        onlooker.leave()
+    def end(self, joined: Joined) -> None:
+        """Writes the table and the heat map, also of a training that raised."""
         if self._gradients:
-            with onlooker.spares_training("Writing the norms of layers"):
-                self._write(onlooker.run)
+            with joined.spares_training("Writing the norms of layers"):
+                self._write(joined.run)
 
-    def _receive(self, readings: Readings, steps: "np.ndarray[Any, Any]") -> None:
-        if self._as_metrics and readings.layers and self._onlooker is not None:
+    def receive(self, readings: Readings, steps: "np.ndarray[Any, Any]") -> None:
+        """Keeps the norms of the gradients."""
+        if self._as_metrics and readings.layers and self._joined is not None:
             columns = {f"gradient/layer/{path}": norms for path, norms in readings.layers.items()}
             times = (1000 * readings.times).astype(np.int64)
-            self._onlooker.run.log_series(columns, steps=steps, timestamps_ms=times)
+            self._joined.run.log_series(columns, steps=steps, timestamps_ms=times)
         for index, step in enumerate(steps.tolist()):
             norms = {
                 path: float(column.data[index])
@@ -166,7 +146,3 @@ def heat_map(norms: pd.DataFrame) -> Figure:
 def _long(rows: list[Row]) -> pd.DataFrame:
     cells = [(step, layer, norm) for step, norms in rows for layer, norm in norms.items()]
     return pd.DataFrame(cells, columns=["step", "layer", "norm"])
-
-
-def _layer_norms(arguments: dict[str, Any]) -> LayerNorms:
-    return LayerNorms(**arguments)

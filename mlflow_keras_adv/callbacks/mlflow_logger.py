@@ -1,6 +1,5 @@
 """MlflowLogger: a training's record, by the conventions of this package, in an MLflow run."""
 
-import functools
 import logging
 import time
 import warnings
@@ -12,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from mlflow_keras_adv.callbacks.base import RunCallback
 from mlflow_keras_adv.callbacks.best import best_of
-from mlflow_keras_adv.callbacks.either_keras import EitherKeras
 from mlflow_keras_adv.callbacks.epoch_keys import PACE, EpochKeys
 from mlflow_keras_adv.callbacks.step_flops import StepFlops
 from mlflow_keras_adv.compat.random_state import keeps_random_state
@@ -52,7 +51,7 @@ before_the_end(end_all)
 _run_of: "WeakKeyDictionary[Training, str]" = WeakKeyDictionary()
 
 
-class MlflowLogger(EitherKeras):
+class MlflowLogger(RunCallback):
     """Records every step and epoch of a training in an MLflow run.
 
     One axis for all curves: the number of training batches consumed so far in the run. At each
@@ -99,20 +98,14 @@ class MlflowLogger(EitherKeras):
         class_names: Sequence[str] = (),
         flops: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(run)
         if len(set(class_names)) < len(class_names):
             raise ValueError(
                 f"Received class_names={list(class_names)!r}; expected names that differ."
             )
-        self._run_id = run.run_id if isinstance(run, Run) else run
         self._class_names = tuple(map(str, class_names))
         self._flops = bool(flops)
         self._record: _Record | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy starts afresh: no run, no session, no model.
-        names, flops = self._class_names, self._flops
-        return functools.partial(type(self), self._run_id, class_names=names, flops=flops), ()
 
     @keeps_random_state()
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:

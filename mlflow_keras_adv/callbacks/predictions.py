@@ -1,6 +1,5 @@
 """Predictions: what the model makes of a few samples, epoch by epoch, without subclassing."""
 
-import functools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -9,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_keras_adv.callbacks.either_keras import EitherKeras
-from mlflow_keras_adv.callbacks.onlooker import Onlooker
+from mlflow_keras_adv.callbacks.base import Joined, RunCallback
 from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.metrics.answers import (
     by_output,
@@ -40,7 +38,7 @@ _OF_PREDICT = ("predict_function", "stop_predicting")
 Array = np.ndarray[Any, Any]
 
 
-class Predictions(EitherKeras):
+class Predictions(RunCallback):
     """Shows what a model answers on a fixed sample while it is trained.
 
     Figures with a step slider in the MLflow UI, and at the end of the training the table
@@ -100,7 +98,7 @@ class Predictions(EitherKeras):
         every: int = 1,
         run: Run | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(run)
         if max_images < 1 or every < 1:
             raise ValueError(
                 f"Received max_images={max_images} and every={every}; expected 1 or more of each."
@@ -111,44 +109,25 @@ class Predictions(EitherKeras):
         self._class_names = class_names
         self._max_images = max_images
         self._every = every
-        self._run_id = run.run_id if isinstance(run, Run) else run
-        self._anew = functools.partial(
-            type(self),
-            x,
-            y,
-            sample_weight=sample_weight,
-            task=task,
-            class_names=class_names,
-            max_images=max_images,
-            every=every,
-            run=self._run_id,
-        )
-        self._onlooker: Onlooker | None = None
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return self._anew, ()  # a copy starts afresh: no run, no session, no model
-
-    @keeps_random_state()
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Joins the training."""
-        self.leave()
+    def begin(self, joined: Joined) -> None:
+        """Begins anew."""
         self._chosen: set[int] | None = None
         self._tables: dict[str, pd.DataFrame] = {}
         self._said: set[str] = set()
         self._tagged = ""
         self._pictured = -1
         self._found = {name: vars(self.model).get(name) for name in _OF_PREDICT}
-        self._onlooker = Onlooker.join(self, self._run_id)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Chooses the epochs of which images are logged, now that the first one is known."""
-        if self._onlooker is None or self._chosen is not None:
+        if self._joined is None or self._chosen is not None:
             return
         training = training_of(self.model)
         known = self.params or ({} if training is None else training.arguments)
         last = known.get("epochs", 1) - 1
         epochs = sorted({*range(epoch, last, self._every), last})
-        left = max(1, self._max_images - self._onlooker.run.counts["predictions/images"])
+        left = max(1, self._max_images - self._joined.run.counts["predictions/images"])
         # Backwards: if there is but one, it is the last.
         places = np.linspace(len(epochs) - 1, 0, min(left, len(epochs))).round().astype(int)
         self._chosen = {epochs[place] for place in places}
@@ -156,26 +135,22 @@ class Predictions(EitherKeras):
     @keeps_random_state()
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Predicts, and logs the images, if the epoch is among those chosen."""
-        if self._onlooker is not None and epoch in (self._chosen or ()):
-            self._predict(self._onlooker)
+        if self._joined is not None and epoch in (self._chosen or ()):
+            self._predict(self._joined)
 
     @keeps_random_state()
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Predicts with the finished model, and logs the table."""
-        if self._onlooker is not None:
-            self._predict(self._onlooker)
+        if self._joined is not None:
+            self._predict(self._joined)
         self.leave()
 
-    def leave(self) -> None:
-        """Leaves a training that ended or raised; the table is that of the last prediction."""
-        if self._onlooker is None:
-            return
-        onlooker, self._onlooker = self._onlooker, None
+    def end(self, joined: Joined) -> None:
+        """Writes the table: that of the last prediction, where the training raised."""
         self._put_back()
-        onlooker.leave()
         if self._tables:
-            with onlooker.spares_training("Writing the table of predictions"):
-                run = onlooker.run
+            with joined.spares_training("Writing the table of predictions"):
+                run = joined.run
                 run.counts["predictions/trainings"] += 1
                 suffix = f"-{n}" if (n := run.counts["predictions/trainings"]) > 1 else ""
                 for name, table in self._tables.items():
@@ -189,11 +164,11 @@ class Predictions(EitherKeras):
         if self._found["stop_predicting"] is None and "stop_predicting" in vars(self.model):
             del self.model.stop_predicting
 
-    def _predict(self, onlooker: Onlooker) -> None:
-        with onlooker.spares_training("Predictions"):
-            step = onlooker.step()
+    def _predict(self, joined: Joined) -> None:
+        with joined.spares_training("Predictions"):
+            step = joined.step()
             found = self._look()
-            self._say(onlooker.run, found)
+            self._say(joined.run, found)
             for name, view in found.views.items():
                 table = view.rows.assign(step=step)[:MAX_ROWS]
                 # MLflow looks for columns of objects; text of pandas 3 makes it warn.
@@ -202,11 +177,11 @@ class Predictions(EitherKeras):
             if step == self._pictured or not found.views:
                 return
             self._pictured = step
-            onlooker.run.counts["predictions/images"] += 1
+            joined.run.counts["predictions/images"] += 1
             for name, view in found.views.items():
                 start = f"predictions/{_in_keys(name)}/" if name else "predictions/"
                 for title, draw in view.figures.items():
-                    onlooker.run.log_image(pixels(draw()), key=f"{start}{title}", step=step)
+                    joined.run.log_image(pixels(draw()), key=f"{start}{title}", step=step)
 
     def _look(self) -> Seen:
         """Answers the samples, and leaves the model as it was."""

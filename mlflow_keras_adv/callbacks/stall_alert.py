@@ -1,6 +1,5 @@
 """StallAlert: says so when a training no longer learns."""
 
-import functools
 import logging
 import math
 from collections import Counter
@@ -9,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_keras_adv.callbacks.either_keras import EitherKeras
+from mlflow_keras_adv.callbacks.base import Joined, RunCallback
 from mlflow_keras_adv.callbacks.monitor import Monitor, number_in
-from mlflow_keras_adv.callbacks.onlooker import Onlooker
-from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.tracking.run import Run
 from mlflow_keras_adv.training.readings import Readings
 
@@ -21,7 +18,7 @@ _logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 
-class StallAlert(EitherKeras):
+class StallAlert(RunCallback):
     """Tags a run whose training stalls, logs a warning and, if asked, stops the training.
 
     Each kind of alert is given once per training, at the step at which it was found:
@@ -65,7 +62,7 @@ class StallAlert(EitherKeras):
         stop: bool = False,
         run: Run | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(run)
         if patience < 1 or window < 1:
             raise ValueError(
                 f"Received patience={patience} and window={window}; expected 1 or more of each."
@@ -77,44 +74,24 @@ class StallAlert(EitherKeras):
         self._exploding = exploding
         self._window = window
         self._stop = stop
-        self._run_id = run.run_id if isinstance(run, Run) else run
-        self._anew = functools.partial(
-            type(self),
-            monitor,
-            mode=mode,
-            patience=patience,
-            min_delta=min_delta,
-            vanishing=vanishing,
-            exploding=exploding,
-            window=window,
-            stop=stop,
-            run=self._run_id,
-        )
-        self._onlooker: Onlooker | None = None
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return self._anew, ()  # a copy starts afresh: no run, no session, no model
-
-    @keeps_random_state()
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Joins the training."""
-        self.leave()
+    def begin(self, joined: Joined) -> None:
+        """Begins anew: what a training before was warned of counts no more."""
         self._best: float | None = None
         self._waited = 0
         self._streaks: Counter[tuple[str, str]] = Counter()
         self._alerts: dict[str, int] = {}
-        self._onlooker = Onlooker.join(self, self._run_id, receive=self._receive)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Lets the readings come before the table of the steps is full."""
-        if self._onlooker is not None:
-            self._onlooker.batch_begin(batch)
+        if self._joined is not None:
+            self._joined.batch_begin(batch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Judges the epoch's values."""
-        if self._onlooker is None:
+        if self._joined is None:
             return
-        step, logs = self._onlooker.step(), logs or {}
+        step, logs = self._joined.step(), logs or {}
         for name in dict.fromkeys(["loss", self._monitor.name]):
             number = number_in(logs.get(name))
             if number is not None and not math.isfinite(number):
@@ -130,17 +107,8 @@ class StallAlert(EitherKeras):
             what = f"{self._monitor.name} is {value:g}, its best {self._best:g} was"
             self._alert("no_improvement", step, f"{what} {self._waited} epochs ago")
 
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Leaves the training."""
-        self.leave()
-
-    def leave(self) -> None:
-        """Leaves a training that ended or raised."""
-        if self._onlooker is not None:
-            self._onlooker.leave()
-            self._onlooker = None
-
-    def _receive(self, readings: Readings, steps: Array) -> None:
+    def receive(self, readings: Readings, steps: Array) -> None:
+        """Judges the losses and gradients of the steps."""
         every = np.ones(readings.batches, bool)
         for key, column in readings.columns.items():
             values, present = column.data, ~np.ma.getmaskarray(column)
@@ -172,11 +140,11 @@ class StallAlert(EitherKeras):
                 self._alert(kind, step, f"{key}, for {streak} updates in a row")
 
     def _alert(self, kind: str, step: int, what: str) -> None:
-        if kind in self._alerts or self._onlooker is None:
+        if kind in self._alerts or self._joined is None:
             return
         self._alerts[kind] = step
         steps = ", ".join(str(each) for each in self._alerts.values())
-        self._onlooker.run.set_tags({"alert": ", ".join(self._alerts), "alert.step": steps})
+        self._joined.run.set_tags({"alert": ", ".join(self._alerts), "alert.step": steps})
         _logger.warning("%s at step %d: %s.", kind, step, what)
         if self._stop:
             self.model.stop_training = True

@@ -34,7 +34,7 @@ from mlflow_keras_adv.tracking.addresses import (
     run_page,
     say_where,
 )
-from mlflow_keras_adv.tracking.directions import Mode, recorded
+from mlflow_keras_adv.tracking.directions import AskedMode, asked, recorded
 from mlflow_keras_adv.tracking.run import Run, current_run, track
 
 MAX_RUNS = 500
@@ -87,8 +87,8 @@ def compare(
     experiments: str | Sequence[str] = (),
     filter_string: str = "",
     by: str | Sequence[str] = (),
-    score: str | None = None,
-    mode: Mode | None = None,
+    monitor: str | None = None,
+    mode: AskedMode = "auto",
     max_runs: int = MAX_RUNS,
     output: str | os.PathLike[str] | None = None,
     log: bool = True,
@@ -102,9 +102,9 @@ def compare(
         experiments: Names or ids of experiments.
         filter_string: As for `mlflow.search_runs`; holds for the experiments and for nested runs.
         by: Params that make a variant, `name` for the run's name. Default: name and all params.
-        score: Metric that the variants are sorted by. Default: `final/accuracy`, else another one
-            that most of them have; without such, nothing is ranked.
-        mode: Whether more ("max") or less ("min") of it is better. Default: as the runs have
+        monitor: Metric that decides: the variants are sorted by it. Default: `final/accuracy`, else
+            another one that most of them have; without such, nothing is ranked.
+        mode: Whether more ("max") or less ("min") of it is better; "auto": as the runs have
             recorded it, or as a common name says.
         max_runs: At most this many runs are compared, the newest.
         output: Where to write the page, too.
@@ -114,26 +114,27 @@ def compare(
         The table and the page.
 
     Raises:
-        UserError: Nothing is named or found, no run has the metric `score`, it is not known which
+        UserError: Nothing is named or found, no run has the metric `monitor`, it is not known which
             way it is better, the file cannot be written, or the store does not answer.
-        ValueError: If `max_runs` is below 1.
+        ValueError: If `max_runs` is below 1, or `mode` is none.
     """
     by = (by,) if isinstance(by, str) else by
     if max_runs < 1:
         raise ValueError(f"Received max_runs={max_runs}. Expected 1 or more.")
+    given = asked(mode)
     holder = current_run()
     without = holder.run_id if holder else ""
     selection = select_runs(runs, experiments, filter_string, max_runs, without=without)
     groups = group_by_seed(selection, by)
-    if score is not None and not any(group.value(score) for group in groups):
+    if monitor is not None and not any(group.value(monitor) for group in groups):
         raise UserError(
-            f"None of the {len(selection.runs)} runs has the metric {score!r}. They have: "
+            f"None of the {len(selection.runs)} runs has the metric {monitor!r}. They have: "
             f"{', '.join(_some_metrics(groups))}."
         )
     directions = recorded(selection.runs)
-    score = score or deciding_metric(groups, directions)
-    if score is not None and mode is not None:
-        directions[score] = mode
+    score = monitor or deciding_metric(groups, directions)
+    if score is not None and given is not None:
+        directions[score] = given
     if score is not None and not better(score, directions):
         raise UserError(
             f"It is not known which way {score!r} is better. Pass mode='min' or mode='max' "
@@ -227,7 +228,7 @@ def _sentence(groups: Sequence[Group], score: str | None) -> str:
     if score is None or best is None:
         return (
             f"{len(groups)} variants, not ranked: they share no metric of which it is known which "
-            "way it is better. Pass score= and mode=; see comparison/report.html."
+            "way it is better. Pass monitor= and mode=; see comparison/report.html."
         )
     # A description is Markdown: a name in it is code, and so no link, image or HTML.
     name = safe(groups[0].name).replace("`", "'")

@@ -12,11 +12,11 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.comparison.view import view_address
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.errors import UserError, expect
+from mlflow_keras_adv.errors import UserError, expect, not_a_run
 from mlflow_keras_adv.tracking.addresses import say_where
-from mlflow_keras_adv.tracking.directions import Mode, direction, recorded
+from mlflow_keras_adv.tracking.directions import AskedMode, asked, direction, recorded
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
-from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.run import Run, id_of, run_of
 from mlflow_keras_adv.tracking.store import answers, without_password
 from mlflow_keras_adv.tracking.texts import safe
 
@@ -39,20 +39,24 @@ def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
 
 
 @keeps_random_state()
-def curve(run: Run | str, key: str) -> "pd.Series[float]":
+def curve(key: str, *, run: Run | str | None = None) -> "pd.Series[float]":
     """A metric as it stands in the store.
 
     Args:
-        run: A run that has ended, or its id; what an open one has handed in may be on its way.
         key: Name of the metric.
+        run: A run that has ended, or its id; what an open one has handed in may be on its way.
+            Default: the current run.
 
     Returns:
         Values by step, in the order of the steps; empty where the run has no such metric.
 
     Raises:
-        UserError: The store knows no such run.
+        TypeError: The key is no text, or the run no run.
+        UserError: The store knows no such run, or none was given and none is open.
     """
-    run_id = run if isinstance(run, str) else run.run_id
+    not_a_run("key", key, "curve(key, run=run)")
+    expect("key", key, str, "the name of a metric: 'train/loss'")
+    run_id = id_of(run, "curve")
     client = MlflowClient()
     points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)
     if not points:
@@ -80,7 +84,7 @@ def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
     lines: dict[str, Line2D] = {}
     for panel, key in zip(panels, keys, strict=True):
         for index, (variant, run_id) in enumerate(runs.items()):
-            history = curve(run_id, key)
+            history = curve(key, run=run_id)
             if len(history):
                 colour, style = f"C{index % 10}", ("-", "--", ":")[index // 10 % 3]
                 (lines[variant],) = panel.plot(history.index, history, style, color=colour)
@@ -100,12 +104,12 @@ def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
 
 @keeps_random_state()
 def log_comparison(
-    run: Run,
-    variants: Mapping[str, Run],
+    variants: Mapping[str, Run | str],
     *,
+    run: Run | str | None = None,
     candidates: Sequence[str] | None = None,
-    select_by: str | None = None,
-    mode: Mode | None = None,
+    monitor: str | None = None,
+    mode: AskedMode = "auto",
     curves: Sequence[str] = (),
 ) -> str:
     """Puts what its nested runs found on the parent run.
@@ -117,27 +121,32 @@ def log_comparison(
     and can be compared once they are delivered.
 
     Args:
-        run: The parent.
-        variants: The nested runs by name. One that has not ended is waited for until what it was
-            handed is in the store.
+        variants: The nested runs, or their ids, by name. One that has not ended is waited for
+            until what it was handed is in the store.
+        run: The parent, or its id. Default: the current run.
         candidates: Names among which the winner is chosen. Default: all.
-        select_by: Metric whose last value decides; of equals the one with fewer
+        monitor: Metric whose last value decides; of equals the one with fewer
             `final/gzip_bytes`. A validation metric: choosing by the test split would flatter it.
             Default: `val/accuracy`, else `val/loss`.
-        mode: Whether the highest ("max") or the lowest ("min") wins. Default: as the runs have
-            recorded it.
-        curves: Metric keys of the figure's panels. Default: `train/loss` and `select_by`.
+        mode: Whether the highest ("max") or the lowest ("min") wins; "auto": as the runs have
+            recorded it, or as a common name says.
+        curves: Metric keys of the figure's panels. Default: `train/loss` and `monitor`.
 
     Returns:
         The winner's name; of several candidates none, "", while the store does not answer.
 
     Raises:
-        ValueError: If no candidate has the metric `select_by`, or it is not known which way it
+        ValueError: If no candidate has the metric `monitor`, or it is not known which way it
             is better.
-        TypeError: The parent is no `Run`, or the variants no dict of runs.
+        TypeError: The parent is no run, or the variants no dict of runs.
+        UserError: No run is open.
     """
+    not_a_run("variants", variants, "log_comparison({'a': run_a, …}, run=run)")
+    expect("the variants", variants, Mapping, "a dict of runs by their names: {'a': run_a}")
+    parent = run_of(run, "log_comparison")
+    runs = {name: run_of(each, "log_comparison") for name, each in variants.items()}
     winner, _ = compare_variants(
-        run, variants, candidates=candidates, select_by=select_by, mode=mode, curves=curves
+        parent, runs, candidates=candidates, monitor=monitor, mode=mode, curves=curves
     )
     return winner
 
@@ -147,13 +156,12 @@ def compare_variants(
     variants: Mapping[str, Run],
     *,
     candidates: Sequence[str] | None,
-    select_by: str | None,
-    mode: Mode | None,
+    monitor: str | None,
+    mode: AskedMode,
     curves: Sequence[str],
 ) -> tuple[str, str]:
     """What `log_comparison` does; returns the metric that has decided, too."""
-    expect("the parent", run, Run, "the Run that `with mka.track(...) as run:` gives")
-    expect("the variants", variants, Mapping, "a dict of runs by their names: {'a': run_a}")
+    given = asked(mode)
     if not answers(run.tracking_uri):
         _logger.warning(
             "The runs %s are not compared: their store does not answer, and has not all of them. "
@@ -163,7 +171,7 @@ def compare_variants(
         winner = candidates[0] if candidates is not None and len(candidates) == 1 else ""
         if winner:
             run.set_tags({"winner": winner})
-        return winner, select_by or ""
+        return winner, monitor or ""
     if not variants:
         raise ValueError("Received no variants to compare; expected at least one, by its name.")
     for each in variants.values():
@@ -173,39 +181,39 @@ def compare_variants(
     found = {name: client.get_run(run_id) for name, run_id in run_ids.items()}
     metrics = {name: each.data.metrics for name, each in found.items()}
     names = list(candidates or variants)
-    if select_by is None:
+    if monitor is None:
         usual = ("val/accuracy", "val/loss")
-        select_by = next((k for k in usual if any(k in metrics[n] for n in names)), usual[0])
-    scored = [name for name in names if select_by in metrics[name]]
+        monitor = next((k for k in usual if any(k in metrics[n] for n in names)), usual[0])
+    scored = [name for name in names if monitor in metrics[name]]
     if not scored:
         raise ValueError(
-            f"Received runs without the metric {select_by!r}, which chooses the winner. Log it "
-            "in each of them, or pass select_by=."
+            f"Received runs without the metric {monitor!r}, which chooses the winner. Log it "
+            "in each of them, or pass monitor=."
         )
     directions = recorded(found.values())
-    if mode is not None:
-        directions[select_by] = mode
-    mode = direction(select_by, directions)
-    if mode not in ("min", "max"):
+    if given is not None:
+        directions[monitor] = given
+    better = direction(monitor, directions)
+    if better not in ("min", "max"):
         raise ValueError(
-            f"It is not known which way {select_by!r} is better. Pass mode='min' or mode='max'."
+            f"It is not known which way {monitor!r} is better. Pass mode='min' or mode='max'."
         )
-    sign = 1 if mode == "max" else -1
+    sign = 1 if better == "max" else -1
 
     def place(name: str) -> tuple[bool, float, float]:
-        value = metrics[name][select_by]
+        value = metrics[name][monitor]
         lost = math.isnan(value)  # NaN never wins
         return not lost, 0.0 if lost else sign * value, -metrics[name].get("final/gzip_bytes", 0)
 
     winner = max(scored, key=place)
     run.log_table(_table(metrics), "comparison.json")
     run.log_figure(
-        learning_curves(run_ids, curves or tuple(dict.fromkeys(("train/loss", select_by)))),
+        learning_curves(run_ids, curves or tuple(dict.fromkeys(("train/loss", monitor)))),
         "learning_curves.png",
     )
     run.log_metrics({k: v for k, v in metrics[winner].items() if k.startswith("final/")}, step=0)
     run.set_tags({"winner": winner})
-    score = next((k for k in ("final/accuracy", select_by) if k in metrics[winner]), None)
+    score = next((k for k in ("final/accuracy", monitor) if k in metrics[winner]), None)
     title = f"{run.name}: {', '.join(variants)}"
     address = view_address(
         list(found.values()),
@@ -218,7 +226,7 @@ def compare_variants(
         run.charts = address
     elif address is not None:
         say_where(f"Run {safe(run.name)}", run.tracking_uri, {"charts": address})
-    return winner, select_by
+    return winner, monitor
 
 
 def _table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:

@@ -23,6 +23,7 @@ ByOutput = Mapping[str, Any]
 
 # The only output of a model, if that is no dict.
 _ALONE = ""
+_ORDER = "The order is Distiller(teacher, student, …)."
 # What takes the teacher's answers for labels, so for probabilities.
 _OF_PROBABILITIES = (
     keras.losses.KLDivergence,
@@ -38,13 +39,13 @@ class Distiller(keras.Model):
 
     The loss is
 
-        (1 - alpha) · student_loss + alpha · distillation_loss + the student's regularisation
+        w · student_loss + (1 - w) · distillation_loss + the student's regularisation
 
-    where `student_loss` is what `compile(loss=...)` says about the labels, and `distillation_loss`
-    the weighted sum of the distillation losses. `fit` and `evaluate` report both beside `loss`.
-    Sample and class weights count in both, as in any Keras loss; in a `Hint` an example counts
-    with the mean of its weights, of several outputs those of the first. The losses are computed in
-    float32.
+    where w is `student_loss_weight`, `student_loss` what `compile(loss=...)` says about the labels,
+    and `distillation_loss` the weighted sum of the distillation losses. `fit` and `evaluate` report
+    both beside `loss`. Sample and class weights count in both, as in any Keras loss; in a `Hint` an
+    example counts with the mean of its weights, of several outputs those of the first. The losses
+    are computed in float32.
 
     Student and teacher take the same input and give the same outputs, one or several, of equal
     shapes: logits or probabilities of classes, or numbers. `SoftTargets` takes of either what it
@@ -57,7 +58,9 @@ class Distiller(keras.Model):
 
     Example:
         ```python
-        distiller = Distiller(student, teacher, SoftTargets(temperature=4.0), alpha=0.7)
+        distiller = Distiller(
+            teacher, student, SoftTargets(temperature=4.0), student_loss_weight=0.3
+        )
         distiller.compile(
             optimizer="adam",
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -67,17 +70,24 @@ class Distiller(keras.Model):
         student.save("student.keras")
         ```
 
+    The arguments are named and ordered as in `keras.distillation.Distiller`, on which this does not
+    build: in Keras 3.15 its default `LogitsDistillation` compares logits without a softmax, sample
+    weights and the student's regularisation do not count, a student of mixed precision is trained
+    without loss scaling, features must be of equal width, `evaluate` can change the student's batch
+    normalization, and a checkpoint holds the teacher too.
+
     Args:
+        teacher: A trained model. It is no attribute of the distiller, which would save it.
         student: The model to train, kept as the attribute `student`. Its dtype policy becomes the
             distiller's: `compile` scales the loss of a mixed_float16 student.
-        teacher: A trained model.
-        distillation: One loss or several: `SoftTargets`, `Hint`, or any other `keras.losses.Loss`,
-            which gets the teacher's output as `y_true` and the student's as `y_pred`. Of several
-            outputs a dict of such by their names; what is in no dict is for each of them. Lists may
-            hold dicts: `[Hint(…), {"kind": SoftTargets(), "price": MeanSquaredError()}]`.
-        alpha: Weight of the distillation part, from 0 (labels only) to 1 (teacher only).
-        distillation_weights: A factor for each of several losses; 1 by default. A dict of
+        distillation_losses: One loss or several: `SoftTargets`, `Hint`, or any other
+            `keras.losses.Loss`, which gets the teacher's output as `y_true` and the student's as
+            `y_pred`. Of several outputs a dict of such by their names; what is in no dict is for
+            each of them. Lists may hold dicts:
+            `[Hint(…), {"kind": SoftTargets(), "price": MeanSquaredError()}]`.
+        distillation_loss_weights: A factor for each of several losses; 1 by default. A dict of
             losses has one for all in it, or a dict.
+        student_loss_weight: Weight of the labels' part, from 0 (teacher only) to 1 (labels only).
         name: Name of the distiller.
 
     Raises:
@@ -90,33 +100,37 @@ class Distiller(keras.Model):
 
     def __init__(
         self,
-        student: keras.Model,
         teacher: keras.Model,
-        distillation: keras.losses.Loss | ByOutput | Sequence[keras.losses.Loss | ByOutput],
+        student: keras.Model,
+        distillation_losses: keras.losses.Loss | ByOutput | Sequence[keras.losses.Loss | ByOutput],
         *,
-        alpha: float = 0.5,
-        distillation_weights: Sequence[float | Mapping[str, float]]
+        distillation_loss_weights: Sequence[float | Mapping[str, float]]
         | Mapping[str, float]
         | None = None,
+        student_loss_weight: float = 0.5,
         name: str = "distiller",
     ) -> None:
-        _check_models(student, teacher)
-        outputs, losses, weights = _taken_apart(distillation, distillation_weights)
-        _check_distillation(losses, weights, alpha)
+        _check_models(teacher, student)
+        outputs, losses, weights = _taken_apart(distillation_losses, distillation_loss_weights)
+        _check_arguments(losses, weights, student_loss_weight)
         # No autocast: the inputs reach the student as they are, and its own layers cast them.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
         self.student = student
         self.built = student.built
-        self.alpha = float(alpha)
-        self.distillation = list(losses)
-        self.distillation_weights = [float(weight) for weight in weights]
+        self.student_loss_weight = float(student_loss_weight)
+        self.distillation_losses = list(losses)
+        self.distillation_loss_weights = [float(weight) for weight in weights]
         self._outputs_of_losses = outputs
         if (names := getattr(student, "output_names", None)) is not None:
             self.output_names = list(names)  # Keras calls losses and metrics after them
         hints = [loss for loss in losses if isinstance(loss, Hint)]
-        self._student_pass = _ForwardPass(student, {hint.student_layer for hint in hints})
+        self._student_pass = _ForwardPass(
+            "student", student, {hint.student_layer for hint in hints}
+        )
         self._teacher = _Untracked(teacher)
-        self._teacher_pass = _ForwardPass(teacher, {hint.teacher_layer for hint in hints})
+        self._teacher_pass = _ForwardPass(
+            "teacher", teacher, {hint.teacher_layer for hint in hints}
+        )
         self.projections = [self._projection(each) for each in losses]
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
@@ -163,7 +177,8 @@ class Distiller(keras.Model):
         self.student_loss_tracker.update_state(student_loss * replicas, batch_size)
         self.distillation_loss_tracker.update_state(distillation_loss * replicas, batch_size)
 
-        total = (1 - self.alpha) * student_loss + self.alpha * distillation_loss
+        share = self.student_loss_weight
+        total = share * student_loss + (1 - share) * distillation_loss
         return sum((keras.ops.sum(_float32(loss)) for loss in self.losses), total)
 
     def save(
@@ -192,10 +207,10 @@ class Distiller(keras.Model):
         """Refuses losses that take outputs for what they are not; when a step is traced."""
         losses = _for_outputs(self.loss, list(answers))
         require_losses_fit(losses, gives)
-        for output, loss in zip(self._outputs_of_losses, self.distillation, strict=True):
+        for output, loss in zip(self._outputs_of_losses, self.distillation_losses, strict=True):
             if output is not None and output not in answers:
                 raise ValueError(
-                    f"distillation has a loss for {output!r}; the student's outputs are "
+                    f"distillation_losses has a loss for {output!r}; the student's outputs are "
                     f"{', '.join(map(repr, answers))}."
                 )
             for name in answers if output is None else [output]:
@@ -224,9 +239,9 @@ class Distiller(keras.Model):
 
         total = keras.ops.zeros((), "float32")
         for loss, output, weight, projection in zip(
-            self.distillation,
+            self.distillation_losses,
             self._outputs_of_losses,
-            self.distillation_weights,
+            self.distillation_loss_weights,
             self.projections,
             strict=True,
         ):
@@ -277,15 +292,21 @@ class _ForwardPass:
     the attributes of another one, and the teacher shall be none of that.
     """
 
-    def __init__(self, model: keras.Model, layers: set[str]) -> None:
+    def __init__(self, role: str, model: keras.Model, layers: set[str]) -> None:
         self._model = model
         self.feature_shapes: dict[str, Shape] = {}
         if not layers:
             return
         if getattr(model, "outputs", None) is None:
             raise ValueError(
-                f"The model {model.name!r} has no graph of layers to take features from; a Hint "
+                f"The {role} {model.name!r} has no graph of layers to take features from; a Hint "
                 "needs a Functional model, or a Sequential one that starts with keras.Input."
+            )
+        found = {layer.name for layer in model.layers}
+        if missing := sorted(layers - found):
+            raise ValueError(
+                f"The {role} {model.name!r} has no layer {missing[0]!r}, which a Hint names; it "
+                f"has {', '.join(map(repr, sorted(found)))}. {_ORDER}"
             )
         features = {name: model.get_layer(name).output for name in sorted(layers)}
         self.feature_shapes = {name: tuple(each.shape) for name, each in features.items()}
@@ -307,12 +328,14 @@ class _Untracked:
         self.model = model
 
 
-def _check_models(student: keras.Model, teacher: keras.Model) -> None:
-    for role, model in (("student", student), ("teacher", teacher)):
+def _check_models(teacher: keras.Model, student: keras.Model) -> None:
+    for role, model in (("teacher", teacher), ("student", student)):
         if not isinstance(model, keras.Model):
-            raise TypeError(f"The {role} is a {type(model)}; expected a keras.Model.")
+            raise TypeError(f"The {role} is a {type(model)}; expected a keras.Model. {_ORDER}")
     if not teacher.built:
-        raise ValueError(f"The teacher {teacher.name!r} has no weights; train or load it first.")
+        raise ValueError(
+            f"The teacher {teacher.name!r} has no weights; train or load it first. {_ORDER}"
+        )
     teachers = {id(variable) for variable in teacher.variables}
     if shared := [each.path for each in student.trainable_variables if id(each) in teachers]:
         raise ValueError(
@@ -321,28 +344,26 @@ def _check_models(student: keras.Model, teacher: keras.Model) -> None:
         )
 
 
-def _taken_apart(
-    distillation: Any, weights: Any
-) -> tuple[list[str | None], list[Any], list[float]]:
+def _taken_apart(given: Any, weights: Any) -> tuple[list[str | None], list[Any], list[float]]:
     """Each loss with its output (None for all) and its factor.
 
     Raises:
         ValueError: The factors are not as many as the losses.
     """
-    alone = isinstance(distillation, keras.losses.Loss | Mapping)
-    if not alone and not isinstance(distillation, Sequence):
+    alone = isinstance(given, keras.losses.Loss | Mapping)
+    if not alone and not isinstance(given, Sequence):
         raise TypeError(
-            f"Received {received(distillation)} as the distillation; expected a loss, such as "
+            f"Received {received(given)} as distillation_losses; expected a loss, such as "
             "SoftTargets(), a list of them, or a dict of them by the student's outputs."
         )
-    items = [distillation] if alone else list(distillation)
+    items = [given] if alone else list(given)
     if weights is None:
         weights = [1.0] * len(items)
     factors = [weights] if isinstance(weights, Mapping) else list(weights)
     if len(factors) != len(items):
         raise ValueError(
-            f"distillation_weights is {factors}; expected {len(items)} finite numbers, 0 or more, "
-            "one for each loss."
+            f"distillation_loss_weights is {factors}; expected {len(items)} finite numbers, 0 or "
+            "more, one for each loss."
         )
     found: list[tuple[str | None, Any, float]] = []
     for item, factor in zip(items, factors, strict=True):
@@ -482,23 +503,28 @@ def _logits(values: Any, ending: str | None) -> Any:
     return logs if ending == "softmax" else logs - keras.ops.log(1.0 - shares)
 
 
-def _check_distillation(losses: Sequence[Any], weights: Sequence[float], alpha: float) -> None:
-    if not 0 <= alpha <= 1:
+def _check_arguments(
+    losses: Sequence[Any], weights: Sequence[float], student_loss_weight: float
+) -> None:
+    if not 0 <= student_loss_weight <= 1:
         raise ValueError(
-            f"alpha is {alpha!r}; expected a number from 0 (labels only) to 1 (teacher only)."
+            f"student_loss_weight is {student_loss_weight!r}; expected a number from 0 (teacher "
+            "only) to 1 (labels only)."
         )
     if not losses:
-        raise ValueError("distillation is empty; expected a loss, for example SoftTargets().")
+        raise ValueError(
+            "distillation_losses is empty; expected a loss, for example SoftTargets()."
+        )
     for loss in losses:
         if not isinstance(loss, keras.losses.Loss):
             raise TypeError(
-                f"distillation holds {loss!r}; expected SoftTargets, Hint or another "
+                f"distillation_losses holds {loss!r}; expected SoftTargets, Hint or another "
                 "keras.losses.Loss object."
             )
     if len(weights) != len(losses) or not all(0 <= weight < math.inf for weight in weights):
         raise ValueError(
-            f"distillation_weights is {list(weights)}; expected {len(losses)} finite numbers, 0 or "
-            "more, one for each loss."
+            f"distillation_loss_weights is {list(weights)}; expected {len(losses)} finite numbers, "
+            "0 or more, one for each loss."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 
+@keras.saving.register_keras_serializable(package="mlflow_keras_adv")
 class SoftTargets(keras.losses.Loss):
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), for each example.
 
@@ -40,12 +41,20 @@ class SoftTargets(keras.losses.Loss):
         self.temperature = float(temperature)
         self.each = bool(each)
 
-    def call(self, teacher: Any, student: Any) -> Any:
-        """From logits of shape (batch, ..., classes) the losses, of shape (batch, ...)."""
-        if self.each or student.shape[-1] == 1:  # the softmax of one is 1 whatever it says
-            return self.temperature**2 * keras.ops.mean(self._yes_and_no(teacher, student), axis=-1)
-        log_teacher = keras.ops.log_softmax(teacher / self.temperature)
-        log_student = keras.ops.log_softmax(student / self.temperature)
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The losses, of shape (batch, ...).
+
+        Args:
+            y_true: The teacher's logits, of shape (batch, ..., classes).
+            y_pred: The student's, of the same shape.
+
+        Returns:
+            A loss for each example.
+        """
+        if self.each or y_pred.shape[-1] == 1:  # the softmax of one is 1 whatever it says
+            return self.temperature**2 * keras.ops.mean(self._yes_and_no(y_true, y_pred), axis=-1)
+        log_teacher = keras.ops.log_softmax(y_true / self.temperature)
+        log_student = keras.ops.log_softmax(y_pred / self.temperature)
         divergence = keras.ops.exp(log_teacher) * (log_teacher - log_student)
         return self.temperature**2 * keras.ops.sum(divergence, axis=-1)
 
@@ -53,15 +62,16 @@ class SoftTargets(keras.losses.Loss):
         """What it takes to make it anew."""
         return {"temperature": self.temperature, "each": self.each, "name": self.name}
 
-    def _yes_and_no(self, teacher: Any, student: Any) -> Any:
+    def _yes_and_no(self, y_true: Any, y_pred: Any) -> Any:
         divergence = 0.0
         for sign in (1, -1):
-            log_teacher = keras.ops.log_sigmoid(sign * teacher / self.temperature)
-            log_student = keras.ops.log_sigmoid(sign * student / self.temperature)
+            log_teacher = keras.ops.log_sigmoid(sign * y_true / self.temperature)
+            log_student = keras.ops.log_sigmoid(sign * y_pred / self.temperature)
             divergence += keras.ops.exp(log_teacher) * (log_teacher - log_student)
         return divergence
 
 
+@keras.saving.register_keras_serializable(package="mlflow_keras_adv")
 class Hint(keras.losses.MeanSquaredError):
     """Mean squared difference between the features of a teacher's and of a student's layer.
 

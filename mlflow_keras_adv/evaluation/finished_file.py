@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.errors import expect
+from mlflow_keras_adv.errors import not_a_run
 from mlflow_keras_adv.evaluation.finished_model import (
     FLOPS_TAG,
     FinishedModel,
@@ -25,18 +25,18 @@ from mlflow_keras_adv.metrics.score import score
 from mlflow_keras_adv.tflite.footprint import file_footprint_and_said, weight_table
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from mlflow_keras_adv.tflite.score import score_file
-from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.run import Run, run_of
 from mlflow_keras_adv.tracking.values import Dataset
 
 
 @keeps_random_state()
 def log_finished_file(
-    run: Run,
     content: bytes,
     x: Any,
     y: Any = None,
     *,
     name: str,
+    run: Run | str | None = None,
     sample_weight: Any = None,
     metrics: Any = None,
     scores: Mapping[str, float] | None = None,
@@ -52,11 +52,11 @@ def log_finished_file(
     weights. The weights of the file are the table `weights.json`.
 
     Args:
-        run: The run that made the file.
         content: The file.
         x: Test samples; see `log_finished_model`, which has the other arguments too.
         y: Labels, in the structure of the outputs of the reference.
         name: What to call the model.
+        run: The run that made the file, or its id. Default: the current run.
         sample_weight: As `evaluate` takes it.
         metrics: To score by, instead of what the reference was compiled with. They are kept beside
             the file.
@@ -70,11 +70,12 @@ def log_finished_file(
         The model's entry in the store (`info`) and its metrics without `final/` (`final`).
 
     Raises:
-        TypeError: The run is no `Run`.
-        UserError: The file does not take the samples, or cannot be served.
+        TypeError: The run is no run.
+        UserError: No run is open. Or the file does not take the samples, or cannot be served.
     """
+    not_a_run("content", content, "log_finished_file(content, x, y, name=…, run=run)")
     model = LiteRTModel(content)  # says which extra it needs, before anything else
-    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    run = run_of(run, "log_finished_file")
     of_keras = isinstance(reference, keras.Model)
     criteria = criteria_of(reference) if of_keras else Criteria(name)
     if metrics is not None:
@@ -95,7 +96,7 @@ def log_finished_file(
     info = litert.log_model(
         content,
         name=name,
-        run_id=run.run_id,
+        run=run,
         input_example={key: np.asarray(each)[:2] for key, each in model.named(few).items()},
         tags={**about, "variant": name},
         criteria=criteria,

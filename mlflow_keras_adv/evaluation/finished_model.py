@@ -10,7 +10,7 @@ import keras
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.errors import UserError, expect
+from mlflow_keras_adv.errors import UserError, expect, not_a_run
 from mlflow_keras_adv.flavors.keras import log_model
 from mlflow_keras_adv.metrics.agreement import compared
 from mlflow_keras_adv.metrics.criteria import criteria_of
@@ -18,7 +18,7 @@ from mlflow_keras_adv.metrics.footprint import footprint_and_said
 from mlflow_keras_adv.metrics.score import Scores, batches, loss_of, score
 from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
 from mlflow_keras_adv.tracking.directions import direction, note
-from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.run import Run, run_of
 from mlflow_keras_adv.tracking.values import Dataset
 
 _logger = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ class FinishedModel:
 
 @keeps_random_state()
 def log_finished_model(
-    run: Run,
     model: keras.Model,
     x: Any,
     y: Any = None,
     *,
     name: str,
+    run: Run | str | None = None,
     sample_weight: Any = None,
     metrics: Any = None,
     scores: Mapping[str, float] | None = None,
@@ -70,29 +70,29 @@ def log_finished_model(
 
     Example:
         ```python
-        with mka.track("prices") as run:  # a regression
+        with mka.track("prices"):  # a regression
             model.compile("adam", "mae", metrics=["mse"])
             model.fit(x, y, callbacks=[mka.MlflowLogger()])
             # final/loss and final/mse, as evaluate() measures them, and one measured by yourself
             within_10 = float((abs(model.predict(x_test)[:, 0] - y_test) < 10).mean())
             mka.log_finished_model(
-                run, model, x_test, y_test, name="prices", scores={"within_10": within_10}
+                model, x_test, y_test, name="prices", scores={"within_10": within_10}
             )
             # metrics= scores by others than those it was compiled with
             mka.log_finished_model(
-                run, model, x_test, y_test, name="prices-rmse",
+                model, x_test, y_test, name="prices-rmse",
                 metrics=[keras.metrics.RootMeanSquaredError()],
             )
         ```
 
     Args:
-        run: The run that made the model.
         model: A built model.
         x: Test samples, shape [n, ...], or a list or dict of such arrays, a `tf.data.Dataset` or a
             `keras.utils.PyDataset`; two of them become the model's input example.
         y: Labels, in the structure of the outputs; a dataset brings its own. Without any the model
             is not scored.
         name: What to call the model.
+        run: The run that made the model, or its id. Default: the current run.
         sample_weight: As `evaluate` takes it; a dataset brings its own.
         metrics: To score by, instead of what it was compiled with; see `metrics.score`. They are
             kept beside the model, so that it is scored by them when it is promoted, too.
@@ -109,10 +109,12 @@ def log_finished_model(
         The model's entry in the store (`info`) and its metrics without `final/` (`final`).
 
     Raises:
-        TypeError: The run is no `Run`, or the model no Keras model.
-        UserError: The model does not take the samples, or cannot be saved and served.
+        TypeError: The run is no run, or the model no Keras model.
+        UserError: No run is open. Or the model does not take the samples, or cannot be saved and
+            served.
     """
-    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    not_a_run("model", model, "log_finished_model(model, x, y, name=…, run=run)")
+    run = run_of(run, "log_finished_model")
     expect("the model", model, keras.Model, "a keras.Model")
     criteria = criteria_of(model)
     if metrics is not None:
@@ -134,7 +136,7 @@ def log_finished_model(
     info = log_model(
         model,
         name=name,
-        run_id=run.run_id,
+        run=run,
         input_example=example,
         tags=tags,
         criteria=None if metrics is None else criteria,

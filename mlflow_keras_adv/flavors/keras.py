@@ -33,7 +33,7 @@ from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compat.keras import layers_of
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, not_a_run
 from mlflow_keras_adv.flavors.keras_signature import Arrays, Taken, inputs_of, signature_of
 from mlflow_keras_adv.flavors.logging import LoggedAs, fetched, log_saved
 from mlflow_keras_adv.flavors.served import TOLERANCE, check_served
@@ -46,6 +46,7 @@ from mlflow_keras_adv.serialization.custom_objects import (
     with_own_names,
 )
 from mlflow_keras_adv.serialization.saving import save_without_optimizer
+from mlflow_keras_adv.tracking.run import Run, id_of
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def log_model(
     model: keras.Model,
     *,
     name: str,
-    run_id: str | None = None,
+    run: Run | str | None = None,
     input_example: Any = None,
     signature: ModelSignature | None = None,
     code_paths: Sequence[str | Path] = (),
@@ -85,8 +86,8 @@ def log_model(
     Args:
         model: A built model. It stays as it is: compiled, with its optimizer.
         name: What to call it, without any of `/ : . % " '`.
-        run_id: The run that made it; default: the active run of this thread. The model goes to the
-            run's experiment. Without any run it has none, and goes where MLflow would put it.
+        run: The run that made it, or its id. Default: the current run. The model goes to the run's
+            experiment. Without any run it has none, and goes where MLflow would put it.
         input_example: A few samples, shape (samples, …), of the dtype that callers will send:
             numbers, texts or bytes, as array, tensor, Series, DataFrame or nested list; for a model
             with several inputs a dict of such by name, a DataFrame with a column each, or a list.
@@ -119,11 +120,14 @@ def log_model(
         that run, when the server is back and the model is delivered.
 
     Raises:
+        TypeError: The run is no run.
         ValueError: A bad name, a model without weights, no input example and no signature.
         UserError: Who loads the model could not import a custom object, or Keras cannot load what
             was saved, or the loaded model does not answer, or differently.
         mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
     """
+    not_a_run("model", model, "log_model(model, name=…, run=run)")
+    run_id = None if run is None else id_of(run, "log_model")
     wanted = LoggedAs(
         name, run_id, params or {}, tags or {}, step, model_type, registered_model_name, metadata
     )

@@ -34,7 +34,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.errors import UserError, not_a_run
 from mlflow_keras_adv.extras import extra
 from mlflow_keras_adv.flavors.litert_signature import described, example_of, signature_of
 from mlflow_keras_adv.flavors.logging import LoggedAs, fetched, log_saved
@@ -42,6 +42,7 @@ from mlflow_keras_adv.flavors.served import check_served
 from mlflow_keras_adv.keywords import answers_keywords
 from mlflow_keras_adv.tflite import runtime
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from mlflow_keras_adv.tracking.run import Run, id_of
 
 if TYPE_CHECKING:
     from mlflow_keras_adv.metrics.criteria import Criteria
@@ -155,7 +156,7 @@ def log_model(
     model: bytes | str | Path,
     *,
     name: str,
-    run_id: str | None = None,
+    run: Run | str | None = None,
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, object] | None = None,
     step: int = 0,
@@ -172,8 +173,8 @@ def log_model(
     Args:
         model: The file's content or its path.
         name: What to call it, without any of `/ : . % " '`.
-        run_id: The run that made it; default: the active run of this thread. The model goes to the
-            run's experiment. Without any run it has none, and goes where MLflow would put it.
+        run: The run that made it, or its id. Default: the current run. The model goes to the run's
+            experiment. Without any run it has none, and goes where MLflow would put it.
         params: Params of the model, beside those of the run, over which they win.
         tags: Tags of the model.
         step: The training step that the model comes from. MLflow links those metrics of the run to
@@ -190,10 +191,13 @@ def log_model(
         that run, when the server is back and the model is delivered.
 
     Raises:
+        TypeError: The run is no run.
         ValueError: A bad name, or what `save_model` refuses.
         UserError: There is no such file, or the example is answered otherwise over JSON.
         mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
     """
+    not_a_run("model", model, "litert.log_model(file, name=…, run=run)")
+    run_id = None if run is None else id_of(run, "log_model")
     wanted = LoggedAs(
         name, run_id, params or {}, tags or {}, step, model_type, registered_model_name, metadata
     )

@@ -86,7 +86,7 @@ def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> M
         if wanted.run_id is None and mlflow.active_run() is None:
             _logger.warning(
                 "The model %r belongs to no run, since none is open: log it inside of "
-                "`with mka.track(...)`, or give run_id=.",
+                "`with mka.track(...)`, or give run=.",
                 wanted.name,
             )
         return _log(save, wanted)

@@ -9,8 +9,8 @@ import mlflow
 import numpy as np
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.errors import expect
-from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.errors import expect, not_a_run
+from mlflow_keras_adv.tracking.run import Run, id_of, run_of
 
 _FILE = "claims.json"
 
@@ -83,7 +83,7 @@ def largest_difference(first: Any, second: Any) -> float:
 
 
 @keeps_random_state()
-def log_claims(run: Run, *claims: Claim) -> str:
+def log_claims(*claims: Claim, run: Run | str | None = None) -> str:
     """Puts claims on the run of a technique: on the parent, where it is a comparison.
 
     Logs each number as the metric `final/claim/<name>` at step 0, all of them with their limits as
@@ -91,8 +91,8 @@ def log_claims(run: Run, *claims: Claim) -> str:
     missed claim is a result, not an error: the run ends FINISHED.
 
     Args:
-        run: The run to write to.
         *claims: One or more, of different names.
+        run: The run to write to, or its id. Default: the current run.
 
     Returns:
         One line of a Markdown list for each claim, to be printed and to stand in the run's
@@ -100,9 +100,13 @@ def log_claims(run: Run, *claims: Claim) -> str:
 
     Raises:
         ValueError: If there is no claim, or two have one name.
-        TypeError: The run is no `Run`.
+        TypeError: The run is no run, or a claim no `Claim`.
+        UserError: No run is open.
     """
-    expect("the run", run, Run, "the Run that `with mka.track(...) as run:` gives")
+    for claim in claims:
+        not_a_run("a claim", claim, "log_claims(claim, …, run=run)")
+        expect("a claim", claim, Claim, "a Claim(...)")
+    run = run_of(run, "log_claims")
     names = [claim.name for claim in claims]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Received claims named {names}. Expected one or more different names.")
@@ -114,19 +118,21 @@ def log_claims(run: Run, *claims: Claim) -> str:
 
 
 @keeps_random_state()
-def logged_claims(run_id: str) -> list[Claim]:
+def logged_claims(run: Run | str | None = None) -> list[Claim]:
     """The claims that `log_claims` has put on a run.
 
     Args:
-        run_id: Id of the run.
+        run: The run, or its id. Default: the current run.
 
     Returns:
         The claims, in the order in which they were logged.
 
     Raises:
         mlflow.exceptions.MlflowException: The run has none.
+        TypeError: The run is no run.
+        UserError: No run is open.
     """
-    text = mlflow.artifacts.load_text(f"runs:/{run_id}/{_FILE}")
+    text = mlflow.artifacts.load_text(f"runs:/{id_of(run, 'logged_claims')}/{_FILE}")
     rows = json.loads(text)["claims"]
     return [Claim(**(row | {"value": float(row["value"])})) for row in rows]
 

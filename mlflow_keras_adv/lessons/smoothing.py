@@ -31,6 +31,9 @@ class SmoothedCrossentropy(keras.losses.Loss):
         own = keras.ops.sum(labels * log_p, axis=-1)
         return -(1 - self.smoothing) * own - self.smoothing * keras.ops.mean(log_p, axis=-1)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_config, (self.get_config(),)  # a variable is not pickled
+
     def get_config(self) -> dict[str, Any]:
         """With the smoothing of now: a checkpoint goes on with it."""
         return {**super().get_config(), "smoothing": float(self.smoothing)}

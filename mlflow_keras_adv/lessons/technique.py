@@ -11,8 +11,8 @@ from mlflow_keras_adv.comparison.report import compare_variants
 from mlflow_keras_adv.evaluation.finished_model import FinishedModel, log_finished_model
 from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.lessons.claims import Claim, log_claims
-from mlflow_keras_adv.tracking.directions import Mode
-from mlflow_keras_adv.tracking.run import Run, track
+from mlflow_keras_adv.tracking.directions import AskedMode
+from mlflow_keras_adv.tracking.run import Run, run_of, track
 from mlflow_keras_adv.tracking.values import Dataset
 
 
@@ -60,12 +60,12 @@ class Technique:
 
     def finish(
         self,
-        run: Run,
         model: keras.Model,
         x: Any,
         y: np.ndarray | None = None,
         *,
         name: str | None = None,
+        run: Run | str | None = None,
         scores: Mapping[str, float] | None = None,
         reference: keras.Model | None = None,
         parent_model_id: str | None = None,
@@ -73,11 +73,11 @@ class Technique:
         """Logs a finished model with its `final/…` metrics, and keeps them in `finished`.
 
         Args:
-            run: The run that made it.
             model: See `log_finished_model`; so are the other arguments.
             x: Test samples.
             y: Their labels.
             name: What to call it. Default: the name of its run, or of the technique.
+            run: The run that made it, or its id. Default: the current run.
             scores: What else it scores.
             reference: A model that it should agree with.
             parent_model_id: Id of the LoggedModel that it comes from.
@@ -86,15 +86,17 @@ class Technique:
             The model's entry in the store, and its `final/…` metrics.
 
         Raises:
-            TypeError: The run is no `Run`, or the model no Keras model.
+            TypeError: The run is no run, or the model no Keras model.
+            UserError: No run is open.
         """
+        run = run_of(run, "finish")
         name = name or self._name_of(run)
         self.finished[name] = log_finished_model(
-            run,
             model,
             x,
             y,
             name=name,
+            run=run,
             scores=scores,
             dataset=self._dataset,
             reference=reference,
@@ -104,23 +106,23 @@ class Technique:
 
     def finish_file(
         self,
-        run: Run,
         content: bytes,
         x: Any,
         y: np.ndarray | None = None,
         *,
         name: str | None = None,
+        run: Run | str | None = None,
         reference: Any = None,
         parent_model_id: str | None = None,
     ) -> FinishedModel:
         """Logs a `.tflite` file as `finish` logs a model, and keeps its numbers in `finished`.
 
         Args:
-            run: The run that made it.
             content: The file.
             x: Test samples.
             y: Their labels.
             name: What to call it. Default: the name of its run, or of the technique.
+            run: The run that made it, or its id. Default: the current run.
             reference: The Keras model or file that it was made from; see `log_finished_file`.
             parent_model_id: Id of the LoggedModel that it comes from.
 
@@ -128,17 +130,19 @@ class Technique:
             The model's entry in the store, and its `final/…` metrics.
 
         Raises:
-            TypeError: The run is no `Run`.
+            TypeError: The run is no run.
+            UserError: No run is open.
         """
         from mlflow_keras_adv.evaluation.finished_file import log_finished_file  # needs LiteRT
 
+        run = run_of(run, "finish_file")
         name = name or self._name_of(run)
         self.finished[name] = log_finished_file(
-            run,
             content,
             x,
             y,
             name=name,
+            run=run,
             dataset=self._dataset,
             reference=reference,
             parent_model_id=parent_model_id,
@@ -164,16 +168,16 @@ class Technique:
         self,
         *,
         candidates: Sequence[str] | None = None,
-        select_by: str | None = None,
-        mode: Mode | None = None,
+        monitor: str | None = None,
+        mode: AskedMode = "auto",
         curves: Sequence[str] = (),
     ) -> str:
         """Puts the comparison of the variants on the run; see `log_comparison`.
 
         Args:
             candidates: Names among which the winner is chosen. Default: all.
-            select_by: Metric that decides.
-            mode: Whether the highest ("max") or the lowest ("min") wins.
+            monitor: Metric that decides.
+            mode: Whether the highest ("max") or the lowest ("min") wins; "auto": see there.
             curves: Metrics that the figure shows.
 
         Returns:
@@ -186,7 +190,7 @@ class Technique:
             self.run,
             self.variants,
             candidates=candidates,
-            select_by=select_by,
+            monitor=monitor,
             mode=mode,
             curves=curves,
         )
@@ -202,7 +206,7 @@ class Technique:
             *claims: What the technique promises, as measured; the one that matters most first.
             note: Ends the description; Markdown.
         """
-        lines = log_claims(self.run, *claims)
+        lines = log_claims(*claims, run=self.run)
         parts = (result, lines, self._choice, note)
         self.run.describe("\n\n".join(part for part in parts if part))
         print(f"{result}\n{lines}", flush=True)

@@ -16,12 +16,12 @@ from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.evaluation.finished_model import FinishedModel
 from mlflow_keras_adv.lessons.technique import Technique
 from mlflow_keras_adv.metrics.criteria import criteria_of
-from mlflow_keras_adv.metrics.directions import Mode
 from mlflow_keras_adv.metrics.footprint import latency_ms, weight_rows
 from mlflow_keras_adv.metrics.score import deciding, score
 from mlflow_keras_adv.tflite.runtime import LiteRTModel
 from mlflow_keras_adv.tflite.score import score_file
-from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.directions import AskedMode, asked
+from mlflow_keras_adv.tracking.run import Run, run_of
 
 # What a cost is divided by in the picture, and is called.
 _AXES = {
@@ -75,10 +75,10 @@ class TradeOff:
         ```python
         with mka.technique("shrink", params, dataset=data.dataset) as technique:
             trade = mka.TradeOff(technique, data)
-            with technique.variant("baseline") as run:
-                trade.add(run, model)
-            with technique.variant("int8") as run:
-                trade.add(run, mka.compression.quantize(model, mka.compression.int8, x[:200]))
+            with technique.variant("baseline"):
+                trade.add(model)
+            with technique.variant("int8"):
+                trade.add(mka.compression.quantize(model, mka.compression.int8, x[:200]))
             trade.choose(margin=0.01)
         ```
 
@@ -88,9 +88,9 @@ class TradeOff:
         baseline: The model that the others are held against, if it is on record already, by
             `technique.finish`. Default: the first one added.
         name: What `technique` calls it.
-        metric: What decides, instead of the metric above: a name as `final/…` has it.
-        mode: Whether the metric is better when it is lower ("min") or higher ("max"), where neither
-            Keras nor scikit-learn knows.
+        monitor: What decides, instead of the metric above: a name as `final/…` has it.
+        mode: Whether it is better when it is lower ("min") or higher ("max"); "auto": as Keras or
+            scikit-learn knows it.
         cost: What is to be small, as `final/…` has it: "gzip_bytes", "size_bytes", "flops",
             "latency_ms_p50", ….
 
@@ -105,15 +105,15 @@ class TradeOff:
         *,
         baseline: keras.Model | None = None,
         name: str = "baseline",
-        metric: str | None = None,
-        mode: Mode | None = None,
+        monitor: str | None = None,
+        mode: AskedMode = "auto",
         cost: str = "gzip_bytes",
     ) -> None:
         self._technique = technique
         self._data = data
         self._name = name
         self._reference = baseline
-        self._metric, self._mode = metric, mode
+        self._metric, self._mode = monitor, asked(mode)
         self._cost = cost
         self.validation: dict[str, float] = {}
         if baseline is not None:
@@ -122,17 +122,18 @@ class TradeOff:
     @keeps_random_state()
     def add(
         self,
-        run: Run,
         made: keras.Model | Compressed | Artifact,
         *,
+        run: Run | str | None = None,
         parent: str | None = None,
         parent_model_id: str | None = None,
     ) -> FinishedModel:
         """Puts one variant on record.
 
         Args:
-            run: The nested run that made it, which gives it its name.
             made: A Keras model, what `prune` or `cluster` made of one, or a `.tflite` file.
+            run: The nested run that made it, which gives it its name, or its id. Default: the
+                current run.
             parent: Name of the variant that it was made from. Default: the baseline.
             parent_model_id: Instead, the id of a LoggedModel from elsewhere.
 
@@ -141,8 +142,11 @@ class TradeOff:
 
         Raises:
             ValueError: The first one added is no Keras model.
-            UserError: It has no such metric, or it is not known which way that is better.
+            TypeError: The run is no run.
+            UserError: No run is open. Or it has no such metric, or it is not known which way that
+                is better.
         """
+        run = run_of(run, "add")
         if self._reference is None and not isinstance(made, keras.Model):
             raise ValueError(
                 "the first variant is the baseline and has to be a Keras model; got: "
@@ -159,14 +163,14 @@ class TradeOff:
             run.log_metrics({f"val/{self._metric}": value}, step=0)
             if made.float_layers:
                 run.set_tags({"float_layers": ", ".join(made.float_layers)})
-            return self._technique.finish_file(run, made.content, *self._data.test, **origin)
+            return self._technique.finish_file(made.content, *self._data.test, run=run, **origin)
         model = made if isinstance(made, keras.Model) else made.model
         if not isinstance(made, keras.Model):
             run.log_table(pd.DataFrame([asdict(row) for row in made.layers]), "layers.json")
             _log_curve(run, made)
         run.log_table(pd.DataFrame(weight_rows(model)), "weights.json")
         self.validation[run.name] = self._value(model)
-        finished = self._technique.finish(run, model, *self._data.test, **origin)
+        finished = self._technique.finish(model, *self._data.test, run=run, **origin)
         if self._reference is None:
             self._reference, self._name = model, run.name
             run.log_metrics({"final/latency_predict_ms_p50": self._predict_ms(model)}, step=0)

@@ -2,14 +2,14 @@
 
 Example:
     ```python
+    import mlflow_keras_adv as mka
     from mlflow_keras_adv import registry
 
-    done = registry.promote(
+    done = mka.promote(
         "digits",
         "models:/m-…",
         data=registry.Samples(x_test, y_test),
         gates=[registry.floor("accuracy", 0.9), registry.non_inferiority(margin=0.01)],
-        measure=mka.measure_models,
     )
     print(done)  # a line for each gate, and what became of it
     mka.load_model("models:/digits@champion")

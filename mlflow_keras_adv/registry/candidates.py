@@ -112,17 +112,17 @@ def best_of_experiment(
     experiment_id: str,
     digest: str,
     gates: Sequence[Gate] = (),
-    select_by: str = "accuracy",
+    monitor: str = "accuracy",
     mode: str = "auto",
 ) -> Model:
-    """The finished model with the best `final/<select_by>`; of equals that of fewest gzip bytes.
+    """The finished model with the best `final/<monitor>`; of equals that of fewest gzip bytes.
 
     Args:
         experiment_id: Where to look.
         digest: Digest of the dataset; values on another one do not count.
         gates: Floors, ceilings and budgets of bytes that the recorded numbers have to pass. Gates
             that need a measurement of now are left for later.
-        select_by: The metric.
+        monitor: The metric.
         mode: "min", "max", or "auto": as the runs of the models have recorded it, else as its name
             says.
 
@@ -144,20 +144,19 @@ def best_of_experiment(
                 for metric in model.metrics or []
                 if metric.key.startswith("final/") and metric.dataset_digest == digest
             }
-            if math.isnan(final.get(select_by, math.nan)):
+            if math.isnan(final.get(monitor, math.nan)):
                 continue
             seen += 1
             known = Measurements(final)
             if all(judge(gate, known, None).passed for gate in asked):
-                passing.append((final[select_by], -final.get("gzip_bytes", math.inf), model))
-        rising = seen > 0 and _rises(client, select_by, mode, passing)
+                passing.append((final[monitor], -final.get("gzip_bytes", math.inf), model))
+        rising = seen > 0 and _rises(client, monitor, mode, passing)
     if passing:
         sign = 1 if rising else -1
         best = max(passing, key=lambda each: (sign * each[0], each[1]))
         return _logged(client, best[2].model_id)
     where = (
-        f"experiment {experiment!r} has {seen} models with final/{select_by} on the dataset "
-        f"{digest}"
+        f"experiment {experiment!r} has {seen} models with final/{monitor} on the dataset {digest}"
     )
     if seen:
         raise UserError(f"{where}, but none passes the floors. Lower them, or train a better one.")
@@ -168,10 +167,10 @@ def best_of_experiment(
 
 
 def _rises(
-    client: MlflowClient, select_by: str, mode: str, found: Sequence[tuple[Any, Any, LoggedModel]]
+    client: MlflowClient, monitor: str, mode: str, found: Sequence[tuple[Any, Any, LoggedModel]]
 ) -> bool:
     """Whether more of the metric is better."""
-    key = f"final/{select_by}"
+    key = f"final/{monitor}"
     known: str | None = mode
     if mode == "auto":
         ids = sorted({model.source_run_id for *_, model in found if model.source_run_id})

@@ -25,7 +25,7 @@ def promotion_of(
     experiment: str | None,
     floors: Sequence[str],
     ceilings: Sequence[str],
-    metric: str | None,
+    monitor: str | None,
     margin: float,
     relative: bool,
     mode: Literal["min", "max", "auto"],
@@ -49,10 +49,10 @@ def promotion_of(
         gates: list[Gate] = [ready_made.floor(*_limit("--min", text)) for text in floors]
         gates += [ready_made.ceiling(*_limit("--max", text)) for text in ceilings]
         worse = ready_made.non_inferiority(
-            metric, margin, relative=relative, mode=mode, confidence=confidence
+            monitor, margin, relative=relative, mode=mode, confidence=confidence
         )
         # Without labels nothing is scored, and size, latency and serving may still decide.
-        if metric is not None or samples.y is not None:
+        if monitor is not None or samples.y is not None:
             gates += [worse]
         gates += [ready_made.per_slice(worse, column) for column in slices]
         if min_agreement is not None:
@@ -76,7 +76,7 @@ def promotion_of(
             dry_run=dry_run,
             reason=reason,
             experiment_id=None if experiment is None else _experiment_id(experiment),
-            select_by=metric or "accuracy",
+            monitor=monitor or "accuracy",
             mode=mode,
         )
     except ValueError as error:

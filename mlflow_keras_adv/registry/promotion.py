@@ -92,10 +92,12 @@ def promote(
     dry_run: bool = False,
     reason: str = "",
     experiment_id: str | None = None,
-    select_by: str = "accuracy",
+    monitor: str = "accuracy",
     mode: Literal["min", "max", "auto"] = "auto",
 ) -> Promotion:
     """Measures a candidate beside the champion, and makes it the champion if all gates pass.
+
+    `mka.promote` is the same with `measure_models` as its measure.
 
     The evidence goes to the run that is open, or to one of its own: `promotion/evidence.json` and
     `.html`. The candidate becomes a version with the alias `challenger` and a tag for each verdict;
@@ -127,7 +129,7 @@ def promote(
             environment before, such as `dev.digits`.
         candidate: `models:/m-…`, `runs:/<run id>/<name>`, `models:/<name>/<version>`,
             `models:/<name>@<alias>`, or `best-of-experiment`: the model with the best recorded
-            `final/<select_by>` on this dataset that passes the floors, of equals the smallest.
+            `final/<monitor>` on this dataset that passes the floors, of equals the smallest.
         data: Samples, or x and y alone.
         gates: What the candidate has to pass; see `registry.gates`.
         measure: Measures models; `mka.measure_models` does for Keras models and `.tflite` files.
@@ -136,9 +138,9 @@ def promote(
         reason: Why, for the trail; at most 2000 characters.
         experiment_id: Where `best-of-experiment` looks; default: the experiment of the open run,
             else the one that MLflow would use.
-        select_by: By which metric `best-of-experiment` looks.
-        mode: Whether that is better when it is lower ("min") or higher ("max"). Default: as the
-            runs that made the models have recorded it, else as its name says.
+        monitor: By which metric `best-of-experiment` looks.
+        mode: Whether that is better when it is lower ("min") or higher ("max"); "auto": as the runs
+            that made the models have recorded it, else as its name says.
 
     Returns:
         What became of it. A refusal is a result, not an error.
@@ -160,9 +162,7 @@ def promote(
     champion = alias(name, CHAMPION)
     reigning = None if champion is None else model_of(champion)
     if candidate == BEST:
-        model = best_of_experiment(
-            _experiment(experiment_id), samples.digest, gates, select_by, mode
-        )
+        model = best_of_experiment(_experiment(experiment_id), samples.digest, gates, monitor, mode)
     else:
         model = resolve(candidate)
     if reigning is not None and model.uri == reigning.uri:

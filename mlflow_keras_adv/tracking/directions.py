@@ -13,6 +13,7 @@ from mlflow.entities import Run
 
 TAG = "directions."
 Mode = Literal["min", "max"]
+AskedMode = Literal["auto", "min", "max"]
 
 # Of runs that say nothing, what a name says by itself: costs, errors, and what is right.
 _MIN = re.compile(
@@ -23,6 +24,17 @@ _MIN = re.compile(
 _MAX = re.compile(
     r"accuracy|agreement|score$|(^|[/_])(acc|auc|precision|recall|f1|iou|r2|bleu|dice)([/_]|$)"
 )
+
+
+def asked(mode: AskedMode) -> Mode | None:
+    """The mode that a caller chose; None of "auto".
+
+    Raises:
+        ValueError: It is no mode.
+    """
+    if mode not in ("auto", "min", "max"):
+        raise ValueError(f"Received mode={mode!r}; expected 'auto', 'min' or 'max'.")
+    return None if mode == "auto" else mode
 
 
 def note(directions: Mapping[str, str]) -> str:

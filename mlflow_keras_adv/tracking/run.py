@@ -19,7 +19,7 @@ from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.errors import expect
+from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
@@ -440,6 +440,37 @@ def attach_run(run_id: str) -> Run:
     with opening_runs(run_id):
         info = MlflowClient().get_run(run_id).info
     return _run_of(info)
+
+
+def run_of(run: Run | str | None, caller: str) -> Run:
+    """The run that a function was given as `run`.
+
+    Args:
+        run: A run, its id, or None for the current run.
+        caller: Name of the function, for the message.
+
+    Returns:
+        The run.
+
+    Raises:
+        TypeError: It is something else.
+        UserError: No run is current, or the store does not know the id.
+    """
+    if isinstance(run, str):
+        return attach_run(run)
+    expect("run", run, (Run, NoneType), "a Run or its id, by name: run=run")
+    found = current_run() if run is None else run
+    if found is None:
+        raise UserError(
+            f"{caller}() needs a run, and none is open here. Call it inside of "
+            "`with mka.track(...):`, or pass run=, a Run or its id."
+        )
+    return found
+
+
+def id_of(run: Run | str | None, caller: str) -> str:
+    """The id of the run that a function was given as `run`; see `run_of`."""
+    return run if isinstance(run, str) else run_of(run, caller).run_id
 
 
 # One Run for each id, so that all count on the same axis; and the block that holds each.

@@ -214,7 +214,7 @@ class SearchRecord:
         info = log_model(
             self._tuner.load_model(self._best),
             name="best",
-            run_id=self._run.run_id,
+            run=self._run,
             input_example=self._example,
             tags={
                 "trial": trial_name(self._best.trial_id),

@@ -175,7 +175,7 @@ def test_curves_are_those_of_the_store(parent: str, client: MlflowClient, experi
     curves = read_curves(ids, ["val/loss", "final/accuracy", "absent"])
     assert set(curves["val/loss"]) == set(ids) - {parent}
     for run_id, series in curves["val/loss"].items():
-        assert series.equals(mka.curve(run_id, "val/loss").rename(None))
+        assert series.equals(mka.curve("val/loss", run=run_id).rename(None))
     assert curves["final/accuracy"] == curves["absent"] == {}  # one point is no curve
 
 

@@ -303,6 +303,6 @@ def test_a_server_is_asked_once_for_a_hundred_curves(
     curves = read_curves(ids, ["val/loss"])["val/loss"]
     assert set(curves) == set(ids)
     for run_id, series in curves.items():
-        assert series.equals(mka.curve(run_id, "val/loss").rename(None))
+        assert series.equals(mka.curve("val/loss", run=run_id).rename(None))
     read_curves(ids * 20, ["val/loss"])
     assert [len(each) for each in asked] == [6, 100, 20]

@@ -24,7 +24,7 @@ def compared(experiment: str) -> tuple[mka.Run, dict[str, mka.Run], str]:
             "small": variant(run, "small", 0.9, 0.6, 50),
             "worse": variant(run, "worse", 0.8, 0.95, 5),
         }
-        winner = mka.log_comparison(run, variants)
+        winner = mka.log_comparison(variants)
     return run, variants, winner
 
 
@@ -46,7 +46,7 @@ def test_what_an_open_run_was_handed_is_waited_for(
     with mka.track("parent", log_system_metrics=False) as run, run.child("open") as child:
         for step in range(1, 200):
             child.log_metrics({"val/accuracy": step / 200, "final/accuracy": step / 200}, step=step)
-        assert mka.log_comparison(run, {"open": child}) == "open"
+        assert mka.log_comparison({"open": child.run_id}, run=run) == "open"
 
     assert client.get_run(run.run_id).data.metrics["final/accuracy"] == 199 / 200
 
@@ -104,7 +104,7 @@ def test_without_the_deciding_metric_it_says_what_to_do(experiment: str) -> None
         with run.child("empty") as child:
             pass
         with pytest.raises(ValueError, match=r"'val/accuracy', which chooses the winner"):
-            mka.log_comparison(run, {"empty": child})
+            mka.log_comparison({"empty": child})
 
 
 def test_a_curve_is_read_by_run_or_id_in_the_order_of_its_steps(experiment: str) -> None:
@@ -112,8 +112,8 @@ def test_a_curve_is_read_by_run_or_id_in_the_order_of_its_steps(experiment: str)
         for step in (30, 10, 20):
             run.log_metrics({"train/loss": 1 / step}, step=step)
 
-    found = mka.curve(run, "train/loss")
+    found = mka.curve("train/loss", run=run)
     assert dict(found) == {10: 1 / 10, 20: 1 / 20, 30: 1 / 30}
     assert list(found.index) == [10, 20, 30]
-    assert found.equals(mka.curve(run.run_id, "train/loss"))
-    assert len(mka.curve(run, "absent")) == 0
+    assert found.equals(mka.curve("train/loss", run=run.run_id))
+    assert len(mka.curve("absent", run=run)) == 0

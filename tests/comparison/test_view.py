@@ -46,7 +46,7 @@ def test_every_parent_says_where_its_nested_runs_are_drawn(
     client: MlflowClient, experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with mka.track("parent", log_system_metrics=False) as run:
-        mka.log_comparison(run, two_variants(run))
+        mka.log_comparison(two_variants(run))
 
     (line,) = capsys.readouterr().out.splitlines()
     address = line.partition(", charts http://127.0.0.1:5000")[2]
@@ -135,7 +135,7 @@ def test_an_offline_parent_is_compared_and_says_no_address(
 ) -> None:
     monkeypatch.setenv("MLFLOW_KERAS_ADV_OFFLINE", "1")
     with mka.track("parent", log_system_metrics=False) as run:
-        assert mka.log_comparison(run, two_variants(run)) == "b"
+        assert mka.log_comparison(two_variants(run)) == "b"
     assert "charts" not in capsys.readouterr().out
 
 
@@ -153,6 +153,6 @@ def test_the_best_come_first_as_mode_says(mode: Any, client: MlflowClient, exper
     runs = [client.create_run(experiment).info.run_id for _ in range(2)]
     for value, run_id in enumerate(runs):
         client.log_metric(run_id, "val/zeta", value)
-    address = mka.compare(runs, score="val/zeta", mode=mode, log=False).address
+    address = mka.compare(runs, monitor="val/zeta", mode=mode, log=False).address
     assert address is not None
     assert state_of(client, experiment, address)["orderByAsc"] is (mode == "min")

@@ -136,18 +136,18 @@ def folder_logged(place: Place) -> None:
 
 
 def model_logged(place: Place) -> None:
-    with mka.track(log_system_metrics=False) as run:
+    with mka.track(log_system_metrics=False):
         info = mka.log_model(place.model, name="a", input_example=X[:2])
         mka.load_model(info.model_uri)
-        mka.log_finished_model(run, place.model, X, Y, name="b")
+        mka.log_finished_model(place.model, X, Y, name="b")
 
 
 def file_logged(place: Place) -> None:
     made = compression.convert(place.model, X)
-    with mka.track(log_system_metrics=False) as run:
+    with mka.track(log_system_metrics=False):
         info = litert.log_model(made.content, name="a", input_example=X[:2])
         litert.load_model(info.model_uri)
-        mka.log_finished_file(run, made.content, X, Y, name="b")
+        mka.log_finished_file(made.content, X, Y, name="b")
     folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
     (measured,) = mka.measure_models([folder], registry.Samples(X, Y), rounds=1, repeats=1)
     assert not measured.problem
@@ -159,14 +159,14 @@ def compared(place: Place) -> None:
         for name in "ab":
             with parent.child(name) as runs[name]:
                 runs[name].log_metrics({"val/accuracy": 0.5, "train/loss": 1.0}, step=1)
-        mka.log_comparison(parent, runs)
-    mka.curve(parent, "train/loss")
+        mka.log_comparison(runs)
+    mka.curve("train/loss", run=parent)
     mka.compare([parent.run_id])
 
 
 def claimed(place: Place) -> None:
     with mka.track(log_system_metrics=False) as run:
-        mka.log_claims(run, mka.Claim("a", "b", mka.largest_difference([1.0], [1.0]), at_most=1))
+        mka.log_claims(mka.Claim("a", "b", mka.largest_difference([1.0], [1.0]), at_most=1))
     mka.logged_claims(run.run_id)
 
 
@@ -175,7 +175,7 @@ def promoted(place: Place) -> None:
     samples = registry.Samples(np.zeros((9, 2)), np.zeros(9, int), "toy", "d1")
     for accuracy in (0.6, 0.7):
         uri = log_numbers(place.experiment, accuracy=accuracy)
-        registry.promote(name, uri, data=samples, gates=gates, measure=read_numbers)
+        mka.promote(name, uri, data=samples, gates=gates, measure=read_numbers)
     registry.rollback(name)
     registry.history(name)
 
@@ -240,7 +240,7 @@ CALLS: dict[str, tuple[Callable[[Place], object], set[str]]] = {
     "litert": (file_logged, {"litert", "log_finished_file", "measure_models"}),
     "compare": (compared, {"compare", "Comparison", "log_comparison", "curve"}),
     "claims": (claimed, {"Claim", "log_claims", "logged_claims", "largest_difference"}),
-    "promote": (promoted, {"registry"}),
+    "promote": (promoted, {"promote", "registry"}),
     "track_search": (searched, {"track_search"}),
     "autolog": (automatic, {"autolog"}),
     "callbacks": (

@@ -114,22 +114,28 @@ def test_soft_targets_take_far_logits_without_overflow() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_loss_mixes_labels_and_teacher_by_alpha(alpha: float, weighted: bool) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_loss_mixes_labels_and_teacher_by_a_share(share: float, weighted: bool) -> None:
     student, teacher = net(4, "student"), net(8, "teacher")
-    distiller = compiled(Distiller(student, teacher, SoftTargets(2.0), alpha=alpha))
+    distiller = compiled(Distiller(teacher, student, SoftTargets(2.0), student_loss_weight=share))
     weights = WEIGHTS if weighted else np.ones(12)
     hard = np.sum(weights * hard_losses(student)) / 12
     soft = np.sum(weights * soft_losses(forward(teacher)[1], forward(student)[1], 2.0)) / 12
     loss = loss_of(distiller, WEIGHTS if weighted else None)
-    assert loss == pytest.approx((1 - alpha) * hard + alpha * soft, abs=TOLERANCE)
+    assert loss == pytest.approx(share * hard + (1 - share) * soft, abs=TOLERANCE)
 
 
 def test_hint_compares_projected_features_and_losses_have_weights() -> None:
     student, teacher = net(4, "student"), net(8, "teacher")
     losses = [SoftTargets(2.0), HINT, keras.losses.MeanSquaredError()]
     distiller = compiled(
-        Distiller(student, teacher, losses, alpha=1, distillation_weights=[0.5, 2, 0.25])
+        Distiller(
+            teacher,
+            student,
+            losses,
+            student_loss_weight=0,
+            distillation_loss_weights=[0.5, 2, 0.25],
+        )
     )
     (projection,) = [each for each in distiller.projections if each is not None]
     kernel, bias = (np.float64(each.numpy()) for each in projection.variables)
@@ -147,7 +153,7 @@ def test_hint_compares_projected_features_and_losses_have_weights() -> None:
 
 def test_hint_needs_no_projection_between_equal_widths() -> None:
     student, teacher = net(8, "student"), net(8, "teacher")
-    distiller = compiled(Distiller(student, teacher, HINT, alpha=1))
+    distiller = compiled(Distiller(teacher, student, HINT, student_loss_weight=0))
     by_hand = np.mean((forward(teacher)[0] - forward(student)[0]) ** 2)
     assert loss_of(distiller) == pytest.approx(by_hand, abs=TOLERANCE)
     assert len(distiller.trainable_variables) == len(student.trainable_variables)
@@ -160,7 +166,7 @@ def test_hint_on_images_projects_channels_and_weights_examples() -> None:
 
     student, teacher = convolutional(2), convolutional(4)
     hint = Hint(teacher_layer="conv", student_layer="conv")
-    distiller = compiled(Distiller(student, teacher, hint, alpha=1))
+    distiller = compiled(Distiller(teacher, student, hint, student_loss_weight=0))
     images = np.random.default_rng(4).normal(size=(12, 5, 5, 1)).astype("float32")
     guided = np.float64(distiller.projections[0](student.layers[0](images)))
     squares = (np.float64(teacher.layers[0](images)) - guided) ** 2
@@ -179,7 +185,7 @@ def test_hint_takes_masked_sequences() -> None:
     sequences[:, 2:] = 0
     hint = Hint(teacher_layer="gru", student_layer="gru")
     student, teacher = recurrent(3), recurrent(3)
-    distiller = compiled(Distiller(student, teacher, hint, alpha=1))
+    distiller = compiled(Distiller(teacher, student, hint, student_loss_weight=0))
     features = [np.float64(m.layers[1](m.layers[0](sequences))) for m in (teacher, student)]
     by_hand = np.mean((features[0] - features[1]) ** 2)
     loss = distiller.compute_loss(sequences, Y, distiller(sequences), training=False)
@@ -188,7 +194,7 @@ def test_hint_takes_masked_sequences() -> None:
 
 def test_student_regularisation_counts_in_full_and_teacher_regularisation_does_not() -> None:
     student, teacher = net(4, "student", l2=0.1), net(8, "teacher", l2=100.0)
-    distiller = compiled(Distiller(student, teacher, SoftTargets(2.0), alpha=0.25))
+    distiller = compiled(Distiller(teacher, student, SoftTargets(2.0), student_loss_weight=0.75))
     hard = hard_losses(student).mean()
     soft = soft_losses(forward(teacher)[1], forward(student)[1], 2.0).mean()
     penalty = 0.1 * np.sum(np.float64(student.variables[0].numpy()) ** 2)
@@ -206,7 +212,11 @@ def test_fit_equals_a_hand_written_tape() -> None:
     twin.set_weights(student.get_weights())
     distiller = compiled(
         Distiller(
-            student, teacher, [SoftTargets(2.0), HINT], alpha=0.6, distillation_weights=[1, 0.5]
+            teacher,
+            student,
+            [SoftTargets(2.0), HINT],
+            student_loss_weight=0.4,
+            distillation_loss_weights=[1, 0.5],
         )
     )
     projection = [tf.Variable(each) for each in distiller.projections[1].variables]
@@ -245,7 +255,9 @@ def test_gradient_reaches_the_student_and_leaves_the_teacher_as_found() -> None:
     teacher.get_layer("hidden").trainable = False
     flags = [teacher.trainable, *(layer.trainable for layer in teacher.layers)]
     teacher_before, student_before = values(teacher), values(student)
-    distiller = compiled(Distiller(student, teacher, [SoftTargets(2.0), HINT], alpha=1))
+    distiller = compiled(
+        Distiller(teacher, student, [SoftTargets(2.0), HINT], student_loss_weight=0)
+    )
     assert distiller.student is student
     with tf.GradientTape() as tape:
         loss = distiller.compute_loss(X, Y, distiller(X, training=True))
@@ -268,7 +280,7 @@ def test_gradient_reaches_the_student_and_leaves_the_teacher_as_found() -> None:
 
 def test_evaluate_and_predict_change_nothing_of_the_student() -> None:
     student, teacher = net(4, "student", normalised=True), net(8, "teacher", normalised=True)
-    distiller = compiled(Distiller(student, teacher, [SoftTargets(), HINT]))
+    distiller = compiled(Distiller(teacher, student, [SoftTargets(), HINT]))
     before, mean = values(student), student.get_layer("norm").moving_mean.numpy()
     distiller.evaluate(X, Y, verbose=0)
     predicted = distiller.predict(X, verbose=0)
@@ -280,7 +292,9 @@ def test_evaluate_and_predict_change_nothing_of_the_student() -> None:
 
 def test_history_has_both_parts_of_the_loss_and_the_metrics_of_the_student() -> None:
     student, teacher = net(4, "student"), net(8, "teacher")
-    distiller = compiled(Distiller(student, teacher, SoftTargets(2.0), alpha=0.3), 0.0)
+    distiller = compiled(
+        Distiller(teacher, student, SoftTargets(2.0), student_loss_weight=0.7), 0.0
+    )
     # Batches of 5, 5 and 2: an epoch's value is the mean over examples, not over batches.
     history = distiller.fit(X, Y, batch_size=5, validation_data=(X, Y), verbose=0).history
     keys = {"loss", "student_loss", "distillation_loss", "accuracy"}
@@ -300,7 +314,7 @@ def test_history_has_both_parts_of_the_loss_and_the_metrics_of_the_student() -> 
 
 def test_class_weight_counts_in_both_parts() -> None:
     student, teacher = net(4, "student"), net(8, "teacher")
-    distiller = compiled(Distiller(student, teacher, SoftTargets(2.0)))
+    distiller = compiled(Distiller(teacher, student, SoftTargets(2.0)))
     weights = np.array([0.5, 2.0, 0.0])
     logs = distiller.train_on_batch(X, Y, class_weight=dict(enumerate(weights)), return_dict=True)
     fresh_student, fresh_teacher = rebuilt()
@@ -320,7 +334,7 @@ def rebuilt() -> tuple[keras.Model, keras.Model]:
 def test_compiled_training_equals_eager_training(option: dict[str, Any]) -> None:
     def trained(**options: Any) -> list[np.ndarray]:
         student, teacher = rebuilt()
-        distiller = compiled(Distiller(student, teacher, [SoftTargets(2.0), HINT]), **options)
+        distiller = compiled(Distiller(teacher, student, [SoftTargets(2.0), HINT]), **options)
         distiller.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
         return values(student)
 
@@ -335,7 +349,7 @@ def test_inputs_in_a_dict_come_from_a_dataset_and_a_generator() -> None:
         hidden = layers.Dense(width, "relu", name="hidden")(joined)
         return keras.Model(inputs, layers.Dense(3)(hidden))
 
-    distiller = compiled(Distiller(two_inputs(4), two_inputs(8), [SoftTargets(), HINT]))
+    distiller = compiled(Distiller(two_inputs(8), two_inputs(4), [SoftTargets(), HINT]))
     batch = ({"left": X, "right": X[::-1]}, Y, WEIGHTS)
     dataset = tf.data.Dataset.from_tensor_slices(batch).batch(4)
     from_dataset = distiller.evaluate(dataset, verbose=0, return_dict=True)
@@ -356,15 +370,15 @@ def test_subclassed_models_are_distilled_by_their_logits() -> None:
 
     student, teacher = Subclassed(), Subclassed()
     teacher(X)
-    distiller = compiled(Distiller(student, teacher, SoftTargets()))
+    distiller = compiled(Distiller(teacher, student, SoftTargets()))
     assert np.isfinite(distiller.fit(X, Y, verbose=0).history["loss"]).all()
     with pytest.raises(ValueError, match=r"has no graph of layers.*needs a Functional model"):
-        Distiller(student, teacher, Hint(teacher_layer="dense", student_layer="dense"))
+        Distiller(teacher, student, Hint(teacher_layer="dense", student_layer="dense"))
 
 
 def test_methods_wrapped_on_the_instance_are_called_each_step() -> None:
     distiller = compiled(
-        Distiller(net(4, "student"), net(8, "teacher"), SoftTargets()), run_eagerly=True
+        Distiller(net(8, "teacher"), net(4, "student"), SoftTargets()), run_eagerly=True
     )
     calls: list[str] = []
 
@@ -402,7 +416,7 @@ def test_a_mixed_precision_student_is_trained_with_loss_scaling(mixed_float16: N
     student = net(4, "student")
     student.get_layer("hidden").activity_regularizer = keras.regularizers.L2(0.01)  # a float16 loss
     keras.config.set_dtype_policy("float32")
-    distiller = compiled(Distiller(student, net(8, "teacher"), [SoftTargets(2.0), HINT]))
+    distiller = compiled(Distiller(net(8, "teacher"), student, [SoftTargets(2.0), HINT]))
     assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
     assert distiller(X).dtype == "float16"
     loss = distiller.compute_loss(X, Y, distiller(X), training=False)
@@ -416,7 +430,7 @@ def test_a_mixed_precision_student_is_trained_with_loss_scaling(mixed_float16: N
 def test_inputs_reach_a_mixed_precision_student_as_they_are(mixed_float16: None) -> None:
     stack = [layers.Rescaling(1e-6, dtype="float32"), layers.Dense(3)]
     student = keras.Sequential([keras.Input((6,)), *stack])
-    distiller = Distiller(student, net(8, "teacher"), SoftTargets())
+    distiller = Distiller(net(8, "teacher"), student, SoftTargets())
     far = X * 1e6  # float16 ends at 65504
     np.testing.assert_array_equal(distiller(far), student(far))
     assert np.isfinite(distiller(far)).all()
@@ -426,7 +440,7 @@ def test_a_mixed_precision_teacher_leaves_a_float32_student_alone(mixed_float16:
     teacher = net(8, "teacher")
     keras.config.set_dtype_policy("float32")
     student = net(4, "student")
-    distiller = compiled(Distiller(student, teacher, SoftTargets(2.0), alpha=1))
+    distiller = compiled(Distiller(teacher, student, SoftTargets(2.0), student_loss_weight=0))
     assert not isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
     logits = np.float64(teacher(X).numpy())  # float16
     by_hand = soft_losses(logits, forward(student)[1], 2.0).mean()
@@ -439,7 +453,7 @@ def test_a_mixed_precision_teacher_leaves_a_float32_student_alone(mixed_float16:
 @keras_meets_numpy
 def test_saving_and_checkpoints_hold_the_student_alone(tmp_path: Path) -> None:
     student, teacher = net(4, "student", normalised=True), net(8, "teacher")
-    distiller = compiled(Distiller(student, teacher, [SoftTargets(), HINT]))
+    distiller = compiled(Distiller(teacher, student, [SoftTargets(), HINT]))
     checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="loss")
     distiller.fit(X, Y, callbacks=[checkpoint], verbose=0)
     distiller.save(tmp_path / "saved.keras")
@@ -456,10 +470,10 @@ def test_saved_weights_resume_a_distillation(tmp_path: Path) -> None:
         return distiller
 
     teacher = net(8, "teacher")
-    first = momentum(Distiller(net(4, "student"), teacher, [SoftTargets(), HINT]))
+    first = momentum(Distiller(teacher, net(4, "student"), [SoftTargets(), HINT]))
     first.fit(X, Y, verbose=0)
     first.save_weights(tmp_path / "state.weights.h5")
-    second = momentum(Distiller(net(4, "student"), teacher, [SoftTargets(), HINT]))
+    second = momentum(Distiller(teacher, net(4, "student"), [SoftTargets(), HINT]))
     second.optimizer.build(second.trainable_variables)
     second.load_weights(tmp_path / "state.weights.h5")
     for distiller in (first, second):
@@ -468,7 +482,7 @@ def test_saved_weights_resume_a_distillation(tmp_path: Path) -> None:
 
 
 def test_a_distiller_is_not_cloned() -> None:
-    distiller = Distiller(net(4, "student"), net(8, "teacher"), SoftTargets())
+    distiller = Distiller(net(8, "teacher"), net(4, "student"), SoftTargets())
     with pytest.raises(NotImplementedError, match=r"Do so with `distiller\.student`"):
         keras.models.clone_model(distiller)
 
@@ -482,20 +496,20 @@ def test_temperature_must_be_positive(temperature: float) -> None:
         SoftTargets(temperature)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 2, float("nan")])
-def test_alpha_must_lie_between_0_and_1(alpha: float) -> None:
-    with pytest.raises(ValueError, match=rf"alpha is {alpha}; expected a number from 0"):
-        Distiller(net(4, "student"), net(8, "teacher"), SoftTargets(), alpha=alpha)
+@pytest.mark.parametrize("share", [-0.1, 2, float("nan")])
+def test_the_share_of_the_labels_must_lie_between_0_and_1(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"loss_weight is {share}; expected a number from 0"):
+        Distiller(net(8, "teacher"), net(4, "student"), SoftTargets(), student_loss_weight=share)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, float("nan")]])
 def test_distillation_weights_must_fit_the_losses(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="expected 2 finite numbers"):
         Distiller(
-            net(4, "student"),
             net(8, "teacher"),
+            net(4, "student"),
             [SoftTargets(), HINT],
-            distillation_weights=weights,
+            distillation_loss_weights=weights,
         )
 
 
@@ -530,7 +544,9 @@ def test_probabilities_are_softened_as_the_logits_that_they_come_from(kind: str,
                 values = values @ np.float64(inner.kernel) + np.float64(inner.bias)
             logits[name] = values
         by_hand = soft_losses(logits["teacher"], logits["student"], 2.0).mean()
-    distiller = Distiller(ended["student"], ended["teacher"], SoftTargets(2.0), alpha=1)
+    distiller = Distiller(
+        ended["teacher"], ended["student"], SoftTargets(2.0), student_loss_weight=0
+    )
     from_logits = role == "teacher"
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     distiller.compile(keras.optimizers.SGD(0.1), loss)
@@ -545,7 +561,7 @@ def test_probabilities_are_softened_as_the_logits_that_they_come_from(kind: str,
 def test_log_probabilities_are_logits_too() -> None:
     inputs = keras.Input((6,))
     logs = keras.Model(inputs, keras.ops.log(layers.Dense(3, "softmax")(inputs)))
-    Distiller(net(4, "student"), logs, SoftTargets())
+    Distiller(logs, net(4, "student"), SoftTargets())
 
 
 @pytest.mark.parametrize(
@@ -562,7 +578,7 @@ def test_log_probabilities_are_logits_too() -> None:
 def test_a_student_loss_on_probabilities_is_refused_before_the_first_step(loss: Any) -> None:
     student = net(4, "student")
     before = values(student)
-    distiller = Distiller(student, net(8, "teacher"), SoftTargets())
+    distiller = Distiller(net(8, "teacher"), student, SoftTargets())
     distiller.compile("sgd", loss=loss)
     with pytest.raises(ValueError, match=r"SparseCategoricalCrossentropy\(from_logits=True\)"):
         distiller.fit(X, Y, verbose=0)
@@ -572,13 +588,18 @@ def test_a_student_loss_on_probabilities_is_refused_before_the_first_step(loss: 
 def test_models_that_do_not_fit_together_are_refused() -> None:
     teacher = net(8, "teacher")
     with pytest.raises(TypeError, match=r"The student is a <class 'str'>; expected a keras\.Model"):
-        Distiller("student", teacher, SoftTargets())
-    with pytest.raises(TypeError, match="distillation holds 'kl'"):
-        Distiller(net(4, "student"), teacher, ["kl"])
-    with pytest.raises(ValueError, match="distillation is empty"):
-        Distiller(net(4, "student"), teacher, [])
-    with pytest.raises(ValueError, match="has no weights; train or load it first"):
-        Distiller(net(4, "student"), keras.Sequential([layers.Dense(3)]), SoftTargets())
+        Distiller(teacher, "student", SoftTargets())
+    with pytest.raises(TypeError, match="distillation_losses holds 'kl'"):
+        Distiller(teacher, net(4, "student"), ["kl"])
+    with pytest.raises(ValueError, match="distillation_losses is empty"):
+        Distiller(teacher, net(4, "student"), [])
+    with pytest.raises(ValueError, match=r"has no weights; .*Distiller\(teacher, student"):
+        Distiller(keras.Sequential([layers.Dense(3)]), net(4, "student"), SoftTargets())
+    mixed_up = Hint(teacher_layer="only_here", student_layer="hidden")
+    with pytest.raises(
+        ValueError, match=r"teacher .* no layer 'only_here'.*has 'hidden', 'logits'"
+    ):
+        Distiller(teacher, net(4, "student"), mixed_up)
     with pytest.raises(ValueError, match="would train weights of the teacher: teacher/hidden"):
         Distiller(teacher, teacher, SoftTargets())
     inputs = keras.Input((6,))
@@ -586,7 +607,7 @@ def test_models_that_do_not_fit_together_are_refused() -> None:
     sequence = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(wide)))
     hint = Hint(teacher_layer="wide", student_layer="hidden")
     with pytest.raises(ValueError, match=r"\(None, 4\).*\(None, 5, 8\).*equal resolution"):
-        Distiller(net(4, "student"), sequence, hint)
+        Distiller(sequence, net(4, "student"), hint)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +622,7 @@ def test_outputs_that_cannot_be_compared_are_refused(
 ) -> None:
     inputs = keras.Input((6,))
     distiller = compiled(
-        Distiller(net(4, "student"), keras.Model(inputs, outputs(inputs)), SoftTargets())
+        Distiller(keras.Model(inputs, outputs(inputs)), net(4, "student"), SoftTargets())
     )
     with pytest.raises(ValueError, match=message):
         distiller.fit(X, Y, verbose=0)
@@ -633,7 +654,9 @@ def answers(model: keras.Model) -> Any:
 def test_a_regressor_learns_the_numbers_of_its_teacher(bounded: bool) -> None:
     student, teacher = dense(2, activation="sigmoid" if bounded else None), dense(2)
     true = np.random.default_rng(4).normal(size=(12, 2)).astype("float32")
-    distiller = Distiller(student, teacher, keras.losses.MeanSquaredError(), alpha=0.7)
+    distiller = Distiller(
+        teacher, student, keras.losses.MeanSquaredError(), student_loss_weight=0.3
+    )
     distiller.compile(keras.optimizers.Adam(0.05), "mae", metrics=["mse"])
     taught = np.mean((answers(teacher) - answers(student)) ** 2, axis=-1)
     labelled = np.mean(np.abs(answers(student) - true), axis=-1)
@@ -653,14 +676,16 @@ def test_labels_that_are_each_for_itself_are_softened_each(labels: int, ending: 
     if ending:
         logits[1] = np.log(logits[1] / (1 - logits[1]))
     by_hand = yes_no_losses(*logits, 3.0).mean(axis=-1)
-    distiller = Distiller(student, teacher, SoftTargets(3.0, each=labels > 1), alpha=1)
+    distiller = Distiller(
+        teacher, student, SoftTargets(3.0, each=labels > 1), student_loss_weight=0
+    )
     loss = keras.losses.BinaryCrossentropy(from_logits=ending is None)
     distiller.compile("sgd", loss)
     true = np.random.default_rng(5).integers(0, 2, (12, labels)).astype("float32")
     value = distiller.compute_loss(X, true, distiller(X), WEIGHTS, training=False)
     assert float(value) == pytest.approx(np.mean(WEIGHTS * by_hand), rel=1e-5)
     if labels > 1:
-        wrong = Distiller(student, teacher, SoftTargets(3.0), alpha=1)
+        wrong = Distiller(teacher, student, SoftTargets(3.0), student_loss_weight=0)
         wrong.compile("sgd", loss)
         with pytest.raises(ValueError, match=r"each for itself\. Use SoftTargets\(each=True\)"):
             wrong.compute_loss(X, true, wrong(X), training=False)
@@ -668,7 +693,7 @@ def test_labels_that_are_each_for_itself_are_softened_each(labels: int, ending: 
 
 def test_what_means_different_things_is_refused_in_a_sentence() -> None:
     def refused(student: keras.Model, teacher: keras.Model, loss: Any, said: str) -> None:
-        distiller = Distiller(student, teacher, loss)
+        distiller = Distiller(teacher, student, loss)
         logits = student.layers[-1].activation is keras.activations.linear
         distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=logits))
         with pytest.raises(ValueError, match=said):
@@ -685,7 +710,7 @@ def test_what_means_different_things_is_refused_in_a_sentence() -> None:
     refused(plain, shares, divergence, "expects probabilities of the student, which ends in linear")
     refused(shares, shares_of(3), SoftTargets(each=True), r"classes of which one is. Use SoftTarge")
     # Both give probabilities: what Keras itself says of them.
-    same = Distiller(shares, shares_of(3), divergence, alpha=1)
+    same = Distiller(shares_of(3), shares, divergence, student_loss_weight=0)
     same.compile("sgd", "sparse_categorical_crossentropy")
     p, q = answers(same._teacher.model), answers(shares)
     expected = np.mean((p * np.log(p / q)).sum(axis=-1))
@@ -710,11 +735,11 @@ def test_several_outputs_are_distilled_each_by_its_losses(kind: str) -> None:
     student, teacher = two_heads(4, kind), two_heads(8, kind)
     losses = {"price": keras.losses.MeanSquaredError(), "kind": SoftTargets(2.0)}
     distiller = Distiller(
-        student,
         teacher,
+        student,
         [HINT, losses],
-        alpha=0.4,
-        distillation_weights=[0.5, {"price": 2.0, "kind": 0.25}],
+        student_loss_weight=0.6,
+        distillation_loss_weights=[0.5, {"price": 2.0, "kind": 0.25}],
     )
     by_output: Any = {"price": "mse", "kind": "sparse_categorical_crossentropy"}
     true: Any = {"price": X[:, :1], "kind": Y}
@@ -757,7 +782,7 @@ def test_several_outputs_are_distilled_each_by_its_losses(kind: str) -> None:
     )
     history = distiller.fit(X, true, epochs=3, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
-    wrong = Distiller(student, teacher, {"prize": SoftTargets()})
+    wrong = Distiller(teacher, student, {"prize": SoftTargets()})
     wrong.compile("sgd", by_output)
     with pytest.raises(ValueError, match="a loss for 'prize'; the student's outputs are 'price'"):
         wrong.fit(X, true, verbose=0)
@@ -766,9 +791,3 @@ def test_several_outputs_are_distilled_each_by_its_losses(kind: str) -> None:
 def hint_of(target: np.ndarray, guided: np.ndarray, weights: np.ndarray) -> float:
     """A hint's loss; of several outputs the weights of the first count."""
     return float(np.mean(weights * np.mean((target - guided) ** 2, axis=-1)))
-
-
-def test_losses_are_made_anew_of_what_they_say() -> None:
-    for loss in (SoftTargets(2.5, each=True, name="soft"), HINT):
-        again = type(loss).from_config(loss.get_config())
-        assert again.get_config() == loss.get_config()

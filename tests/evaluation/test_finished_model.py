@@ -18,7 +18,7 @@ def test_the_numbers_belong_to_the_model_the_run_and_the_dataset(
     dataset = mka.Dataset("toy", "0123abcd")
     with mka.track("finished", log_system_metrics=False) as run:
         finished = mka.log_finished_model(
-            run, model, x, y, name="toy", dataset=dataset, reference=model, parent_model_id="m-0"
+            model, x, y, name="toy", dataset=dataset, reference=model, parent_model_id="m-0"
         )
     assert finished.final["accuracy"] == 0.8
     assert finished.final["agreement"] == 1.0
@@ -46,7 +46,7 @@ def test_what_of_the_flops_is_not_counted_is_said_on_the_run_and_on_the_model(
     )
     x = np.ones((3, 4, 4, 1), np.float32)
     with mka.track("upsampled", log_system_metrics=False) as run:
-        finished = mka.log_finished_model(run, model, x, name="up")
+        finished = mka.log_finished_model(model, x, name="up")
     assert finished.final["flops"] == 0
     said = "flops is without 1 x ResizeBilinear."
     assert client.get_run(run.run_id).data.tags["flops.final"] == said
@@ -61,7 +61,7 @@ def test_a_model_without_classes_is_scored_by_its_maker(
     model = keras.Model([first, second], heads)
     x = [np.ones((5, 2), np.float32), np.ones((5, 3), np.float32)]
     with mka.track("generator", log_system_metrics=False) as run:
-        finished = mka.log_finished_model(run, model, x, name="two", scores={"spread": 0.25})
+        finished = mka.log_finished_model(model, x, name="two", scores={"spread": 0.25})
 
     assert finished.final["spread"] == 0.25
     assert "accuracy" not in finished.final

@@ -26,7 +26,7 @@ def test_numbers_and_texts_arrive_by_the_names_of_the_inputs(experiment: str) ->
     x = {"file": np.array([[1.5], [-2.0], [0.0]], np.float32), "a word": words}
 
     with mka.track("words", log_system_metrics=False) as run:
-        info = mka.log_model(model, name="words", run_id=run.run_id, input_example=x)
+        info = mka.log_model(model, name="words", run=run, input_example=x)
 
     there = predict_in_new_process(info.model_uri, x)
     np.testing.assert_allclose(there, model(x), rtol=0, atol=1e-6)

@@ -165,11 +165,11 @@ def log_both(experiment: str, net: keras.Model, samples: Samples) -> Callable[[]
     """Logs the net and its file, with what they measure on record."""
 
     def logged() -> tuple[str, str]:
-        with mka.track("both", log_system_metrics=False) as run:
+        with mka.track("both", log_system_metrics=False):
             common = {"dataset": samples.dataset}
-            one = mka.log_finished_model(run, net, X, samples.y, name="net", **common)
+            one = mka.log_finished_model(net, X, samples.y, name="net", **common)
             content = convert(net, X).content
-            two = mka.log_finished_file(run, content, X, samples.y, name="file", **common)
+            two = mka.log_finished_file(content, X, samples.y, name="file", **common)
         return one.info.model_uri, two.info.model_uri
 
     return logged

@@ -66,7 +66,7 @@ def test_the_model_belongs_to_its_run_without_an_active_one(
     info = log_model(
         classifier(),
         name="student",
-        run_id=run_id,
+        run=run_id,
         input_example=X[:2],
         step=7,
         model_type="classifier",
@@ -92,7 +92,7 @@ def test_the_model_is_in_the_experiment_of_its_run_and_not_in_the_current_one(
 ) -> None:
     other = client.create_experiment(f"other-{tmp_path}", (tmp_path / "other").as_uri())
     run_id = client.create_run(other).info.run_id
-    info = log_model(classifier(), name="m", run_id=run_id, input_example=X[:2])
+    info = log_model(classifier(), name="m", run=run_id, input_example=X[:2])
     assert client.get_logged_model(info.model_id).experiment_id == other
 
 
@@ -111,7 +111,7 @@ def test_two_threads_log_to_two_runs(client: mlflow.MlflowClient, experiment: st
     infos: dict[str, Any] = {}
 
     def log(run_id: str) -> None:
-        infos[run_id] = log_model(model, name="m", run_id=run_id, input_example=X[:2])
+        infos[run_id] = log_model(model, name="m", run=run_id, input_example=X[:2])
 
     threads = [threading.Thread(target=log, args=(run_id,)) for run_id in runs]
     for thread in threads:
@@ -127,7 +127,7 @@ def test_the_model_is_logged_uncompiled_and_stays_compiled(tmp_path: Path, run_i
     model = classifier()
     model.fit(X, Y, verbose=0)
     optimizer, state = model.optimizer, [v.numpy() for v in model.optimizer.variables]
-    info = log_model(model, name="m", run_id=run_id, input_example=X[:2])
+    info = log_model(model, name="m", run=run_id, input_example=X[:2])
     assert model.compiled
     assert model.optimizer is optimizer
     for variable, value in zip(optimizer.variables, state, strict=True):
@@ -140,7 +140,7 @@ def test_the_model_is_logged_uncompiled_and_stays_compiled(tmp_path: Path, run_i
 
 
 def test_the_logged_folder_says_what_a_caller_must_know(tmp_path: Path, run_id: str) -> None:
-    info = log_model(classifier(), name="m", run_id=run_id, input_example=X[:2])
+    info = log_model(classifier(), name="m", run=run_id, input_example=X[:2])
     [given], [returned] = info.signature.inputs.inputs, info.signature.outputs.inputs
     assert (given.name, given.type, given.shape) == (None, np.dtype("float32"), (-1, 4))
     assert (returned.name, returned.type, returned.shape) == (None, np.dtype("float32"), (-1, 3))
@@ -156,7 +156,7 @@ def test_the_logged_folder_says_what_a_caller_must_know(tmp_path: Path, run_id: 
 
 def test_every_loader_gives_the_same_predictions(run_id: str) -> None:
     model = classifier()
-    info = log_model(model, name="m", run_id=run_id, input_example=X[:2])
+    info = log_model(model, name="m", run=run_id, input_example=X[:2])
     expected = np.asarray(model(X))
     folder = mlflow.artifacts.download_artifacts(info.model_uri)
     for uri in (info.model_uri, f"runs:/{run_id}/m", folder):
@@ -196,7 +196,7 @@ def test_several_inputs_and_outputs_go_by_name(run_id: str) -> None:
     outputs = [keras.layers.Dense(2, name="a")(joined), keras.layers.Dense(1, name="b")(joined)]
     model = keras.Model([left, right], outputs)
     example = [X, np.ones((6, 5, 2), "float32")]
-    info = log_model(model, name="m", run_id=run_id, input_example=example)
+    info = log_model(model, name="m", run=run_id, input_example=example)
     specs = [(spec.name, spec.shape) for spec in info.signature.inputs.inputs]
     assert specs == [("left", (-1, 4)), ("right", (-1, -1, 2))]
     assert [s.name for s in info.signature.outputs.inputs] == ["a", "b"]
@@ -226,7 +226,7 @@ def test_a_subclassed_model_of_a_list_is_given_a_list(
     monkeypatch.syspath_prepend(str(tmp_path))
     model = import_module("mo_pair").Pair()
     model([X, X])
-    info = log_model(model, name="m", run_id=run_id, input_example=[3 * X, X])
+    info = log_model(model, name="m", run=run_id, input_example=[3 * X, X])
     assert [spec.name for spec in info.signature.inputs.inputs] == ["input_0", "input_1"]
     predicted = mlflow.pyfunc.load_model(info.model_uri).predict({"input_1": X, "input_0": 3 * X})
     np.testing.assert_array_equal(predicted["output_0"], 3 * X - X)
@@ -237,7 +237,7 @@ def test_a_model_of_a_dict_takes_a_dict(run_id: str) -> None:
     inputs = {"u": keras.Input((4,), name="u"), "v": keras.Input((4,), name="v")}
     model = keras.Model(inputs, {"sum": keras.layers.Add()([inputs["u"], inputs["v"]])})
     example = {"u": X, "v": 2 * X}
-    info = log_model(model, name="m", run_id=run_id, input_example=example)
+    info = log_model(model, name="m", run=run_id, input_example=example)
     predicted = mlflow.pyfunc.load_model(info.model_uri).predict(example)
     np.testing.assert_array_equal(predicted["sum"], X + 2 * X)
 
@@ -328,7 +328,7 @@ def test_custom_objects_load_in_a_process_that_has_only_the_model(
 @pytest.mark.slow
 def test_the_model_answers_over_http(tmp_path: Path, run_id: str) -> None:
     model = classifier()
-    info = log_model(model, name="m", run_id=run_id, input_example=X[:2])
+    info = log_model(model, name="m", run=run_id, input_example=X[:2])
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", info.model_uri]
@@ -400,7 +400,7 @@ def test_a_code_path_travels_and_supplies_a_class_defined_elsewhere(
     text += "    def call(self, inputs):\n        return inputs + 1\n"
     path = written(tmp_path, "mo_supplied.py", text)
     model = keras.Sequential([keras.Input((4,)), MoSupplied()])
-    info = log_model(model, name="m", run_id=run_id, input_example=X, code_paths=[path])
+    info = log_model(model, name="m", run=run_id, input_example=X, code_paths=[path])
     np.testing.assert_array_equal(load_model(info.model_uri)(X), X + 1)
 
 
@@ -417,7 +417,7 @@ def test_a_model_whose_logging_breaks_is_failed(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", broken)
     with pytest.raises(type(error)):
-        log_model(classifier(), name="m", run_id=run_id, input_example=X[:2])
+        log_model(classifier(), name="m", run=run_id, input_example=X[:2])
     [logged] = client.search_logged_models([experiment])
     assert logged.status == LoggedModelStatus.FAILED
 
@@ -427,7 +427,7 @@ def test_a_given_signature_and_requirements_are_kept(tmp_path: Path, run_id: str
     signature = mlflow.models.infer_signature(X.astype("float64"))
     with pytest.warns(UserWarning, match="An input example was not provided"):  # MLflow's advice
         info = log_model(
-            model, name="m", run_id=run_id, signature=signature, pip_requirements=["keras>=3"]
+            model, name="m", run=run_id, signature=signature, pip_requirements=["keras>=3"]
         )
     assert info.signature == signature
     folder = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(tmp_path)))
@@ -439,7 +439,7 @@ def test_a_registered_model_version_points_to_the_model(
 ) -> None:
     name = f"registered-{run_id}"
     info = log_model(
-        classifier(), name="m", run_id=run_id, input_example=X[:2], registered_model_name=name
+        classifier(), name="m", run=run_id, input_example=X[:2], registered_model_name=name
     )
     assert client.get_model_version(name, "1").source == info.model_uri
     assert load_model(f"models:/{name}/1").count_params() == 15

@@ -102,7 +102,7 @@ def test_the_model_belongs_to_its_run_without_an_active_one(
     info = litert.log_model(
         float_file,
         name="int8",
-        run_id=run_id,
+        run=run_id,
         step=7,
         model_type="classifier",
         params={"sparsity": 0.5},
@@ -127,7 +127,7 @@ def test_the_model_is_in_the_experiment_of_its_run_and_not_in_the_current_one(
 ) -> None:
     other = client.create_experiment(f"other-{tmp_path}", (tmp_path / "other").as_uri())
     run_id = client.create_run(other).info.run_id
-    info = litert.log_model(float_file, name="m", run_id=run_id)
+    info = litert.log_model(float_file, name="m", run=run_id)
     assert client.get_logged_model(info.model_id).experiment_id == other
 
 
@@ -187,7 +187,7 @@ def test_given_requirements_signature_and_code_are_kept(
 def test_every_kind_of_input_gives_what_keras_gives(
     run_id: str, classifier: keras.Model, float_file: bytes
 ) -> None:
-    info = litert.log_model(float_file, name="m", run_id=run_id, input_example=X[:2])
+    info = litert.log_model(float_file, name="m", run=run_id, input_example=X[:2])
     expected = np.asarray(classifier(X))
     wrapped = mlflow.pyfunc.load_model(info.model_uri)
     flat = [image.reshape(-1).tolist() for image in X]
@@ -221,7 +221,7 @@ def test_several_inputs_and_outputs_go_by_name(
     two_inputs_file: bytes,
     pair: dict[str, np.ndarray],
 ) -> None:
-    info = litert.log_model(two_inputs_file, name="m", run_id=run_id, input_example=pair)
+    info = litert.log_model(two_inputs_file, name="m", run=run_id, input_example=pair)
     assert sorted(spec.name for spec in info.signature.inputs.inputs) == ["left", "right"]
     wrapped = mlflow.pyfunc.load_model(info.model_uri)
     table = pd.DataFrame({name: list(array) for name, array in pair.items()})
@@ -248,7 +248,7 @@ def test_several_inputs_and_outputs_go_by_name(
 def test_an_integer_model_takes_and_gives_real_numbers(
     run_id: str, classifier: keras.Model, integer_file: bytes
 ) -> None:
-    info = litert.log_model(integer_file, name="m", run_id=run_id)
+    info = litert.log_model(integer_file, name="m", run=run_id)
     wrapped = mlflow.pyfunc.load_model(info.model_uri)
     predicted = wrapped.predict(X)
     assert predicted.dtype == np.float32
@@ -577,7 +577,7 @@ def test_a_model_whose_logging_breaks_is_failed(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", broken)
     with pytest.raises(type(error)):
-        litert.log_model(float_file, name="m", run_id=run_id)
+        litert.log_model(float_file, name="m", run=run_id)
     [logged] = client.search_logged_models([experiment])
     assert logged.status == LoggedModelStatus.FAILED
 
@@ -660,7 +660,7 @@ def test_its_requirements_are_enough(tmp_path: Path, integer_file: bytes) -> Non
 def test_it_predicts_and_answers_over_http(
     tmp_path: Path, run_id: str, two_inputs_file: bytes, pair: dict[str, np.ndarray]
 ) -> None:
-    info = litert.log_model(two_inputs_file, name="m", run_id=run_id, input_example=pair)
+    info = litert.log_model(two_inputs_file, name="m", run=run_id, input_example=pair)
     expected = LiteRTModel(two_inputs_file).predict(pair)
     assert isinstance(expected, dict)
     payload = {"inputs": {name: array.tolist() for name, array in pair.items()}}

@@ -126,8 +126,8 @@ def finished(kind: Kind) -> str | None:
     """`log_finished_model`: `final/…` is what `evaluate` says; it answers the same when loaded."""
     model, x, y = _trained(kind)
     truth = _evaluated(model, x, y)
-    with mka.track("finished") as run:
-        done = mka.log_finished_model(run, model, x, y, name="net", tolerance=_tolerance(kind))
+    with mka.track("finished"):
+        done = mka.log_finished_model(model, x, y, name="net", tolerance=_tolerance(kind))
     for name, value in truth.items():
         assert done.final[name] == pytest.approx(
             value, rel=HALF if _is_half(model) else CLOSE, abs=1e-6
@@ -150,16 +150,16 @@ def promoted(kind: Kind) -> str | None:
     arrays = keras.tree.map_structure(np.asarray, x)
     samples = registry.Samples(arrays, y, slices={"half": np.arange(len(_numbers(x)[0])) % 2})
     gates = [registry.non_inferiority(margin=0.05), registry.difference(1e-3)]
-    with mka.track("promoted") as run:
+    with mka.track("promoted"):
         options = {"tolerance": _tolerance(kind)}
-        uri = mka.log_finished_model(run, model, x, y, name="net", **options).info.model_uri
+        uri = mka.log_finished_model(model, x, y, name="net", **options).info.model_uri
         first = registry.promote(name, uri, data=samples, gates=gates, measure=_measure)
         worse = [each + 0.5 * np.sign(each) for each in model.get_weights()]
         if kind.__name__ == "int8_layers":  # which rounding moves by steps
             worse = [each if each.dtype == np.int8 else each * 2 + 1 for each in worse]
             worse = [a.astype(b.dtype) for a, b in zip(worse, model.get_weights(), strict=True)]
         model.set_weights(worse)
-        other = mka.log_finished_model(run, model, x, y, name="worse", **options).info.model_uri
+        other = mka.log_finished_model(model, x, y, name="worse", **options).info.model_uri
         second = registry.promote(name, other, data=samples, gates=gates, measure=_measure)
     found = first.evidence.measured["candidate"]
     assert found.problem == "", found.problem
@@ -181,9 +181,9 @@ def evaluated(kind: Kind) -> str | None:
     if tf.as_dtype(getattr(x, "dtype", tf.float32)) == tf.string:
         return "MLflow's own call takes numbers"
     truth = _evaluated(model, x, y)
-    with mka.track("evaluated") as run:
+    with mka.track("evaluated"):
         uri = mka.log_finished_model(
-            run, model, x, y, name="net", tolerance=_tolerance(kind)
+            model, x, y, name="net", tolerance=_tolerance(kind)
         ).info.model_uri
     data = pd.DataFrame({"x": list(np.asarray(x)), "y": list(np.asarray(y))})
     real = np.asarray(y).dtype.kind == "f" and not np.isin(np.asarray(y), (0, 1)).all()
@@ -216,8 +216,8 @@ def quantized(kind: Kind) -> str | None:
     """`quantize(int8)`, held to what the model is for; scored by the model's own metrics."""
     model, x, y = _trained(kind)
     artifact = compression.quantize(model, compression.int8, x)
-    with mka.track("int8") as run:
-        done = mka.log_finished_file(run, artifact.content, x, y, name="int8", reference=model)
+    with mka.track("int8"):
+        done = mka.log_finished_file(artifact.content, x, y, name="int8", reference=model)
     if y is not None:
         expected = set(_evaluated(model, x, y))
         assert expected <= set(done.final), expected - set(done.final)

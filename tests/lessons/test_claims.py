@@ -55,7 +55,7 @@ def test_claims_on_a_run_are_metrics_a_tag_and_a_file(
     experiment: str, client: mlflow.MlflowClient, curves: Any
 ) -> None:
     with mka.track("claims", log_system_metrics=False) as run:
-        text = mka.log_claims(run, *CLAIMS)
+        text = mka.log_claims(*CLAIMS)
 
     found = curves(run.run_id)
     assert set(found) == {"final/claim/kept", "final/claim/low", "final/claim/nothing"}
@@ -69,7 +69,7 @@ def test_claims_on_a_run_are_metrics_a_tag_and_a_file(
 
 def test_claims_come_back_from_a_run(experiment: str) -> None:
     with mka.track("claims", log_system_metrics=False) as run:
-        mka.log_claims(run, *CLAIMS)
+        mka.log_claims(*CLAIMS)
 
     kept, low, nothing = mka.logged_claims(run.run_id)
 
@@ -80,7 +80,7 @@ def test_claims_come_back_from_a_run(experiment: str) -> None:
 
 def test_claims_that_all_hold_say_so(experiment: str, client: mlflow.MlflowClient) -> None:
     with mka.track("claims", log_system_metrics=False) as run:
-        mka.log_claims(run, CLAIMS[0])
+        mka.log_claims(CLAIMS[0])
 
     assert client.get_run(run.run_id).data.tags["claims"] == "hold"
 
@@ -98,10 +98,10 @@ def test_no_claim_and_two_of_one_name_are_refused(
     experiment: str, claims: tuple[mka.Claim, ...]
 ) -> None:
     with (
-        mka.track("claims", log_system_metrics=False) as run,
+        mka.track("claims", log_system_metrics=False),
         pytest.raises(ValueError, match="one or more different names"),
     ):
-        mka.log_claims(run, *claims)
+        mka.log_claims(*claims)
 
 
 def test_the_largest_difference_is_that_of_all_arrays() -> None:

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.lessons import entry_point
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = '''
 import json

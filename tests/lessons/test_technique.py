@@ -31,7 +31,7 @@ def test_a_comparison_and_its_claims_are_on_the_parent(
         for name, accuracy in {"worse": 0.25, "better": 0.75}.items():
             with technique.variant(name, params={"kind": name}) as run:
                 run.log_metrics({"val/accuracy": accuracy}, step=1)
-                technique.finish(run, finished, X, Y, scores={"wished": accuracy})
+                technique.finish(finished, X, Y, scores={"wished": accuracy})
         assert technique.compare() == "better"
         assert technique.final("wished") == {"worse": 0.25, "better": 0.75}
         assert technique.final("absent") == {}

@@ -69,7 +69,7 @@ def test_each_variant_is_on_record_and_the_smallest_good_one_is_chosen(
         runs = {}
         for name, each in made.items():
             with technique.variant(name) as runs[name]:
-                trade.add(runs[name], each, parent="wrong" if name == "file" else None)
+                trade.add(each, parent="wrong" if name == "file" else None)
         assert trade.validation["baseline"] == trade.validation["file"] == 1
         assert trade.validation["wrong"] == 0
         assert trade.choose(margin=0.1) == "file"
@@ -113,7 +113,7 @@ def test_what_is_to_be_small_may_be_the_flops(experiment: str, client: MlflowCli
         trade = mka.TradeOff(technique, Toy(model), cost="flops")
         for name, each in (("baseline", model), ("smaller", smaller)):
             with technique.variant(name) as run:
-                trade.add(run, each)
+                trade.add(each)
                 run.log_metrics({"val/accuracy": trade.validation[name]}, step=0)
         assert trade.choose(margin=1.0) == "smaller"
     assert technique.final("flops") == {
@@ -129,8 +129,8 @@ def test_what_is_to_be_small_may_be_the_flops(experiment: str, client: MlflowCli
     unknown = pytest.raises(UserError, match="No variant has the cost 'flop'; they have: .*flops")
     with unknown, mka.technique("misspelled", {}) as technique:
         trade = mka.TradeOff(technique, Toy(model), cost="flop")
-        with technique.variant("baseline") as run:
-            trade.add(run, model)
+        with technique.variant("baseline"):
+            trade.add(model)
         trade.choose(margin=1.0)
 
 
@@ -139,11 +139,11 @@ def test_a_model_on_record_already_is_the_baseline(experiment: str, client: Mlfl
     teacher, student = classifier(8), classifier(4)
     data = Toy(teacher)
     with mka.technique("distill", {}) as technique:
-        with technique.variant("teacher") as run:
-            technique.finish(run, teacher, *data.test)
+        with technique.variant("teacher"):
+            technique.finish(teacher, *data.test)
         trade = mka.TradeOff(technique, data, baseline=teacher, name="teacher")
-        with technique.variant("student") as run:
-            finished = trade.add(run, student)
+        with technique.variant("student"):
+            finished = trade.add(student)
     assert trade.validation["teacher"] == 1
     agreed = np.mean(np.asarray(student(X[20:])).argmax(axis=-1) == data.test[1])
     assert finished.final["agreement"] == finished.final["accuracy"] == agreed
@@ -151,5 +151,5 @@ def test_a_model_on_record_already_is_the_baseline(experiment: str, client: Mlfl
     assert logged["student"].tags["parent_model_id"] == logged["teacher"].model_id
 
     refused = pytest.raises(ValueError, match="has to be a Keras model; got: Artifact")
-    with refused, mka.technique("file", {}) as technique, technique.variant("float32") as run:
-        mka.TradeOff(technique, data).add(run, convert(student, X))
+    with refused, mka.technique("file", {}) as technique, technique.variant("float32"):
+        mka.TradeOff(technique, data).add(convert(student, X))

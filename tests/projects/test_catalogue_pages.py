@@ -31,7 +31,7 @@ def run_of(name: str, *, fails: bool = False, **params: object) -> str:
         with mka.track(
             name, params=params, tags={"technique": name}, log_system_metrics=False
         ) as run:
-            mka.log_claims(run, *CLAIMS)
+            mka.log_claims(*CLAIMS)
             run.log_metrics({"train/loss": 1.0, "train/epoch": 1.0}, step=1)
             run.describe("It gains.\n\nAnd more.")
             if fails:

@@ -21,7 +21,7 @@ def test_in_an_empty_experiment_it_says_what_to_run_first(experiment: str) -> No
 @pytest.mark.slow
 def test_the_best_becomes_champion_and_a_worse_one_does_not(experiment: str) -> None:
     client, images = MlflowClient(), load("digits")
-    with mka.track("nets", log_system_metrics=False) as run:
+    with mka.track("nets", log_system_metrics=False):
         for name, epochs in (("good", 3), ("worse", 1)):
             keras.utils.set_random_seed(0)
             model = keras.Sequential(
@@ -31,9 +31,9 @@ def test_the_best_becomes_champion_and_a_worse_one_does_not(experiment: str) -> 
             model.compile(keras.optimizers.Adam(0.01), loss)
             model.fit(*images.train, epochs=epochs, verbose=0)
             if name == "good":
-                mka.log_finished_model(run, model, *images.test, name=name, dataset=images.dataset)
+                mka.log_finished_model(model, *images.test, name=name, dataset=images.dataset)
         content = convert(model, images.x_train[:100]).content  # a file against a Keras model
-        mka.log_finished_file(run, content, *images.test, name="worse", dataset=images.dataset)
+        mka.log_finished_file(content, *images.test, name="worse", dataset=images.dataset)
 
     name = "promote.digits"
     main(model=name, limit=0.5, reason="the first")
@@ -64,21 +64,21 @@ def test_the_best_becomes_champion_and_a_worse_one_does_not(experiment: str) -> 
 @pytest.mark.slow
 def test_a_regressor_is_promoted_by_its_error(experiment: str) -> None:
     rows = load("diabetes", kinds=("features",), goals=("numbers",))
-    with mka.track("regressors", log_system_metrics=False) as run:
+    with mka.track("regressors", log_system_metrics=False):
         for name, epochs in (("better", 30), ("worse", 1)):
             keras.utils.set_random_seed(0)
             model = keras.Sequential([*rows.entrance(), keras.layers.Dense(1)])
             model.compile(keras.optimizers.Adam(1.0), "mse", metrics=["mae"])
             model.fit(*rows.train, epochs=epochs, verbose=0)
-            mka.log_finished_model(run, model, *rows.test, name=name, dataset=rows.dataset)
+            mka.log_finished_model(model, *rows.test, name=name, dataset=rows.dataset)
     name, asked = "promote.diabetes", {"data": "diabetes", "predicts": "numbers"}
-    main(model=name, **asked, metric="mae", mode="min", limit=1000.0)
+    main(model=name, **asked, monitor="mae", mode="min", limit=1000.0)
     version = MlflowClient().get_model_version_by_alias(name, "champion")
     better, worse = (
         next(m for m in MlflowClient().search_logged_models([experiment]) if m.name == each)
         for each in ("better", "worse")
     )
     assert version.source == better.model_uri
-    main(model=name, **asked, candidate=worse.model_uri, metric="mae", mode="min", limit=1000.0)
+    main(model=name, **asked, candidate=worse.model_uri, monitor="mae", mode="min", limit=1000.0)
     assert MlflowClient().get_model_version_by_alias(name, "champion").version == version.version
     assert [entry.what for entry in mka.registry.history(name)] == ["promoted", "refused"]

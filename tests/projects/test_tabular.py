@@ -68,10 +68,10 @@ def test_its_model_is_promoted_on_a_table_of_numbers_alone(experiment: str, tmp_
     frame.rename(columns=lambda name: name.replace("/", "_")).to_csv(table, index=False)
     rows = load(str(table), target="target", **COLUMNS)
     keras.utils.set_random_seed(0)
-    with mka.track("tabular", log_system_metrics=False) as run:
+    with mka.track("tabular", log_system_metrics=False):
         model = tabular.compiled(tabular.net(rows, 16, prepared=True), rows, 0.02)
         model.fit(rows.batches(16), epochs=5, shuffle=False, verbose=0)
-        done = mka.log_finished_model(run, model, *rows.test, name="prepared", dataset=rows.dataset)
+        done = mka.log_finished_model(model, *rows.test, name="prepared", dataset=rows.dataset)
 
     promote.main(
         model="promote.wine", data=str(table), target="target", inputs="columns", limit=0.7

@@ -80,7 +80,7 @@ def test_a_file_is_scored_by_what_its_source_was_compiled_with(
     model, x, y = kind()
     content = convert(model, x).content
     with mka.track("file") as run:
-        finished = mka.log_finished_file(run, content, x, y, name="file", reference=model)
+        finished = mka.log_finished_file(content, x, y, name="file", reference=model)
     truth = expected(model, x, y)
     for name, value in truth.items():
         assert finished.final[name] == pytest.approx(value, rel=1e-4), name
@@ -103,8 +103,8 @@ def test_outputs_and_inputs_in_lists_keep_their_order(experiment: str) -> None:
     model.compile(loss=[classes, "mse"], metrics=[["accuracy"], ["mae"]])
     x, y = [X[:, :2], X], [X[:, :3].argmax(1), X[:, :1]]
     content = convert(model, x).content
-    with mka.track("file") as run:
-        finished = mka.log_finished_file(run, content, x, y, name="file", reference=model)
+    with mka.track("file"):
+        finished = mka.log_finished_file(content, x, y, name="file", reference=model)
     truth = expected(model, x, y)
     assert set(truth) == {"loss", "y/loss", "b/loss", "y/accuracy", "b/mae"}
     uris = str(finished.info.model_uri), logged(model, x)
@@ -155,9 +155,8 @@ def test_metrics_are_given_for_a_model_that_keeps_none(experiment: str) -> None:
 def test_metrics_that_a_model_was_finished_with_are_kept_beside_it(experiment: str) -> None:
     _, x, y = binary()
     model = dense(1)
-    with mka.track("finished") as run:
+    with mka.track("finished"):
         finished = mka.log_finished_model(
-            run,
             model,
             x,
             y,
@@ -188,9 +187,7 @@ def test_groups_of_samples_are_measured_by_themselves(experiment: str) -> None:
 
 
 def promote(name: str, uri: str, samples: Samples, *gates: Any, **options: Any) -> Any:
-    return registry.promote(
-        name, uri, data=samples, gates=gates, measure=mka.measure_models, **options
-    )
+    return mka.promote(name, uri, data=samples, gates=gates, **options)
 
 
 @pytest.mark.slow
@@ -229,17 +226,17 @@ def test_a_regressor_is_promoted_by_its_error_and_refused_in_a_group(
 def test_the_best_of_an_experiment_by_a_metric_that_falls(experiment: str) -> None:
     y = X[:, :1]
     uris: Mapping[float, str] = {}
-    with mka.track("search") as run:
+    with mka.track("search"):
         for units in (1, 2):
             keras.utils.set_random_seed(units)
             model = dense(1)
             model.compile("adam", "mse", metrics=["mae"])
             data = mka.Dataset("toy", "d1")
-            finished = mka.log_finished_model(run, model, X, y, name=f"n{units}", dataset=data)
+            finished = mka.log_finished_model(model, X, y, name=f"n{units}", dataset=data)
             uris = {**uris, finished.final["mae"]: str(finished.info.model_uri)}
     samples = Samples(X, y, "toy", "d1")
     done = promote(
-        "lowest", "best-of-experiment", samples, registry.loads_and_serves(), select_by="mae"
+        "lowest", "best-of-experiment", samples, registry.loads_and_serves(), monitor="mae"
     )
     assert done.outcome == "promoted"
     assert done.evidence.candidate == uris[min(uris)]
@@ -263,7 +260,7 @@ def test_from_the_shell_any_model_can_be_promoted(experiment: str, tmp_path: Pat
     assert done.exit_code == 0, done.output
     assert "Promoted" in done.output
     worse = logged(moved(keras.models.clone_model(model), 3.0), x)
-    options = ["--metric", "price/mae", "--margin", "0.1", "--relative", "--slice", "side"]
+    options = ["--monitor", "price/mae", "--margin", "0.1", "--relative", "--slice", "side"]
     refused = call(worse, "--data", file, *options)
     assert refused.exit_code == 1
     assert "FAIL  in each side: price/mae worse by at most 10 %" in refused.output

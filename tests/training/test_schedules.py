@@ -25,11 +25,11 @@ def triangle(t: np.ndarray, size: int) -> np.ndarray:
 
 FORMS: dict[str, tuple[Any, Form]] = {
     "warm-up to a constant": (
-        WarmUp(0.2, steps=10),
+        WarmUp(0.2, warmup_steps=10),
         lambda t: np.where(t < 10, 0.2 * t / 10, 0.2),
     ),
     "warm-up, then cosine": (
-        WarmUp(schedules.CosineDecay(0.2, 40), steps=10, start=0.1),
+        WarmUp(schedules.CosineDecay(0.2, 40), warmup_steps=10, initial_learning_rate=0.1),
         lambda t: np.where(
             t < 10,
             0.1 + 0.1 * t / 10,
@@ -37,11 +37,11 @@ FORMS: dict[str, tuple[Any, Form]] = {
         ),
     ),
     "warm-up, then step": (
-        WarmUp(schedules.ExponentialDecay(0.2, 15, 0.5, staircase=True), steps=1),
+        WarmUp(schedules.ExponentialDecay(0.2, 15, 0.5, staircase=True), warmup_steps=1),
         lambda t: np.where(t < 1, 0, 0.2 * 0.5 ** (np.maximum(t - 1, 0) // 15)),
     ),
     "constant, then exponential": (
-        ConstantThenExponential(0.1, constant_steps=20, decay_steps=8, factor=0.5),
+        ConstantThenExponential(0.1, constant_steps=20, decay_steps=8, decay_rate=0.5),
         lambda t: np.where(t < 20, 0.1, 0.1 * 0.5 ** ((t - 20) / 8)),
     ),
     "exponential at once": (
@@ -87,13 +87,6 @@ def test_the_rate_is_that_of_the_closed_form(schedule: Any, form: Form) -> None:
 
 
 @ours
-def test_it_is_rebuilt_from_its_config(schedule: Any) -> None:
-    rebuilt = type(schedule).from_config(schedule.get_config())
-
-    assert [float(rebuilt(step)) for step in STEPS] == [float(schedule(step)) for step in STEPS]
-
-
-@ours
 def test_a_saved_model_brings_it_back(schedule: Any, tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(schedule), loss="mse")
@@ -116,14 +109,17 @@ def test_far_steps_are_exact() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: WarmUp(0.1, steps=0), "steps=0"),
-        (lambda: WarmUp(-0.1, steps=1), "after=-0.1"),
-        (lambda: WarmUp(0.1, steps=1, start=math.nan), "start=nan"),
-        (lambda: ConstantThenExponential(math.inf, 1, 1), "rate=inf"),
+        (lambda: WarmUp(0.1, warmup_steps=0), "warmup_steps=0"),
+        (lambda: WarmUp(-0.1, warmup_steps=1), "learning_rate=-0.1"),
+        (lambda: WarmUp(0.1, 1, math.nan), "initial_learning_rate=nan"),
+        (lambda: ConstantThenExponential(math.inf, 1, 1), "initial_learning_rate=inf"),
         (lambda: ConstantThenExponential(0.1, -1, 1), "constant_steps=-1"),
         (lambda: ConstantThenExponential(0.1, 1, 0), "decay_steps=0"),
-        (lambda: ConstantThenExponential(0.1, 1, 1, factor=1.5), "factor=1.5"),
-        (lambda: CyclicalRate(0.2, 0.1, 5), "low=0.2 and high=0.1"),
+        (lambda: ConstantThenExponential(0.1, 1, 1, decay_rate=1.5), "decay_rate=1.5"),
+        (
+            lambda: CyclicalRate(0.2, 0.1, 5),
+            "initial_learning_rate=0.2 and maximal_learning_rate=0.1",
+        ),
         (lambda: CyclicalRate(0.1, 0.2, 0), "step_size=0"),
         (lambda: CyclicalRate(0.1, 0.2, 5, policy="square"), "policy='square'"),  # type: ignore[arg-type]
         (lambda: CyclicalRate(0.1, 0.2, 5, gamma=0), "gamma=0"),

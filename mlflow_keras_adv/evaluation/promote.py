@@ -1,0 +1,75 @@
+"""promote(): the registry's promotion, of Keras models and `.tflite` files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlflow_keras_adv.compat.random_state import keeps_random_state
+from mlflow_keras_adv.evaluation.measure_models import measure_models
+from mlflow_keras_adv.registry.gates import Gate
+from mlflow_keras_adv.registry.promotion import Promotion
+from mlflow_keras_adv.registry.promotion import promote as promote_measured
+from mlflow_keras_adv.registry.samples import Measure, Samples
+from mlflow_keras_adv.tracking.directions import AskedMode
+
+
+@keeps_random_state()
+def promote(
+    name: str,
+    candidate: str,
+    *,
+    data: Samples | tuple[Any, Any],
+    gates: Sequence[Gate],
+    measure: Measure = measure_models,
+    dry_run: bool = False,
+    reason: str = "",
+    experiment_id: str | None = None,
+    monitor: str = "accuracy",
+    mode: AskedMode = "auto",
+) -> Promotion:
+    """Measures a candidate beside the champion, and makes it the champion if all gates pass.
+
+    `registry.promote`, which says more, with a measure for Keras models and `.tflite` files.
+
+    Example:
+        ```python
+        mka.promote(
+            "prices",
+            info.model_uri,
+            data=(x_test, y_test),
+            gates=[registry.ceiling("mse", 50.0), registry.loads_and_serves()],
+        )
+        ```
+
+    Args:
+        name: The registered model.
+        candidate: Address of the model, or `best-of-experiment`.
+        data: Samples, or x and y alone.
+        gates: What the candidate has to pass; see `registry.gates`.
+        measure: Measures models.
+        dry_run: Measure and judge, and change nothing in the registry.
+        reason: Why, for the record; at most 2000 characters.
+        experiment_id: Where `best-of-experiment` looks.
+        monitor: By which metric `best-of-experiment` looks.
+        mode: Whether that is better when it is lower ("min") or higher ("max"); "auto": as the runs
+            have recorded it, or as its name says.
+
+    Returns:
+        What became of it. A refusal is a result, not an error.
+
+    Raises:
+        UserError: As `registry.promote`.
+        ValueError: As `registry.promote`.
+        TypeError: As `registry.promote`.
+    """
+    return promote_measured(
+        name,
+        candidate,
+        data=data,
+        gates=gates,
+        measure=measure,
+        dry_run=dry_run,
+        reason=reason,
+        experiment_id=experiment_id,
+        monitor=monitor,
+        mode=mode,
+    )
