@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlflow_keras_adv.tracking.home import journals_folder
-from mlflow_keras_adv.tracking.items import points_of
 from mlflow_keras_adv.tracking.journal import Journal, is_held_here, journals_of, peek
 from mlflow_keras_adv.tracking.marks import Marks
 from mlflow_keras_adv.tracking.pending import Pending, Receipt
@@ -74,7 +73,7 @@ class CoWriters:
 
 def _receipt_of(folder: Path) -> Receipt:
     settled, records = peek(folder)
-    waiting = sum(points_of(decode(record, folder)) for record in records)
+    waiting = sum(decode(record, folder).points for record in records)
     return Receipt(
         produced=settled.points + waiting,
         delivered=settled.points - settled.refused_points,

@@ -29,10 +29,10 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.compat.system import after_fork_in_child, be_nice, hands_on_pipes
-from mlflow_keras_adv.tracking.items import Points, Series
 from mlflow_keras_adv.tracking.process_end import Stage, at
-from mlflow_keras_adv.tracking.records import decode, encode
-from mlflow_keras_adv.tracking.store import may_succeed_later, probe
+from mlflow_keras_adv.tracking.records import Points, Series, decode, encode
+from mlflow_keras_adv.tracking.store import probe
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
 _logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from mlflow_keras_adv.tracking.home import journals_folder
 from mlflow_keras_adv.tracking.journal import Journal
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.pending import Receipt
-from mlflow_keras_adv.tracking.store import lasting_uri, may_succeed_later, probe
+from mlflow_keras_adv.tracking.store import lasting_uri, probe
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)

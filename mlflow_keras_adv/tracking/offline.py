@@ -1,4 +1,4 @@
-"""Runs without their server: recorded in an MLflow store of this machine, to be carried over later.
+"""Runs without their server: recorded in an MLflow store of this machine, to be copied later.
 
 The store is an ordinary one, so that `mlflow ui`, logged models and the registry work with it, and
 a user's own `mlflow.log_figure` goes to the run as ever. For that the tracking URI has to be
@@ -25,10 +25,10 @@ from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import chosen_experiment_id, chosen_tracking_uri
-from mlflow_keras_adv.tracking.carry import EXPERIMENT_ID_TAG
-from mlflow_keras_adv.tracking.carry_target import CONTINUES_TAG
+from mlflow_keras_adv.tracking.copy_runs import EXPERIMENT_ID_TAG
 from mlflow_keras_adv.tracking.home import offline_artifacts, offline_uri, state_folder
 from mlflow_keras_adv.tracking.names import UID_TAG
+from mlflow_keras_adv.tracking.records_of_run import CONTINUES_TAG
 from mlflow_keras_adv.tracking.store import lasting_uri, probe, without_password
 
 _logger = logging.getLogger(__name__)

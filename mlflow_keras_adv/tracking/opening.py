@@ -23,7 +23,9 @@ from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
 from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.names import UID_TAG
 from mlflow_keras_adv.tracking.offline import create_run, go_where_it_answers, is_offline
-from mlflow_keras_adv.tracking.store import may_succeed_later, opening_runs
+from mlflow_keras_adv.tracking.store import opening_runs
+from mlflow_keras_adv.tracking.target import Target
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
 
 @keeps_random_state()
@@ -122,26 +124,24 @@ def _created(
     *,
     adopt: Callable[[str], Run],
 ) -> Run:
-    """The one run of a uid, though the answer to its creation may get lost.
+    """The one run of a new uid, though the answer to its creation may get lost.
 
-    MLflow's client sends it again before 3.18, and so makes two; from then on it does not.
+    It is created first, and looked for only then: no store can have it yet.
     """
+    target = Target(MlflowClient(), {})
     try:
         run = create()
     except MlflowException as error:
         if not may_succeed_later(error):
             raise
-        found = _of_uid(experiment_id(), uid)
+        found = target.runs_of(experiment_id(), uid)
         run = adopt(found[0].info.run_id) if found else create()
     if is_http_uri(mlflow.get_tracking_uri()):
-        for twin in _of_uid(run.info.experiment_id, uid):
-            if twin.info.run_id != run.info.run_id:
-                MlflowClient().delete_run(twin.info.run_id)
+        # MLflow's client sends it again before 3.18, and so makes two; from then on it does not.
+        for duplicate in target.runs_of(run.info.experiment_id, uid):
+            if duplicate.info.run_id != run.info.run_id:
+                target.delete_run(duplicate)
     return run
-
-
-def _of_uid(experiment_id: str, uid: str) -> list[Run]:
-    return MlflowClient().search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'")
 
 
 def _experiment_of(parent: RunInfo) -> str:

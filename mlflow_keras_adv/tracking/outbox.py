@@ -12,20 +12,12 @@ from weakref import WeakSet
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.compat.system import after_fork_in_child
-from mlflow_keras_adv.tracking.attempts import AbandonedError
-from mlflow_keras_adv.tracking.delivery import Delivery
-from mlflow_keras_adv.tracking.items import (
-    Artifact,
-    Flush,
-    Item,
-    Model,
-    Points,
-    Series,
-    names_of,
-)
 from mlflow_keras_adv.tracking.journal import Place
-from mlflow_keras_adv.tracking.pending import Pending
+from mlflow_keras_adv.tracking.journal_delivery import JournalDelivery
+from mlflow_keras_adv.tracking.pending import Flush, Pending
 from mlflow_keras_adv.tracking.process_end import Stage, at, grace_left, has_begun, starts
+from mlflow_keras_adv.tracking.records import Points, Record, Series
+from mlflow_keras_adv.tracking.retry import RetryCancelledError
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +59,7 @@ class Outbox:
         self,
         run_id: str,
         pending: Pending,
-        delivery: Delivery,
+        delivery: JournalDelivery,
         in_use: Callable[[], bool] = lambda: False,
     ) -> None:
         self._run_id = run_id
@@ -83,7 +75,7 @@ class Outbox:
             self._start()
 
     def _begin_with_nothing(self) -> None:
-        self._handed_in: SimpleQueue[tuple[Item | None, SimpleQueue[Exception | None]]]
+        self._handed_in: SimpleQueue[tuple[Record | Flush | None, SimpleQueue[Exception | None]]]
         self._handed_in = SimpleQueue()
         self._handing_in = Lock()  # held for moments
         self._journal_thread: Thread | None = None
@@ -110,10 +102,10 @@ class Outbox:
             self._has_store_thread()
         return lambda: self._holds.discard(key)
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Record | Flush) -> None:
         """Appends an item, and starts the threads if they are not at work."""
         if self._closed:
-            self._delivery.attempts.warn_once(
+            self._delivery.retry.warn_once(
                 "closed", "Run %s has ended here and takes no more values.", self._run_id
             )
             return
@@ -138,7 +130,7 @@ class Outbox:
             or self._hand_in(Flush(answer)) is None
         ):
             return self._pending.count() == 0
-        self._delivery.attempts.hurry()
+        self._delivery.retry.retry_now()
         try:
             return answer.get(timeout=timeout)
         except Empty:
@@ -180,14 +172,14 @@ class Outbox:
         else:
             if (written := self._hand_in(None)) is not None:
                 written.get()  # what is left stands in the journal
-            self._delivery.attempts.abandon()
+            self._delivery.retry.cancel()
             _at_work.discard(self)
             self._pending.release()
             self._say_what_is_left()
         return settled
 
     def _patience(self, timeout: float) -> float:
-        failing = self._delivery.attempts.failing_for()
+        failing = self._delivery.retry.failing_for()
         left = grace_left(timeout)
         if not failing and self._delivery.to_file:
             return max(left, grace_left(DISK_GRACE_SECONDS))
@@ -206,7 +198,7 @@ class Outbox:
             ", its status among them" if self._pending.ended else "",
         )
 
-    def _hand_in(self, item: Item | None) -> "SimpleQueue[Exception | None] | None":
+    def _hand_in(self, item: Record | Flush | None) -> "SimpleQueue[Exception | None] | None":
         """Leaves an item to the first thread.
 
         Args:
@@ -267,17 +259,17 @@ class Outbox:
             else:
                 written.put(None)
 
-    def _take_in(self, item: Item) -> None:
+    def _take_in(self, item: Record | Flush) -> None:
         with self._starting:
             if self._has_store_thread() or not isinstance(item, Flush):
                 self._keep(item)
             else:
                 item.answer.put(False)
 
-    def _keep(self, item: Item) -> None:
+    def _keep(self, item: Record | Flush) -> None:
         error = self._pending.put(item)
-        if error is not None:
-            for name in names_of(item):
+        if error is not None and not isinstance(item, Flush):
+            for name in item.names:
                 self._delivery.warn_refused(name, f"the journal cannot be written: {error}")
 
     def _has_store_thread(self) -> bool:
@@ -313,11 +305,12 @@ class Outbox:
                 place, item = taken
                 if not isinstance(item, Points | Series):
                     self._send(gathered)
-                    self._delivery.write(item)
-                    if not isinstance(item, Flush):
-                        self._pending.settle(place, item)
-                    if isinstance(item, Artifact | Model):
-                        item.discard()
+                    if isinstance(item, Flush):
+                        item.answer.put(True)
+                        continue
+                    item.apply(self._delivery)
+                    self._pending.settle(place, item)
+                    item.discard()
                     continue
                 # What is counted as settled at the end of a segment is all of that segment.
                 if gathered and _segment(gathered[-1][0]) != _segment(place):
@@ -328,12 +321,12 @@ class Outbox:
                 points += len(item)
                 if points >= MAX_METRICS_PER_BATCH:
                     self._send(gathered)
-        except AbandonedError:
+        except RetryCancelledError:
             self._answer_all(False)
 
     def _send(self, gathered: list[tuple[Place | None, Points | Series]]) -> None:
         if gathered:
-            self._delivery.send_values([item for _, item in gathered])
+            self._delivery.send_all([item for _, item in gathered])
         for place, item in gathered:
             self._pending.settle(place, item)
         gathered.clear()

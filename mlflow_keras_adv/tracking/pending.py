@@ -12,22 +12,19 @@ from typing import Self
 from weakref import WeakSet
 
 from mlflow_keras_adv.compat.system import after_fork_in_child
-from mlflow_keras_adv.tracking.items import (
+from mlflow_keras_adv.tracking.journal import Journal, Place
+from mlflow_keras_adv.tracking.records import (
     Artifact,
     Deletion,
     End,
-    Flush,
-    Item,
-    Journaled,
     Model,
     Points,
+    Record,
     Refusal,
     Series,
-    names_of,
-    points_of,
+    decode,
+    encode,
 )
-from mlflow_keras_adv.tracking.journal import Journal, Place
-from mlflow_keras_adv.tracking.records import decode, encode
 from mlflow_keras_adv.tracking.settled import Settled
 
 _logger = logging.getLogger(__name__)
@@ -102,6 +99,13 @@ class Receipt:
         return tags
 
 
+@dataclass(frozen=True)
+class Flush:
+    """Asks for an answer as soon as everything before it is settled: True if it is."""
+
+    answer: "SimpleQueue[bool]"
+
+
 class Pending:
     """A queue on disk that counts: any thread puts, one takes and settles in the same order.
 
@@ -128,7 +132,7 @@ class Pending:
         self.settled = Settled() if left is None else left.settled.of(left.settled.segment)
         self._open_journal = open_journal
         self._journal = left
-        self._queue: SimpleQueue[Place | Item] = SimpleQueue()
+        self._queue: SimpleQueue[Place | Record | Flush] = SimpleQueue()
         self._in_memory: Counter[str] = Counter()  # by name, what is not in the journal
         self._points_in_memory: Counter[str] = Counter()  # the same, metric values only
         self._lost: Counter[str] = Counter()  # of them, those that were not kept
@@ -142,7 +146,7 @@ class Pending:
                     self._queue.put(place)
         _pendings.add(self)
 
-    def put(self, item: Item) -> OSError | None:
+    def put(self, item: Record | Flush) -> OSError | None:
         """Appends an item, and counts it.
 
         Returns:
@@ -153,7 +157,7 @@ class Pending:
             if isinstance(item, Flush):
                 self._queue.put(item)
                 return None
-            points = points_of(item)
+            points = item.points
             try:
                 journal = self._opened()
                 self._queue.put(journal.append(encode(item, journal.folder)))
@@ -162,10 +166,10 @@ class Pending:
                 if isinstance(item, End) and self._journal is not None:
                     self._journal.marks.mark_ended(item.status)
                 if self._in_memory.total() + points > POINTS_IN_MEMORY:
-                    self._lose(names_of(item), names_of(item) if points else Counter())
+                    self._lose(item.names, item.names if points else Counter())
                     return error
-                self._in_memory += names_of(item)
-                self._points_in_memory += names_of(item) if points else Counter()
+                self._in_memory += item.names
+                self._points_in_memory += item.names if points else Counter()
                 self._queue.put(item)
             self._count(item, 1)
         return None
@@ -184,7 +188,7 @@ class Pending:
                 self._warn_of(error)
                 return None
 
-    def take(self, timeout: float) -> tuple[Place | None, Item] | None:
+    def take(self, timeout: float) -> tuple[Place | None, Record | Flush] | None:
         """The oldest item and its place, or None if there is none within `timeout` seconds."""
         while True:
             try:
@@ -199,21 +203,21 @@ class Pending:
             if (item := self._read(journal, kept)) is not None:
                 return kept, item
 
-    def settle(self, place: Place | None, item: Journaled) -> None:
+    def settle(self, place: Place | None, item: Record) -> None:
         """Notes that the store has taken or refused an item, the oldest.
 
         Args:
             place: Where it was.
             item: The item.
         """
-        points = points_of(item)
+        points = item.points
         with self._lock:
             self._count(item, -1)
             self.steps += 1
             self.settled.points += points
             if place is None:
-                self._in_memory -= names_of(item)
-                self._points_in_memory -= names_of(item) if points else Counter()
+                self._in_memory -= item.names
+                self._points_in_memory -= item.names if points else Counter()
             elif self._journal is not None:
                 self._journal.settle(place, self.settled)
             settled = self.settled.of(0) if isinstance(item, _NOT_TWICE) else None
@@ -307,15 +311,15 @@ class Pending:
             self._journal = self._open_journal()
         return self._journal
 
-    def _read(self, journal: Journal, place: Place) -> Journaled | None:
+    def _read(self, journal: Journal, place: Place) -> Record | None:
         try:
             return decode(journal.read(place), journal.folder)
         except (OSError, ValueError, TypeError, KeyError) as error:
             _logger.warning("A record of %s is damaged and is dropped: %r", journal.folder, error)
             return None
 
-    def _count(self, item: Journaled, change: int) -> None:
-        points = points_of(item)
+    def _count(self, item: Record, change: int) -> None:
+        points = item.points
         self.points += change * points
         if not isinstance(item, Points | Series | Refusal):
             self.records += change

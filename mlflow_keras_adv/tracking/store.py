@@ -17,6 +17,7 @@ from mlflow.utils.uri import get_uri_scheme, is_http_uri
 
 from mlflow_keras_adv.compat.mlflow import file_store_is_closed
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.verdict import may_pass
 
 PROBE_SECONDS = 5.0
 
@@ -109,11 +110,6 @@ def answers(uri: str) -> bool:
     return True
 
 
-def may_pass(status: int) -> bool:
-    """Whether a request that was answered so may succeed later: overload, a restart, a login."""
-    return status >= 500 or status in (401, 403, 408, 429)
-
-
 @contextmanager
 def opening_runs(existing: str | None = None) -> Iterator[None]:
     """For calls to the store before a training: what goes wrong is said in one sentence.
@@ -171,20 +167,6 @@ def _advice(message: str, existing: str | None) -> str:
 def without_password(text: str) -> str:
     """A text in which the user and password of every address are hidden."""
     return re.sub(r"//[^/\s@]+@", "//***@", text)
-
-
-def may_succeed_later(error: Exception) -> bool:
-    """Whether the same call may succeed later: a connection, a server, a lock, a login."""
-    if isinstance(error, MlflowException):
-        # All connections of the database are in use: to MLflow that is a bad request.
-        if "QueuePool limit" in error.message:
-            return True
-        status = error.get_http_status_code()
-    elif type(error).__module__.startswith("requests"):
-        status = getattr(getattr(error, "response", None), "status_code", 503)
-    else:
-        return isinstance(error, ConnectionError | TimeoutError)
-    return may_pass(status)
 
 
 def lasting_uri(uri: str) -> str:

@@ -4,10 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
-
-from mlflow_keras_adv.tracking.items import Table
+from mlflow_keras_adv.tracking.records import Table
 
 
 def table_of(data: Any, artifact_file: str) -> Table:
@@ -25,17 +22,6 @@ def table_of(data: Any, artifact_file: str) -> Table:
     if not artifact_file.endswith(".json"):
         raise ValueError(f"Received {artifact_file!r} for a table; expected a name in .json.")
     return Table(_text(data), artifact_file)
-
-
-def write_table(client: MlflowClient, run_id: str, table: Table) -> None:
-    """Writes a table, and the tag by which the MLflow UI finds it; twice does no harm."""
-    client.log_text(run_id, table.text, table.artifact_file)
-    tags = client.get_run(run_id).data.tags
-    known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-    entry = {"path": table.artifact_file, "type": "table"}
-    if entry not in known:
-        text = json.dumps([*known, entry])
-        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, text, synchronous=True)
 
 
 def _text(data: Any) -> str:

@@ -12,7 +12,7 @@ from mlflow import entities
 from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from mlflow_keras_adv.tracking.items import Input, Points, Refusal, Series
+from mlflow_keras_adv.tracking.records import Input, Points, Refusal, Series
 
 # Curves that one metric with several values (one per class) may become.
 MAX_ENTRIES = 64

@@ -21,9 +21,14 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from mlflow_keras_adv.random_state import keeps_random_state
-from mlflow_keras_adv.tracking.delivery import Delivery
 from mlflow_keras_adv.tracking.home import journals_folder
-from mlflow_keras_adv.tracking.items import (
+from mlflow_keras_adv.tracking.journal import About, Journal
+from mlflow_keras_adv.tracking.journal_delivery import JournalDelivery
+from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
+from mlflow_keras_adv.tracking.names import KINDS, KeyTable, flatten
+from mlflow_keras_adv.tracking.outbox import Outbox
+from mlflow_keras_adv.tracking.pending import Pending, Receipt
+from mlflow_keras_adv.tracking.records import (
     Artifact,
     Deletion,
     End,
@@ -32,11 +37,6 @@ from mlflow_keras_adv.tracking.items import (
     Refusal,
     Tags,
 )
-from mlflow_keras_adv.tracking.journal import About, Journal
-from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
-from mlflow_keras_adv.tracking.names import KINDS, KeyTable, flatten
-from mlflow_keras_adv.tracking.outbox import Outbox
-from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.staging import StagingClient
 from mlflow_keras_adv.tracking.store import lasting_uri
 from mlflow_keras_adv.tracking.tables import table_of
@@ -81,7 +81,7 @@ class RunWriter:
         self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
         self._exit: SystemExit | None = None
         self._pending = Pending(self._new_journal, left)
-        self._delivery = Delivery(run_id, client, self._pending)
+        self._delivery = JournalDelivery(run_id, client, self._pending)
         self._outbox = Outbox(run_id, self._pending, self._delivery, in_use)
         lost = {} if left is None else left.marks.take_lost()
         reason = "the disk of the journal was full"

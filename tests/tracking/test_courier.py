@@ -10,10 +10,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mlflow_keras_adv.tracking import attempts
 from mlflow_keras_adv.tracking import courier as courier_module
+from mlflow_keras_adv.tracking import retry
 from mlflow_keras_adv.tracking.courier import Courier, courier_to
-from mlflow_keras_adv.tracking.items import Points, Series
+from mlflow_keras_adv.tracking.records import Points, Series
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 
@@ -64,7 +64,7 @@ def test_it_logs_what_it_is_given_and_says_what_the_store_says(
 def test_a_run_with_many_values_gets_one_and_none_is_lost_when_it_dies(
     client: MlflowClient, run_id: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     writer = RunWriter(run_id, client)
     rows = np.arange(4000)
     writer.log_series({"s": rows[:2500]}, steps=rows[:2500], timestamps_ms=rows[:2500])

@@ -18,10 +18,9 @@ BEGIN = """
 import os, signal, sys
 from pathlib import Path
 import mlflow_keras_adv as mka
-from mlflow_keras_adv.tracking.delivery import Delivery
-from mlflow_keras_adv.tracking.items import Artifact, Model
 from mlflow_keras_adv.tracking.journal import Journal
 from mlflow_keras_adv.tracking.pending import Pending
+from mlflow_keras_adv.tracking.records import Artifact, Model
 from mlflow.models import Model as Folder
 
 def die(*_):
@@ -148,7 +147,7 @@ def test_what_nobody_has_is_refused_by_name(
     killed: Callable[[str], str], client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id = killed("""
-        Delivery.write = lambda self, item: (item.discard(), die())
+        Artifact.apply = lambda self, run: (self.discard(), die())
         run.log_text("a", "a.txt")
         run.flush()
     """)

@@ -8,10 +8,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_keras_adv.tracking import attempts, outbox
+from mlflow_keras_adv.tracking import outbox, retry
 from mlflow_keras_adv.tracking.home import journals_folder
-from mlflow_keras_adv.tracking.items import Tags
 from mlflow_keras_adv.tracking.journal import Journal, Place
+from mlflow_keras_adv.tracking.records import Tags
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 
@@ -72,7 +72,7 @@ def test_closing_does_not_give_up_on_a_slow_store_that_goes_on_taking_values(
 def test_waiting_for_the_store_ends_the_pause_before_the_next_attempt(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE_SECONDS", 600.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 600.0)
     log_batch, failed = client.log_batch, threading.Event()
 
     def fail_once(*args: Any, **kwargs: Any) -> None:

@@ -9,9 +9,9 @@ import pytest
 from mlflow.entities import Metric
 
 from mlflow_keras_adv.tracking import pending as pending_module
-from mlflow_keras_adv.tracking.items import End, Flush, Journaled, Params, Points, Refusal
 from mlflow_keras_adv.tracking.journal import About, Journal
-from mlflow_keras_adv.tracking.pending import Pending, Receipt
+from mlflow_keras_adv.tracking.pending import Flush, Pending, Receipt
+from mlflow_keras_adv.tracking.records import End, Params, Points, Record, Refusal
 
 ABOUT = About("run", "sqlite:///x.db", True, "host", 1)
 
@@ -73,7 +73,7 @@ def test_what_a_process_has_left_comes_first_and_is_counted(
     journal: Callable[[], Journal], tmp_path: Path
 ) -> None:
     pending = Pending(journal)
-    items: list[Journaled] = [points(1, 2), Params({"a": 1}), points(3)]
+    items: list[Record] = [points(1, 2), Params({"a": 1}), points(3)]
     for item in items:
         pending.put(item)
     pending.settle(*taken(pending)[0])
