@@ -22,7 +22,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_service
 from mlflow.tracking.fluent import ActiveRun
-from mlflow.utils import name_utils, rest_utils
+from mlflow.utils import file_utils, name_utils, rest_utils
+from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.uri import is_http_uri
 from packaging.version import Version
 
@@ -231,10 +232,10 @@ def asking_once(connect_seconds: float) -> Iterator[None]:
     Args:
         connect_seconds: How long to wait for a connection; for an answer it waits as ever.
     """
-    requests: Any = rest_utils
-    if not hasattr(requests._get_http_response_with_retries, "asks_once"):
-        answer = _once_or_again(requests._get_http_response_with_retries)
-        requests._get_http_response_with_retries = answer
+    module: Any = rest_utils
+    if not hasattr(module._get_http_response_with_retries, "asks_once"):
+        answer = _once_or_again(module._get_http_response_with_retries)
+        module._get_http_response_with_retries = answer
     token = _connecting.set(connect_seconds)
     try:
         yield
@@ -271,3 +272,41 @@ def delete_artifact(client: MlflowClient, run_id: str, artifact_file: str) -> No
     folder, _, name = artifact_file.rpartition("/")
     place = get_artifact_repository(f"runs:/{run_id}/{folder}", tracking_uri=client.tracking_uri)
     place.delete_artifacts(name)
+
+
+def answer_of_server(
+    uri: str, endpoint: str, *, seconds: float, params: Mapping[str, object] | None = None
+) -> Any:
+    """What a server answers to one GET, whatever it is, with the login that MLflow has for it.
+
+    Args:
+        uri: A tracking URI.
+        endpoint: The path.
+        seconds: How long to wait.
+        params: The query.
+
+    Returns:
+        A `requests.Response`.
+
+    Raises:
+        mlflow.exceptions.MlflowException: It does not answer.
+    """
+    return rest_utils.http_request(
+        get_default_host_creds(uri),
+        endpoint,
+        "GET",
+        params=params,
+        max_retries=0,
+        timeout=seconds,
+        raise_on_status=False,
+    )
+
+
+def raise_what_it_says(response: Any, endpoint: str) -> None:
+    """Raises what a server's answer says, if that is an error."""
+    rest_utils.verify_rest_response(response, endpoint)
+
+
+def local_path(uri: str) -> Path:
+    """Where a folder of this machine is, by its URI."""
+    return Path(file_utils.local_file_uri_to_path(uri))

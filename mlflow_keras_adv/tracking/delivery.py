@@ -186,9 +186,9 @@ class Delivery:
             f"status {status}", lambda: self.client.set_terminated(self.run_id, status, end_time)
         )
 
-    def true_ids(self, tags: Mapping[str, str]) -> dict[str, str]:
-        """Tags that name models, with the ids that the store has given to them. Calls it once."""
-        return {name: self._model_ids.true(text) for name, text in tags.items()}
+    def true_id(self, text: str) -> str:
+        """The id that the store has given to a model; any other text as it is. Calls it once."""
+        return self._model_ids.true(text)
 
     def _log_batch(self, entities: Sequence[Metric | Param | RunTag]) -> None:
         metrics, params, tags = [], [], []

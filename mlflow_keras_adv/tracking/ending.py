@@ -49,7 +49,7 @@ def end(
         if error is not None and status == "FAILED":
             _record_error(writer, error)
     finally:
-        writer.hand_in_end(status)
+        writer.log_status(status)
         if seconds is None:
             _unsettled.append(writer)
         delivered = seconds is not None and _settle(writer, seconds)

@@ -10,11 +10,12 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_JITTER
 from mlflow.utils.uri import get_uri_scheme, is_http_uri
 
 from mlflow_keras_adv.tracking.co_writers import CoWriters
-from mlflow_keras_adv.tracking.courier import count, courier_to, dismiss
 from mlflow_keras_adv.tracking.delivery import Delivery, prove
-from mlflow_keras_adv.tracking.pending import Flush, Pending
+from mlflow_keras_adv.tracking.journal import Cursor
+from mlflow_keras_adv.tracking.pending import Entry, Flush, Pending
 from mlflow_keras_adv.tracking.records import End, Points, Series
 from mlflow_keras_adv.tracking.retry import FAILURES, Retry
+from mlflow_keras_adv.tracking.sender_process import Refused, note_sent, sender_to, stop
 from mlflow_keras_adv.tracking.store import probe
 from mlflow_keras_adv.tracking.target import Target
 from mlflow_keras_adv.tracking.verdict import RejectedError
@@ -54,20 +55,31 @@ class JournalDelivery(Delivery):
             # here on a thread beside the training, which draws from it too.
             MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.set(0.0)
 
-    def send_all(self, records: Sequence[Points | Series]) -> None:
-        """Logs metric values, however many; if they are rejected, finds out which of them.
+    def send_all(self, entries: Sequence[Entry]) -> None:
+        """Logs metric values, however many; by the sender process if there is one.
+
+        Args:
+            entries: One after another, of one segment of the journal.
 
         Raises:
             RetryCancelledError: If the retries were cancelled meanwhile.
         """
-        count(self.client.tracking_uri, sum(record.points for record in records))
-        if courier_to(self.client.tracking_uri) is not None:
+        note_sent(self.client.tracking_uri, sum(entry.points for entry in entries))
+        cursor = self._pending.cursor_of(entries)
+        if cursor is not None and sender_to(self.client.tracking_uri) is not None:
             try:
-                self.retry.until_answered(lambda: self._log_all(records), failures=FAILURES)
-                return
+                refused = self.retry.until_answered(
+                    lambda: self._send_by_process(cursor), failures=FAILURES
+                )
             except RejectedError as error:
-                _logger.debug("the values of run %s are sent one by one: %r", self.run_id, error)
-        self.send_values(chain.from_iterable(records))
+                _logger.debug("the values of run %s are sent here: %r", self.run_id, error)
+            else:
+                for each in refused:
+                    self.refuse(*each)
+                return
+        records = (self._pending.record_of(entry) for entry in entries)
+        values = (record for record in records if isinstance(record, Points | Series))
+        self.send_values(chain.from_iterable(values))
 
     def warn_refused(self, name: str, reason: str) -> None:
         """Says once for each name that it cannot be recorded."""
@@ -90,31 +102,30 @@ class JournalDelivery(Delivery):
         self._pending.refuse(name, points)
         self.warn_refused(name, reason)
 
-    def _log_all(self, records: Sequence[Points | Series]) -> None:
-        """One call to the courier, if there still is one."""
-        courier = courier_to(self.client.tracking_uri)
-        if courier is None:
-            raise RejectedError("the process that sends values has ended")
-        values = [
-            Points([self._model_ids.of(metric) for metric in record])
-            if isinstance(record, Points)
-            else record
-            for record in records
-        ]
+    def _send_by_process(self, cursor: Cursor) -> list[Refused]:
+        sender = sender_to(self.client.tracking_uri)
+        if sender is None:
+            raise RejectedError("the sender process has ended")
         try:
-            courier.log(self.run_id, values, progress=self._pending.progress)
+            return sender.send(self.run_id, cursor, progress=self._pending.progress)
         except OSError:
-            dismiss(courier)
-            raise ConnectionError("the process that sends values has ended") from None
+            stop(sender)
+            raise ConnectionError("the sender process has ended") from None
 
     def _drain(self, pending: Pending) -> None:
         """Delivers what is pending in another journal of the run."""
         delivery = JournalDelivery(self.run_id, self.client, pending, self.retry)
-        while (taken := pending.take(timeout=0)) is not None:
-            place, record = taken
-            if isinstance(record, Flush):
+        while (entry := pending.take(timeout=0)) is not None:
+            if isinstance(entry, Flush):
                 continue
-            if not isinstance(record, End):  # that is the matter of the process that ends the run
-                record.apply(delivery)
-            pending.settle(place, record)
-            record.discard()
+            if issubclass(entry.kind, End):  # the matter of the process that ends the run
+                pending.acknowledge(entry)
+            else:
+                delivery.deliver(entry)
+
+    def deliver(self, entry: Entry) -> None:
+        """Applies an entry, and settles it."""
+        record = self._pending.record_of(entry)
+        record.apply(self)
+        self._pending.acknowledge(entry)
+        record.discard()

@@ -12,11 +12,10 @@ from weakref import WeakSet
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.compat.system import after_fork_in_child
-from mlflow_keras_adv.tracking.journal import Place
 from mlflow_keras_adv.tracking.journal_delivery import JournalDelivery
-from mlflow_keras_adv.tracking.pending import Flush, Pending
+from mlflow_keras_adv.tracking.pending import Entry, Flush, Pending
 from mlflow_keras_adv.tracking.process_end import Stage, at, grace_left, has_begun, starts
-from mlflow_keras_adv.tracking.records import Points, Record, Series
+from mlflow_keras_adv.tracking.records import Record
 from mlflow_keras_adv.tracking.retry import RetryCancelledError
 
 _logger = logging.getLogger(__name__)
@@ -291,51 +290,47 @@ class Outbox:
 
     def _work(self) -> None:
         """The second thread: takes what waits to the store, in order, gathered into batches."""
-        gathered: list[tuple[Place | None, Points | Series]] = []
+        gathered: list[Entry] = []
         points, send_at = 0, 0.0
         try:
             while True:
                 patience = max(send_at - time.monotonic(), 0) if gathered else IDLE_SECONDS
-                taken = self._pending.take(timeout=patience)
-                if taken is None:
+                entry = self._pending.take(timeout=patience)
+                if entry is None:
                     self._send(gathered)
                     if self._closed or self._leave():
                         return
-                    continue
-                place, item = taken
-                if not isinstance(item, Points | Series):
+                elif isinstance(entry, Flush):
                     self._send(gathered)
-                    if isinstance(item, Flush):
-                        item.answer.put(True)
-                        continue
-                    item.apply(self._delivery)
-                    self._pending.settle(place, item)
-                    item.discard()
-                    continue
-                # What is counted as settled at the end of a segment is all of that segment.
-                if gathered and _segment(gathered[-1][0]) != _segment(place):
+                    entry.answer.put(True)
+                elif not entry.is_values:
                     self._send(gathered)
-                if not gathered:
-                    points, send_at = 0, time.monotonic() + GATHER_SECONDS
-                gathered.append((place, item))
-                points += len(item)
-                if points >= MAX_METRICS_PER_BATCH:
-                    self._send(gathered)
+                    self._delivery.deliver(entry)
+                else:
+                    # What is counted as settled at the end of a segment is all of that segment.
+                    if gathered and _segment(gathered[-1]) != _segment(entry):
+                        self._send(gathered)
+                    if not gathered:
+                        points, send_at = 0, time.monotonic() + GATHER_SECONDS
+                    gathered.append(entry)
+                    points += entry.points
+                    if points >= MAX_METRICS_PER_BATCH:
+                        self._send(gathered)
         except RetryCancelledError:
             self._answer_all(False)
 
-    def _send(self, gathered: list[tuple[Place | None, Points | Series]]) -> None:
+    def _send(self, gathered: list[Entry]) -> None:
         if gathered:
-            self._delivery.send_all([item for _, item in gathered])
-        for place, item in gathered:
-            self._pending.settle(place, item)
+            self._delivery.send_all(gathered)
+        for entry in gathered:
+            self._pending.acknowledge(entry)
         gathered.clear()
 
     def _answer_all(self, answer: bool) -> None:
         while not self._pending.is_empty():
             taken = self._pending.take(timeout=0)
-            if taken is not None and isinstance(taken[1], Flush):
-                taken[1].answer.put(answer)
+            if isinstance(taken, Flush):
+                taken.answer.put(answer)
 
     def _leave(self) -> bool:
         if self._is_held():
@@ -353,8 +348,8 @@ def _is_alive(thread: Thread | None) -> bool:
     return thread is not None and thread.is_alive()
 
 
-def _segment(place: Place | None) -> int | None:
-    return None if place is None else place.segment
+def _segment(entry: Entry) -> int | None:
+    return None if entry.place is None else entry.place.segment
 
 
 _at_work: set[Outbox] = set()

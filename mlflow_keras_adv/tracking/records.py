@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, RunInputs
@@ -35,19 +35,26 @@ ROWS_AT_ONCE = 1000
 class Record:
     """One thing that a run is told.
 
-    A new kind is a class with `apply` and `names`. Where its fields are not plain values, `fields`
+    A new kind is a class with `apply` and a title. Where its fields are not plain values, `fields`
     and `read` say how it stands in a journal.
 
     Attributes:
+        TITLE: What it is called in messages and receipts, by its attributes.
         points: How many metric values are in it.
     """
 
+    TITLE: ClassVar[str]
     points: int = 0
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.TITLE.format(self=self)
 
     @property
     def names(self) -> Counter[str]:
         """What is in it by name, and how often."""
-        raise NotImplementedError
+        return Counter([self.title])
 
     def apply(self, run: Delivery) -> None:
         """Brings it to the store of a run.
@@ -245,13 +252,9 @@ class File(Record):
         artifact_path: Folder of the run's artifacts to put it in.
     """
 
+    TITLE = "{self.place}"
     path: Path
     artifact_path: str | None
-
-    @property
-    def names(self) -> Counter[str]:
-        """Where it goes."""
-        return Counter([self.place])
 
     @property
     def place(self) -> str:
@@ -260,7 +263,7 @@ class File(Record):
 
     def apply(self, run: Delivery) -> None:
         """Uploads it: a file again overwrites itself."""
-        run.attempt(self.place, lambda: self._upload(run), ask_first=True)
+        run.attempt(self.title, lambda: self._upload(run), ask_first=True)
 
     def _upload(self, run: Delivery) -> None:
         run.client.log_artifact(run.run_id, str(self.path), self.artifact_path)
@@ -312,23 +315,19 @@ class Artifact(_WithCopy, File):
 class Model(SavedModel, _WithCopy):
     """A copy of a folder in MLflow's model format, to become a LoggedModel of the run."""
 
-    @property
-    def names(self) -> Counter[str]:
-        """The model's name."""
-        return Counter([f"model {self.name}"])
+    TITLE = "model {self.name}"
 
     def apply(self, run: Delivery) -> None:
         """Makes or completes the LoggedModel."""
-        run.attempt(f"model {self.name}", lambda: self._deliver(run), ask_first=True)
+        run.attempt(self.title, lambda: self._deliver(run), ask_first=True)
 
     def _deliver(self, run: Delivery) -> None:
-        tags = run.true_ids(self.tags)
+        tags = {name: run.true_id(text) for name, text in self.tags.items()}
         deliver_model(run.target, run.run_id, replace(self, tags=tags))
         # What they name may have been delivered meanwhile, by another thread that did not see them.
-        late = run.true_ids(tags)
+        late = {name: run.true_id(text) for name, text in tags.items()}
         if late != tags:
-            model_id = run.true_ids({"": self.uid})[""]
-            run.client.set_logged_model_tags(model_id, late)
+            run.client.set_logged_model_tags(run.true_id(self.uid), late)
 
 
 @dataclass(frozen=True)
@@ -340,13 +339,9 @@ class Table(Record):
         artifact_file: Where it goes.
     """
 
+    TITLE = "{self.artifact_file}"
     text: str
     artifact_file: str
-
-    @property
-    def names(self) -> Counter[str]:
-        """Where it goes."""
-        return Counter([self.artifact_file])
 
     def apply(self, run: Delivery) -> None:
         """Writes it, and the tag by which the MLflow UI finds it."""
@@ -356,41 +351,33 @@ class Table(Record):
             row = {"path": self.artifact_file, "type": "table"}
             run.add_rows(MLFLOW_LOGGED_ARTIFACTS, [row])
 
-        run.attempt(self.artifact_file, write, ask_first=True)
+        run.attempt(self.title, write, ask_first=True)
 
 
 @dataclass(frozen=True)
 class Rows(Record):
     """Rows of a tag that is a list in JSON, beside those that it holds."""
 
+    TITLE = "{self.tag}"
     tag: str
     rows: Sequence[object]
 
-    @property
-    def names(self) -> Counter[str]:
-        """The tag."""
-        return Counter([self.tag])
-
     def apply(self, run: Delivery) -> None:
         """Adds those that are missing."""
-        run.attempt(self.tag, lambda: run.add_rows(self.tag, self.rows))
+        run.attempt(self.title, lambda: run.add_rows(self.tag, self.rows))
 
 
 @dataclass(frozen=True)
 class Input(Record):
     """A dataset that the run uses."""
 
+    TITLE = "dataset {self.dataset.dataset.name}"
     dataset: DatasetInput
-
-    @property
-    def names(self) -> Counter[str]:
-        """The dataset's name."""
-        return Counter([f"dataset {self.dataset.dataset.name}"])
 
     def apply(self, run: Delivery) -> None:
         """Logs it; a store keeps it once."""
         run.attempt(
-            f"dataset {self.dataset.dataset.name}",
+            self.title,
             lambda: run.client.log_inputs(run.run_id, datasets=[self.dataset]),
             failures=FAILURES,
         )
@@ -411,12 +398,8 @@ class Input(Record):
 class ModelInput(Record):
     """A model that the run uses."""
 
+    TITLE = "input model {self.model_id}"
     model_id: str
-
-    @property
-    def names(self) -> Counter[str]:
-        """The model's id."""
-        return Counter([f"input model {self.model_id}"])
 
     def apply(self, run: Delivery) -> None:
         """Logs it, if the run does not hold it."""
@@ -427,25 +410,21 @@ class ModelInput(Record):
                 models = [LoggedModelInput(self.model_id)]
                 run.client.log_inputs(run.run_id, models=models)
 
-        run.attempt(f"input model {self.model_id}", log)
+        run.attempt(self.title, log)
 
 
 @dataclass(frozen=True)
 class ModelOutput(Record):
     """A model that the run has made, and at which step."""
 
+    TITLE = "output model {self.model_id}"
     model_id: str
     step: int
-
-    @property
-    def names(self) -> Counter[str]:
-        """The model's id."""
-        return Counter([f"output model {self.model_id}"])
 
     def apply(self, run: Delivery) -> None:
         """Logs it, if the run does not hold it."""
         run.attempt(
-            f"output model {self.model_id}",
+            self.title,
             lambda: ensure_output(run.target, run.run_id, self.model_id, self.step),
         )
 
@@ -454,12 +433,8 @@ class ModelOutput(Record):
 class Deletion(Record):
     """An artifact that the run is to keep no longer."""
 
+    TITLE = "{self.artifact_file}"
     artifact_file: str
-
-    @property
-    def names(self) -> Counter[str]:
-        """The artifact."""
-        return Counter([self.artifact_file])
 
     def apply(self, run: Delivery) -> None:
         """Deletes it, where that can be done."""
@@ -488,13 +463,9 @@ class Refusal(Record):
 class End(Record):
     """The status with which the run ended, and when, in milliseconds since the epoch."""
 
+    TITLE = "status {self.status}"
     status: str
     end_time: int
-
-    @property
-    def names(self) -> Counter[str]:
-        """The status."""
-        return Counter([f"status {self.status}"])
 
     def apply(self, run: Delivery) -> None:
         """Ends the run."""

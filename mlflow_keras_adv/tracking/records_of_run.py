@@ -13,7 +13,6 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric, Run, RunInputs, RunOutputs, RunStatus
 from mlflow.models.model import MLMODEL_FILE_NAME
-from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import (
     MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_LOGGED_MODELS,
@@ -21,6 +20,7 @@ from mlflow.utils.mlflow_tags import (
 )
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
+from mlflow_keras_adv.compat.mlflow import local_path
 from mlflow_keras_adv.tracking.delivery import batches
 from mlflow_keras_adv.tracking.names import UID_TAG, Translation
 from mlflow_keras_adv.tracking.records import (
@@ -175,7 +175,7 @@ def files_of(
         folder: For files that are changed: an MLmodel names its model, its run and its place.
         translation: What becomes of those.
     """
-    root = Path(local_file_uri_to_path(artifact_root))
+    root = local_path(artifact_root)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
         place = file.relative_to(root)
         if file.name == MLMODEL_FILE_NAME:

@@ -22,6 +22,8 @@ LONGEST_PAUSE_SECONDS = 30.0
 # and so often at the parts of a call that it takes no part of.
 FAILURES = 4
 FAILURES_OF_A_PART = 2
+# So often it has to take another one, and to fail at this one again, before that is its fault.
+PROOFS = 2
 
 
 class RetryCancelledError(Exception):
@@ -38,7 +40,8 @@ class Retry:
 
     Args:
         run_id: The run that the calls are for, for messages.
-        prove: Writes something harmless to the store; raises if it does not take it.
+        prove: Writes something harmless to the store; raises if it does not take it. Without, no
+            call is rejected because the store fails at it.
         progress: Called after each call that the store has answered.
         ask: Called before each further attempt; raises, within seconds, if the store does not
             answer.
@@ -49,7 +52,7 @@ class Retry:
     def __init__(
         self,
         run_id: str,
-        prove: Callable[[], object],
+        prove: Callable[[], object] | None,
         progress: Callable[[], object],
         *,
         ask: Callable[[], object] = lambda: None,
@@ -85,7 +88,7 @@ class Retry:
         """
         while not self._nudges.empty():
             self._nudges.get()
-        pause, failed, takes_others = FIRST_PAUSE_SECONDS, 0, False
+        pause, failed, proofs = FIRST_PAUSE_SECONDS, 0, 0
         asks = ask_first
         while not self._cancelled:
             verdict = Verdict.AWAY
@@ -94,7 +97,7 @@ class Retry:
                     self._ask()
                 asks = True
                 verdict = Verdict.UNKNOWN  # from here on it is the call's
-                with self._asking(takes_others):
+                with self._asking(again=proofs > 0):
                     result = call()
                 self._progress()
                 self._failing_since = None
@@ -102,15 +105,15 @@ class Retry:
             except Exception as error:
                 if verdict is Verdict.UNKNOWN:
                     verdict = verdict_of(error)
-                rejected = verdict is Verdict.FAILED and takes_others
+                failing = verdict is Verdict.FAILED
                 unknown = verdict is Verdict.UNKNOWN and self._patient
-                if rejected or unknown or verdict is Verdict.REJECTED:
+                if verdict is Verdict.REJECTED or unknown or (failing and proofs == PROOFS):
                     self._failing_since = None
                     raise RejectedError(str(error)) from error
-                failed = failed + 1 if verdict is Verdict.FAILED else 0
-                enough = failed >= (failures if self._patient else 1)
-                takes_others = failures > 0 and enough and self._takes_others()
-                if takes_others:
+                failed = failed + 1 if failing else 0
+                enough = failures > 0 and failed >= (failures if self._patient else 1)
+                proofs = proofs + 1 if enough and self._takes_others() else 0
+                if proofs:
                     continue
                 if not self._patient:
                     raise
@@ -158,6 +161,8 @@ class Retry:
         return asking_once(PROBE_SECONDS) if self._patient or again else nullcontext()
 
     def _takes_others(self) -> bool:
+        if self._prove is None:
+            return False
         try:
             with asking_once(PROBE_SECONDS):
                 self._prove()

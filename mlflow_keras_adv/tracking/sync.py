@@ -16,11 +16,15 @@ from mlflow.exceptions import MlflowException
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.tracking import offline
 from mlflow_keras_adv.tracking.copy_runs import Copied, copy_runs
-from mlflow_keras_adv.tracking.home import journals_folder, offline_uri, state_folder
 from mlflow_keras_adv.tracking.journal import Journal, holds_records, left_here
-from mlflow_keras_adv.tracking.left import deliver_journal, journals_left, uri_with_login
 from mlflow_keras_adv.tracking.names import UID_TAG
+from mlflow_keras_adv.tracking.orphaned_journals import (
+    deliver_journal,
+    orphaned_journals,
+    uri_with_login,
+)
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.paths import journals_folder, offline_uri, state_folder
 from mlflow_keras_adv.tracking.process_end import started
 from mlflow_keras_adv.tracking.store import probe, without_password
 from mlflow_keras_adv.tracking.target import pages
@@ -56,7 +60,7 @@ def sync(uri: str | None = None, *, progress: Callable[[], None] = lambda: None)
         progress: Called after each step.
     """
     outcome = Outcome()
-    for journal in journals_left():
+    for journal in orphaned_journals():
         _sync_journal(journal, outcome)
         progress()
     by_target: dict[str, list[Run]] = defaultdict(list)
@@ -78,7 +82,7 @@ def catch_up() -> None:
 
 def _sync_journal(journal: Journal, outcome: Outcome) -> None:
     about, folder = journal.about, journal.folder
-    if not holds_records(folder) and journal.is_a_part() and journal.marks.counted() is None:
+    if not holds_records(folder) and journal.is_a_part() and journal.notes.counted() is None:
         journal.close(delete=False, empty=True)  # whoever ends the run takes it
         return
     name = f"run {about.run_id} of {about.tracking_uri}"

@@ -26,8 +26,22 @@ class Verdict(Enum):
     UNKNOWN = "unknown"
 
 
+class StoreError(Exception):
+    """What a call to a store has raised in another process.
+
+    Attributes:
+        verdict: The verdict on it.
+    """
+
+    def __init__(self, message: str, verdict: Verdict) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
 def verdict_of(error: Exception) -> Verdict:
     """The verdict on an error that a call to a store has raised."""
+    if isinstance(error, StoreError):
+        return error.verdict
     if isinstance(error, RejectedError):
         return Verdict.REJECTED
     if isinstance(error, MlflowException):

@@ -8,16 +8,18 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.tracking import retry
+from mlflow_keras_adv.tracking import run as run_module
 from mlflow_keras_adv.tracking.copy_runs import copy_runs
 from mlflow_keras_adv.tracking.run import Run, track
+from mlflow_keras_adv.tracking.sync import sync
 from mlflow_keras_adv.tracking.values import Dataset
 from tests.faults.proxy import FaultyProxy, Rule
 
 REASON = "A string literal cannot contain NUL (0x00) characters."
 # As PostgreSQL does to a text with a NUL, behind a server that answers everything else.
 POISON = (
-    Rule("500", "log-batch", body="poison", reason=REASON),
-    Rule("500", "log-inputs", body="poison", reason=REASON),
+    Rule("500", "log-batch", body='"poison"', reason=REASON),
+    Rule("500", "log-inputs", body='"poison"', reason=REASON),
 )
 
 
@@ -65,6 +67,25 @@ def test_it_is_refused_by_name_with_the_servers_reason(
     assert run.refused == {"p": 1, "bad": 1, "dataset poison": 1}
     assert run.receipt.pending == 0
     assert f"bad of run {run.run_id} is not recorded: INTERNAL_ERROR: {REASON}" in caplog.text
+    assert_arrived(MlflowClient(server), run.run_id)
+
+
+def test_sync_delivers_what_stands_behind_it(
+    between: FaultyProxy, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "GRACE_SECONDS", 0.5)
+    with track("poisoned journal", log_system_metrics=False) as run:
+        assert run.flush(60)
+        between.close()
+        record(run)
+    assert run.receipt.pending == 20
+    between.inject(*POISON)
+    between.open()
+    outcome = sync()
+    assert outcome.pending == []
+    (line,) = outcome.delivered
+    assert "20 delivered, 0 pending" in line
+    assert line.endswith("refused: p (1), bad (1), dataset poison (1)")
     assert_arrived(MlflowClient(server), run.run_id)
 
 

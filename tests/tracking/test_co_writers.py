@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_keras_adv.tracking.home import journals_folder
+from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.sync import sync
 
 ROOT = Path(__file__).parent.parent.parent

@@ -87,7 +87,7 @@ def test_artifacts_tables_and_the_status_are_retried_as_well(
     writer = RunWriter(run_id, client)
     writer.log_text("hello", "a.txt")
     writer.log_params({"p": 1})
-    writer.hand_in_end("FAILED")
+    writer.log_status("FAILED")
     assert writer.close(30)
 
     assert client.get_run(run_id).info.status == "FAILED"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_keras_adv.tracking.home import journals_folder
+from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.sync import Outcome, sync
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,11 +60,11 @@ def refused(outcome: Outcome) -> list[str]:
 
 
 # By a version, or on a disk, that could not write down what was settled.
-UNNOTED = "Journal.settle_for_good = lambda self, place, settled: None"
+UNNOTED = "Journal.acknowledge_for_good = lambda self, place, settled: None"
 MOMENTS = {
     "after all": "",
     "after all, unnoted": UNNOTED,
-    "after the upload": "Pending.settle = lambda self, place, item: die()",
+    "after the upload": "Pending.acknowledge = lambda self, entry: die()",
     "before the copy is deleted": "Artifact.discard = Model.discard = die",
 }
 

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_keras_adv.tracking.home import journals_folder, offline_uri
+from mlflow_keras_adv.tracking.paths import journals_folder, offline_uri
 from mlflow_keras_adv.tracking.sync import sync
 
 LEFT = Path(__file__).parent / "left_by_0_1"
