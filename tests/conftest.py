@@ -25,7 +25,7 @@ import pytest
 import requests
 from werkzeug.security import generate_password_hash
 
-from mlflow_keras_adv.tracking import courier
+from mlflow_keras_adv.tracking import sender_process
 from tests.compression import page as topologies
 from tests.faults.table import rows_of, write
 from tests.kinds import page as kinds
@@ -47,10 +47,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def no_courier() -> Iterator[None]:
+def no_sender_process() -> Iterator[None]:
     """Each test begins as a process does: what it sends is sent by itself at first."""
     yield
-    courier._end_all()
+    sender_process.end_all()
 
 
 @pytest.fixture

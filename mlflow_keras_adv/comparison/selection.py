@@ -13,6 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow_keras_adv.comparison.texts import safe
 from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.tracking.store import require_store, without_password
+from mlflow_keras_adv.tracking.target import pages
 
 # Tag `technique` of the runs that hold comparisons, which are not compared themselves.
 TECHNIQUE = "comparison"
@@ -168,16 +169,9 @@ def _search(
 
 
 def _pages(client: MlflowClient, experiment_ids: Sequence[str], query: str) -> Iterable[Run]:
-    token: str | None = None
-    while True:
-        newest = ["attributes.start_time DESC"]
-        page = client.search_runs(
-            list(experiment_ids), query, max_results=_PAGE, order_by=newest, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+    newest = ["attributes.start_time DESC"]
+    search = client.search_runs
+    return pages(search, list(experiment_ids), query, max_results=_PAGE, order_by=newest)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from mlflow_keras_adv.comparison.groups import differing
 from mlflow_keras_adv.comparison.view_charts import chart_state
 from mlflow_keras_adv.tracking.directions import Mode, direction
 from mlflow_keras_adv.tracking.offline import is_offline
-from mlflow_keras_adv.tracking.store import answers, lasting_uri, without_password
+from mlflow_keras_adv.tracking.store import answers, normalized_uri, without_password
 
 _logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def view_address(
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
     }
-    server = lasting_uri(client.tracking_uri) if is_http_uri(client.tracking_uri) else ""
+    server = normalized_uri(client.tracking_uri) if is_http_uri(client.tracking_uri) else ""
     if len(experiments) > 1:
         page = f"compare-experiments/s?experiments={quote(json.dumps(experiments))}"
         return f"{server}/#/{page}&{_plain(facets)}"

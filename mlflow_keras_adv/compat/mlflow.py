@@ -1,5 +1,6 @@
 """MLflow 3.6 to 3.17, and servers of these releases."""
 
+import functools
 import inspect
 import math
 import shutil
@@ -7,6 +8,8 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils as tracking_service
 from mlflow.tracking.fluent import ActiveRun
-from mlflow.utils import name_utils
+from mlflow.utils import file_utils, name_utils, rest_utils
+from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.uri import is_http_uri
 from packaging.version import Version
 
@@ -241,3 +245,93 @@ def metric_intervals(run_ids: Sequence[str], key: str, points: int) -> Iterator[
 def load_evaluation_artifact(artifact: Any, path: str) -> None:
     """Has an artifact of an evaluation read its content from a file."""
     artifact._load(path)
+
+
+@contextmanager
+def asking_once(connect_seconds: float) -> Iterator[None]:
+    """A block in which MLflow's HTTP client asks a server once, on this thread.
+
+    By itself it asks again for minutes, and then says that it has, in the place of what the server
+    has answered; other threads, and users of MLflow, have it so still.
+
+    Args:
+        connect_seconds: How long to wait for a connection; for an answer it waits as ever.
+    """
+    module: Any = rest_utils
+    if not hasattr(module._get_http_response_with_retries, "asks_once"):
+        answer = _once_or_again(module._get_http_response_with_retries)
+        module._get_http_response_with_retries = answer
+    token = _connecting.set(connect_seconds)
+    try:
+        yield
+    finally:
+        _connecting.reset(token)
+
+
+# Seconds to wait for a connection, on threads that ask once.
+_connecting: ContextVar[float | None] = ContextVar("connecting", default=None)
+
+
+def _once_or_again(request: Callable[..., Any]) -> Callable[..., Any]:
+    """MLflow's function for all requests to a server, which asks once inside of `asking_once`."""
+    signature = inspect.signature(request)
+
+    @functools.wraps(request)
+    def answer(*arguments: Any, **named: Any) -> Any:
+        connect = _connecting.get()
+        if connect is None:
+            return request(*arguments, **named)
+        bound = signature.bind(*arguments, **named)
+        bound.arguments |= {"max_retries": 0, "raise_on_status": False}
+        options = bound.arguments.get("kwargs", {})
+        if isinstance(patience := options.get("timeout"), int | float):
+            options["timeout"] = (min(connect, patience), patience)
+        return request(*bound.args, **bound.kwargs)
+
+    answer.asks_once = True  # type: ignore[attr-defined]
+    return answer
+
+
+def delete_artifact(client: MlflowClient, run_id: str, artifact_file: str) -> None:
+    """Deletes an artifact of a run, for which MLflow has a command and no method of the client."""
+    folder, _, name = artifact_file.rpartition("/")
+    place = get_artifact_repository(f"runs:/{run_id}/{folder}", tracking_uri=client.tracking_uri)
+    place.delete_artifacts(name)
+
+
+def answer_of_server(
+    uri: str, endpoint: str, *, seconds: float, params: Mapping[str, object] | None = None
+) -> Any:
+    """What a server answers to one GET, whatever it is, with the login that MLflow has for it.
+
+    Args:
+        uri: A tracking URI.
+        endpoint: The path.
+        seconds: How long to wait.
+        params: The query.
+
+    Returns:
+        A `requests.Response`.
+
+    Raises:
+        mlflow.exceptions.MlflowException: It does not answer.
+    """
+    return rest_utils.http_request(
+        get_default_host_creds(uri),
+        endpoint,
+        "GET",
+        params=params,
+        max_retries=0,
+        timeout=seconds,
+        raise_on_status=False,
+    )
+
+
+def raise_what_it_says(response: Any, endpoint: str) -> None:
+    """Raises what a server's answer says, if that is an error."""
+    rest_utils.verify_rest_response(response, endpoint)
+
+
+def local_path(uri: str) -> Path:
+    """Where a folder of this machine is, by its URI."""
+    return Path(file_utils.local_file_uri_to_path(uri))

@@ -13,11 +13,10 @@ from queue import Empty, SimpleQueue
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_http_uri
 
-from mlflow_keras_adv.diagnostics.store_check import Step, Trial
+from mlflow_keras_adv.compat.mlflow import answer_of_server
+from mlflow_keras_adv.diagnostics.store_check import Check, StoreCheck
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.sigterm import raises_terminated
 from mlflow_keras_adv.tracking.store import PROBE_SECONDS, probe, require_store, without_password
@@ -55,7 +54,7 @@ def examine(uri: str | None = None, *, say: Callable[[str], None]) -> bool:
     say(f"versions  {', '.join(_versions(client.tracking_uri))}")
     with raises_terminated(), _one_attempt(), tempfile.TemporaryDirectory() as folder:
         examination = _Examination(client.tracking_uri, say)
-        trial = Trial(client, Path(folder))
+        trial = StoreCheck(client, Path(folder))
         try:
             for step in trial.steps():
                 examination.try_step(step)
@@ -83,9 +82,9 @@ class _Examination:
         self._worked: set[str] = set()
         self._gone = False
         say(f"\n{'step':<26}{'result':<11}{'ms':>6}  why")
-        self.try_step(Step("reach the store", self._reach, None, ""))
+        self.try_step(Check("reach the store", self._reach, None, ""))
 
-    def try_step(self, step: Step) -> None:
+    def try_step(self, step: Check) -> None:
         """Tries a step if what it needs worked."""
         if self._gone:
             return
@@ -190,14 +189,7 @@ def _versions(uri: str) -> Iterator[str]:
             yield f"{package} not installed"
     if is_http_uri(uri):
         try:
-            answer = http_request(
-                get_default_host_creds(uri),
-                "/version",
-                "GET",
-                max_retries=0,
-                timeout=PROBE_SECONDS,
-                raise_on_status=False,
-            )
+            answer = answer_of_server(uri, "/version", seconds=PROBE_SECONDS)
             yield f"server mlflow {answer.text}" if answer.ok else "server unknown"
         except MlflowException:
             yield "server unknown"

@@ -1,4 +1,4 @@
-"""Trial: a tiny run, model and version, with which a store can be tried, and their deletion."""
+"""Checks a store by creating, reading and deleting a small run, model and version."""
 
 import time
 import uuid
@@ -10,7 +10,8 @@ from mlflow import MlflowClient, artifacts
 from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME
 from mlflow.models import Model
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from mlflow_keras_adv.compat.mlflow import delete_artifact
 
 _DEFAULT_EXPERIMENT_ID = "0"
 _FILE = "doctor.txt"
@@ -19,7 +20,7 @@ _VALUE = 0.5
 
 
 @dataclass(frozen=True)
-class Step:
+class Check:
     """One thing to try.
 
     Attributes:
@@ -37,8 +38,8 @@ class Step:
     required: bool = True
 
 
-class Trial:
-    """Its name is new, so that all that it made is found again.
+class StoreCheck:
+    """All that it makes has one new name, by which the clean-up finds it.
 
     Args:
         client: The store.
@@ -54,23 +55,23 @@ class Trial:
         self._model_id = self._model_location = ""
         self._begun: set[str] = set()
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Check]:
         """What to try, in order."""
         edit, register = "EDIT on the experiment", "the right to register models"
         reach, run, model = "reach the store", "create a run", "log a model"
-        yield Step("find the experiment", self._find_experiment, reach, "READ on the experiment")
-        yield Step(run, self._create_run, "find the experiment", edit)
-        yield Step("log metric, param, tag", self._log, run, edit)
-        yield Step("read them back", self._read, "log metric, param, tag", edit)
-        yield Step("upload an artifact", self._upload, run, edit)
-        yield Step("download it", self._download, "upload an artifact", edit)
-        yield Step(model, self._log_model, run, edit)
-        yield Step("register a version", self._register, model, register)
-        yield Step("set an alias", self._set_alias, "register a version", register)
-        yield Step("download by the alias", self._load, "set an alias", register)
-        yield Step("end the run", self._end, run, edit)
+        yield Check("find the experiment", self._find_experiment, reach, "READ on the experiment")
+        yield Check(run, self._create_run, "find the experiment", edit)
+        yield Check("log metric, param, tag", self._log, run, edit)
+        yield Check("read them back", self._read, "log metric, param, tag", edit)
+        yield Check("upload an artifact", self._upload, run, edit)
+        yield Check("download it", self._download, "upload an artifact", edit)
+        yield Check(model, self._log_model, run, edit)
+        yield Check("register a version", self._register, model, register)
+        yield Check("set an alias", self._set_alias, "register a version", register)
+        yield Check("download by the alias", self._load, "set an alias", register)
+        yield Check("end the run", self._end, run, edit)
 
-    def deletions(self) -> Iterator[Step]:
+    def deletions(self) -> Iterator[Check]:
         """Deletes what was begun: an answer that was lost is no proof that nothing was made."""
         delete = "the right to delete (MANAGE)"
         for begun, name, call in (
@@ -80,7 +81,7 @@ class Trial:
             ("run", "delete the run", self._delete_runs),
         ):
             if begun in self._begun:
-                yield Step(name, call, None, delete, required=False)
+                yield Check(name, call, None, delete, required=False)
 
     def _find_experiment(self) -> None:
         found = None
@@ -153,10 +154,7 @@ class Trial:
         _require_equal(self._client.get_run(self._run_id).info.status, "FINISHED")
 
     def _delete_artifact(self) -> None:
-        place = get_artifact_repository(
-            f"runs:/{self._run_id}/", tracking_uri=self._client.tracking_uri
-        )
-        place.delete_artifacts(_FILE)
+        delete_artifact(self._client, self._run_id, _FILE)
 
     def _delete_version(self) -> None:
         self._client.delete_registered_model(self._name)

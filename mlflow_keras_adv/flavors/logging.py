@@ -22,7 +22,8 @@ from mlflow.models.model import ModelInfo
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, current_run, known_run
-from mlflow_keras_adv.tracking.store import answers, may_succeed_later, without_password
+from mlflow_keras_adv.tracking.store import answers, without_password
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
 _logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from mlflow_keras_adv.registry.gates import Gate, ReadyMade, judge
 from mlflow_keras_adv.registry.rights import READ_EXPERIMENT, READ_MODEL, asking
 from mlflow_keras_adv.registry.samples import Measurements
 from mlflow_keras_adv.tracking.directions import direction, recorded
+from mlflow_keras_adv.tracking.target import pages
 
 BEST = "best-of-experiment"
 SHA256_TAG = "sha256"
@@ -249,10 +250,6 @@ def _of_run(client: MlflowClient, run_id: str, name: str | None) -> Model:
 
 
 def _finished(client: MlflowClient, experiment_id: str) -> Iterator[LoggedModel]:
-    token = None
-    while True:
-        page = client.search_logged_models([experiment_id], page_token=token)
-        yield from (model for model in page if model.status == LoggedModelStatus.READY)
-        token = page.token
-        if not token:
-            return
+    for model in pages(client.search_logged_models, [experiment_id]):
+        if model.status == LoggedModelStatus.READY:
+            yield model

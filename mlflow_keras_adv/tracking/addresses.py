@@ -12,8 +12,8 @@ from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.uri import get_uri_scheme, is_databricks_uri, is_http_uri, is_local_uri
 
-from mlflow_keras_adv.tracking.home import offline_uri
-from mlflow_keras_adv.tracking.store import lasting_uri
+from mlflow_keras_adv.tracking.paths import offline_uri
+from mlflow_keras_adv.tracking.store import normalized_uri
 
 # Where `mlflow ui` serves unless it is told otherwise.
 UI_ADDRESS = "http://127.0.0.1:5000"
@@ -34,7 +34,7 @@ def chart_page(experiment_id: str) -> str:
 def absolute_uri(uri: str) -> str:
     """A tracking URI that holds in another folder too, and still has its user and password."""
     if uri.startswith("sqlite"):
-        return lasting_uri(uri)  # a file has no password
+        return normalized_uri(uri)  # a file has no password
     if get_uri_scheme(uri) in ("", "file"):
         path = url2pathname(unquote(urlsplit(uri).path)) if uri.startswith("file:") else uri
         return str(Path(path).absolute())
@@ -55,7 +55,7 @@ def how_to_open(uri: str, pages: Mapping[str, str]) -> str:
     """
     if is_databricks_uri(uri):  # its UI is elsewhere
         return f"in the store {uri}"
-    shown = lasting_uri(absolute_uri(uri))
+    shown = normalized_uri(absolute_uri(uri))
     if is_http_uri(uri):
         served, command = shown.rstrip("/"), ""
     elif get_uri_scheme(uri) in DATABASE_ENGINES or is_local_uri(uri):
@@ -91,7 +91,7 @@ def say_where(title: str, uri: str, pages: Mapping[str, str], *, target: str = "
         return ""
     where = how_to_open(uri, pages)
     if uri == offline_uri():
-        meant = f" to {lasting_uri(target)}" if target else ""
+        meant = f" to {normalized_uri(target)}" if target else ""
         where = (
             f"recorded on this machine, `mlflow-keras-adv sync` delivers it{meant}; until then: "
             + where

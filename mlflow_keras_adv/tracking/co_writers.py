@@ -7,14 +7,12 @@ delivered before the run ends.
 
 import contextlib
 import socket
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from mlflow_keras_adv.tracking.home import journals_folder
-from mlflow_keras_adv.tracking.items import points_of
 from mlflow_keras_adv.tracking.journal import Journal, is_held_here, journals_of, peek
-from mlflow_keras_adv.tracking.marks import Marks
+from mlflow_keras_adv.tracking.journal_notes import FullDiskNotes
+from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.records import decode
 
@@ -63,7 +61,7 @@ class CoWriters:
             pending.release(counted=True)
         self._ended.clear()
         for folder, receipt in self._at_work.items():
-            Marks(folder).mark_counted(receipt.produced, receipt.delivered, receipt.refused)
+            FullDiskNotes(folder).mark_counted(receipt.produced, receipt.delivered, receipt.refused)
 
     def leave(self) -> None:
         """Lets go of the journals that `deliver` has taken over, if they were not counted."""
@@ -73,15 +71,9 @@ class CoWriters:
 
 
 def _receipt_of(folder: Path) -> Receipt:
-    settled, records = peek(folder)
-    waiting = sum(points_of(decode(record, folder)) for record in records)
-    return Receipt(
-        produced=settled.points + waiting,
-        delivered=settled.points - settled.refused_points,
-        pending=waiting,
-        refused=settled.refused_points,
-        refused_names=Counter(settled.refused),
-    )
+    acknowledged, records = peek(folder)
+    waiting = sum(decode(record, folder).points for record in records)
+    return Receipt.of(acknowledged, pending=waiting)
 
 
 def _never() -> Journal:

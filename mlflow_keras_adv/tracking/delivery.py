@@ -1,344 +1,251 @@
-"""Delivery: takes what was handed in for a run to its store. Used by the writer's thread alone."""
+"""Delivery: applies records to a run of a store; what the store rejects is refused by name.
 
+Everything may be applied twice without harm, so that an answer that was lost needs no care. Records
+come from the journal of a run (`journal_delivery`), or are those of a whole run that was recorded
+offline (`copy_runs`).
+"""
+
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
-from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_JITTER
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.uri import get_uri_scheme, is_http_uri
 from mlflow.utils.validation import (
+    MAX_METRICS_PER_BATCH,
     MAX_PARAM_VAL_LENGTH,
     MAX_PARAMS_TAGS_PER_BATCH,
     MAX_TAG_VAL_LENGTH,
 )
 
-from mlflow_keras_adv.compat.mlflow import refused_though_stored
-from mlflow_keras_adv.tracking.attempts import AbandonedError, Attempts
-from mlflow_keras_adv.tracking.co_writers import CoWriters
-from mlflow_keras_adv.tracking.courier import batches, count, courier_to, dismiss
-from mlflow_keras_adv.tracking.items import (
-    Artifact,
-    Deletion,
-    End,
-    Flush,
-    Input,
-    Model,
-    Params,
-    Points,
-    Record,
-    Refusal,
-    Series,
-    Table,
-    Tags,
-)
-from mlflow_keras_adv.tracking.logged_models import COPY_IS_GONE, ModelIds, deliver_model
+from mlflow_keras_adv.compat.mlflow import delete_artifact, refused_though_stored
+from mlflow_keras_adv.tracking.logged_models import ModelIds
 from mlflow_keras_adv.tracking.names import metric_key, same_param
-from mlflow_keras_adv.tracking.pending import Pending
-from mlflow_keras_adv.tracking.store import probe
-from mlflow_keras_adv.tracking.tables import write_table
+from mlflow_keras_adv.tracking.retry import FAILURES, FAILURES_OF_A_PART, Retry
+from mlflow_keras_adv.tracking.target import Target
+from mlflow_keras_adv.tracking.verdict import RejectedError
 
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+# Called with what is refused: its name, the reason, and how many metric values it is.
+Refuse = Callable[[str, str, int], object]
+
+# A tag that is written and deleted again, to see whether the store takes anything.
+_PROOF_TAG = "mlflow_keras_adv.proof"
 
 
 class Delivery:
-    """Calls the store until it has answered.
-
-    What the store rejects is refused by name, and the rest of its batch delivered. Everything may
-    be delivered twice without harm, so that an answer that was lost needs no care.
+    """Applies records to one run.
 
     Args:
-        run_id: The run to write to.
-        client: Its store.
-        pending: Where what is refused is counted.
+        run_id: The run.
+        target: Its store.
+        retry: What makes the calls.
+        refuse: Takes what the store rejects.
 
     Attributes:
-        attempts: What repeats the calls.
-        to_file: Whether the store is a database file.
+        run_id: As given.
+        target: As given.
+        client: The client of the store.
+        retry: As given.
     """
 
-    def __init__(self, run_id: str, client: MlflowClient, pending: Pending) -> None:
-        self._run_id = run_id
-        self._client = client
-        self._pending = pending
-        self.to_file = get_uri_scheme(client.tracking_uri).startswith("sqlite")
-        self.attempts = Attempts(run_id, self._ask, pending.progress)
-        self._model_ids = ModelIds(client, run_id)
-        if is_http_uri(client.tracking_uri) and not MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.is_set():
-            # Between its own attempts MLflow waits for a time that it draws from Python's random,
-            # here on a thread beside the training, which draws from it too.
-            MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.set(0.0)
+    def __init__(self, run_id: str, target: Target, retry: Retry, refuse: Refuse) -> None:
+        self.run_id = run_id
+        self.target = target
+        self.client = target.client
+        self.retry = retry
+        self._refuse = refuse
+        self._model_ids = ModelIds(target.client, run_id)
 
-    def send_values(self, items: Sequence[Points | Series]) -> None:
-        """Logs metric values, however many; if they are rejected, finds out which of them.
-
-        Raises:
-            AbandonedError: If the attempts were abandoned meanwhile.
-        """
-        count(self._client.tracking_uri, sum(len(item) for item in items))
-        if courier_to(self._client.tracking_uri) is not None:
-            try:
-                self.attempts.until_answered(
-                    lambda: self._log([self._model_ids.values(item) for item in items], [], [])
-                )
-                return
-            except AbandonedError:
-                raise
-            except Exception as error:
-                _logger.debug("the values of run %s are sent one by one: %r", self._run_id, error)
-        for batch in batches(chain.from_iterable(items)):
-            self.send(batch)
-
-    def send(self, entities: Sequence[Metric | Param | RunTag]) -> None:
-        """Logs metrics, params or tags in one call; if it is rejected, finds out which of them.
+    def attempt(self, name: str, call: Callable[[], object], **how: Any) -> None:
+        """Makes a call; if the store rejects it, it is refused by name.
 
         Args:
-            entities: At most 1000.
+            name: What the call is about.
+            call: The call.
+            **how: What `Retry.until_answered` takes.
 
         Raises:
-            AbandonedError: If the attempts were abandoned meanwhile.
+            RetryCancelledError: If the retries were cancelled meanwhile.
         """
-        if not entities:
-            return
-        metrics = [entity for entity in entities if isinstance(entity, Metric)]
-        params = [entity for entity in entities if isinstance(entity, Param)]
-        tags = [entity for entity in entities if isinstance(entity, RunTag)]
         try:
-            self.attempts.until_answered(
-                lambda: self._log(
-                    [self._model_ids.values(Points(metrics))],
-                    params,
-                    [RunTag(tag.key, self._model_ids.true(tag.value)) for tag in tags],
-                )
-            )
-        except AbandonedError:
-            raise
-        except Exception as error:
-            stored = self._refused_though_stored(entities)
-            if stored:
-                self.send([each for at, each in enumerate(entities) if at not in stored])
-            elif len(entities) > 1 and self._run_takes_values():
-                middle = len(entities) // 2
-                self.send(entities[:middle])
-                self.send(entities[middle:])
-            else:
-                for entity in entities:
-                    self.refuse(entity.key, str(error), points=isinstance(entity, Metric))
-
-    def _refused_though_stored(self, entities: Sequence[Metric | Param | RunTag]) -> list[int]:
-        if not any(isinstance(each, Metric) for each in entities):
-            return []
-        sent = [
-            next(iter(self._model_ids.values(Points([each])))) if isinstance(each, Metric) else each
-            for each in entities
-        ]
-        try:
-            return self.attempts.until_answered(
-                lambda: refused_though_stored(self._client, self._run_id, sent)
-            )
-        except MlflowException:  # the run may be gone
-            return []
-
-    def write(self, item: Record | Refusal | End | Flush) -> None:
-        """Delivers one item.
-
-        Raises:
-            AbandonedError: If the attempts were abandoned meanwhile.
-        """
-        match item:
-            case Params(values):
-                self._write_params(values)
-            case Tags(values):
-                self._write_tags(values)
-            case Artifact():
-                self._deliver(item.path.name, lambda: self._upload(item))
-            case Model():
-                self._deliver(f"model {item.name}", lambda: self._deliver_model(item))
-            case Table():
-                self._deliver(
-                    item.artifact_file, lambda: write_table(self._client, self._run_id, item)
-                )
-            case Input(dataset):
-                self._deliver(
-                    f"dataset {dataset.dataset.name}",
-                    lambda: self._client.log_inputs(self._run_id, datasets=[dataset]),
-                )
-            case Deletion(artifact_file):
-                self._delete(artifact_file)
-            case Refusal(name, reason, points):
-                self.refuse(name, reason, points)
-            case End():
-                self._end(item)
-            case Flush(answer):
-                answer.put(True)
+            self.retry.until_answered(call, **how)
+        except RejectedError as error:
+            self.refuse(name, str(error))
 
     def refuse(self, name: str, reason: str, points: int = 0) -> None:
-        """Counts what cannot be recorded, and says so once for each name.
+        """Counts what cannot be recorded.
 
         Args:
             name: Name of a metric, param, tag or artifact.
             reason: Why.
             points: How many metric values; 0 for anything else.
         """
-        self._pending.refuse(name, points)
-        self.warn_refused(name, reason)
+        self._refuse(name, reason, points)
 
-    def warn_refused(self, name: str, reason: str) -> None:
-        """Says once for each name that it cannot be recorded."""
-        self.attempts.warn_once(
-            f"refused {name}", "%s of run %s is not recorded: %s", name, self._run_id, reason
-        )
+    def send_values(self, values: Iterable[Metric]) -> None:
+        """Logs metric values, however many."""
+        for batch in batches(values, MAX_METRICS_PER_BATCH):
+            self.send(batch)
 
-    def _log(
-        self, values: Sequence[Points | Series], params: list[Param], tags: list[RunTag]
+    def send(
+        self, entities: Sequence[Metric | Param | RunTag], *, failures: int = FAILURES
     ) -> None:
-        """One call to the store, by the courier if there is one."""
-        courier = courier_to(self._client.tracking_uri)
-        if courier is None:
-            metrics = list(chain.from_iterable(values))
-            self._client.log_batch(
-                self._run_id, metrics=metrics, params=params, tags=tags, synchronous=True
-            )
+        """Logs metrics, params or tags in one call; if it is rejected, finds out which of them.
+
+        Args:
+            entities: At most 1000.
+            failures: How often the store may fail before it is asked whether it takes others.
+
+        Raises:
+            RetryCancelledError: If the retries were cancelled meanwhile.
+        """
+        if not entities:
             return
         try:
-            courier.log(self._run_id, values, params, tags, progress=self._pending.progress)
-        except OSError:
-            dismiss(courier)
-            raise ConnectionError("the process that sends values has ended") from None
+            self.retry.until_answered(lambda: self._log_batch(entities), failures=failures)
+        except RejectedError as error:
+            stored = self._refused_though_stored(entities)
+            if stored:
+                self.send([each for at, each in enumerate(entities) if at not in stored])
+            elif len(entities) > 1 and self._run_takes_values():
+                middle = len(entities) // 2
+                for part in (entities[:middle], entities[middle:]):
+                    self.send(part, failures=FAILURES_OF_A_PART)
+            else:
+                for entity in entities:
+                    self.refuse(entity.key, str(error), points=isinstance(entity, Metric))
 
-    def _ask(self) -> None:
-        """Asks the store whether it answers, within seconds: MLflow would go on for minutes."""
-        if courier_to(self._client.tracking_uri) is None:  # which asks by itself
-            probe(self._client.tracking_uri)
+    def log_params(self, values: Mapping[str, object]) -> None:
+        """Logs params at once; only if the store rejects them, looks which of them it has.
 
-    def _write_params(self, values: Mapping[str, object]) -> None:
-        """Sends them at once; only if the store rejects them, looks which of them it has."""
+        One that the run holds with another value becomes a tag: MLflow cannot change a param.
+        """
         texts = {metric_key(name): str(value) for name, value in values.items()}
         short = all(len(text) <= MAX_PARAM_VAL_LENGTH for text in texts.values())
-        try:
-            if short and len(texts) <= MAX_PARAMS_TAGS_PER_BATCH:
-                params = [Param(*each) for each in texts.items()]
-                self.attempts.until_answered(lambda: self._log([], params, []))
+        if short and len(texts) <= MAX_PARAMS_TAGS_PER_BATCH:
+            params = [Param(*each) for each in texts.items()]
+            try:
+                self.retry.until_answered(lambda: self._log_batch(params), failures=FAILURES)
                 return
-        except AbandonedError:
-            raise
-        except Exception as error:
-            _logger.debug("the params of run %s are sent one by one: %r", self._run_id, error)
-        self._write_new_params(values)
-
-    def _write_new_params(self, values: Mapping[str, object]) -> None:
+            except RejectedError as error:
+                _logger.debug("the params of run %s are looked at: %s", self.run_id, error)
         try:
-            run = self.attempts.until_answered(lambda: self._client.get_run(self._run_id))
-        except AbandonedError:
-            raise
-        except Exception as error:
+            run = self.retry.until_answered(lambda: self.client.get_run(self.run_id))
+        except RejectedError as error:
             for name in values:
                 self.refuse(name, str(error))
             return
-        params, changes, stored = [], {}, run.data.params
+        new, changes, stored = [], {}, run.data.params
         for name, value in values.items():
             key, text = metric_key(name), str(value)
             if key not in stored:
-                params.append(Param(key, self._head(text, MAX_PARAM_VAL_LENGTH, f"params/{key}")))
+                new.append(Param(key, self._head(text, MAX_PARAM_VAL_LENGTH, f"params/{key}")))
             elif not same_param(stored[key], value) and stored[key] != text[:MAX_PARAM_VAL_LENGTH]:
                 changes[f"param.{key}.changed"] = text
-        for start in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
-            self.send(params[start : start + MAX_PARAMS_TAGS_PER_BATCH])
-        self._write_tags(changes)
+        for batch in batches(new, MAX_PARAMS_TAGS_PER_BATCH):
+            self.send(batch)
+        self.set_tags(changes)
 
-    def _write_tags(self, values: Mapping[str, str]) -> None:
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        """Sets tags; of a text that is too long for a tag, an artifact holds the whole."""
         tags = []
         for name, text in values.items():
             key = metric_key(name)
             tags.append(RunTag(key, self._head(text, MAX_TAG_VAL_LENGTH, f"tags/{key}")))
-        self.send(tags)
+        for batch in batches(tags, MAX_PARAMS_TAGS_PER_BATCH):
+            self.send(batch)
+
+    def add_rows(self, tag: str, rows: Sequence[object]) -> None:
+        """Has a tag that is a list in JSON hold these rows too. Makes its calls once."""
+        known = json.loads(self.client.get_run(self.run_id).data.tags.get(tag, "[]"))
+        new = [row for row in rows if row not in known]
+        if new:
+            text = json.dumps(known + new)
+            self.client.set_tag(self.run_id, tag, text, synchronous=True)
+
+    def delete(self, artifact_file: str) -> None:
+        """Tries once: not every artifact store can delete, or lets everyone do so."""
+        try:
+            delete_artifact(self.client, self.run_id, artifact_file)
+        except Exception as error:
+            self.retry.warn_once(
+                "delete",
+                "Run %s keeps artifacts that should be gone: deleting %s failed with %r",
+                self.run_id,
+                artifact_file,
+                error,
+            )
+
+    def end(self, status: str, end_time: int) -> None:
+        """Ends the run; `end_time` is in milliseconds since the epoch."""
+        self.attempt(
+            f"status {status}", lambda: self.client.set_terminated(self.run_id, status, end_time)
+        )
+
+    def true_id(self, text: str) -> str:
+        """The id that the store has given to a model; any other text as it is. Calls it once."""
+        return self._model_ids.true(text)
+
+    def _log_batch(self, entities: Sequence[Metric | Param | RunTag]) -> None:
+        metrics, params, tags = [], [], []
+        for entity in entities:
+            match entity:
+                case Metric():
+                    metrics.append(self._model_ids.of(entity))
+                case Param():
+                    params.append(entity)
+                case RunTag(key=key, value=value):
+                    tags.append(RunTag(key, self._model_ids.true(value)))
+        self.client.log_batch(
+            self.run_id, metrics=metrics, params=params, tags=tags, synchronous=True
+        )
+
+    def _refused_though_stored(self, entities: Sequence[Metric | Param | RunTag]) -> list[int]:
+        if not any(isinstance(each, Metric) for each in entities):
+            return []
+
+        def look() -> list[int]:
+            sent = [
+                self._model_ids.of(each) if isinstance(each, Metric) else each for each in entities
+            ]
+            return refused_though_stored(self.client, self.run_id, sent)
+
+        try:
+            return self.retry.until_answered(look)
+        except RejectedError:  # the run may be gone
+            return []
 
     def _head(self, text: str, length: int, place: str) -> str:
         """As much of a text as MLflow takes; a longer one goes to an artifact as well."""
         if len(text) > length:
             file = f"{place}.txt"
-            self._deliver(file, lambda: self._client.log_text(self._run_id, text, file))
+            self.attempt(file, lambda: self.client.log_text(self.run_id, text, file))
         return text[:length]
-
-    def _end(self, end: End) -> None:
-        others = CoWriters(self._run_id)
-        try:
-            receipt = self._pending.receipt() + others.deliver(self._drain)
-            self._write_tags(receipt.tags())
-            self._deliver(
-                f"status {end.status}",
-                lambda: self._client.set_terminated(self._run_id, end.status, end.end_time),
-            )
-            others.counted()
-        finally:
-            others.leave()
-
-    def _drain(self, pending: Pending) -> None:
-        """Delivers what is pending in another journal of the run."""
-        delivery = Delivery(self._run_id, self._client, pending)
-        delivery.attempts = self.attempts
-        while (taken := pending.take(timeout=0)) is not None:
-            place, item = taken
-            if isinstance(item, Points | Series):
-                delivery.send_values([item])
-            elif not isinstance(item, End):  # that is the matter of the process that ends the run
-                delivery.write(item)
-            if not isinstance(item, Flush):
-                pending.settle(place, item)
-            if isinstance(item, Artifact | Model):
-                item.discard()
-
-    def _upload(self, artifact: Artifact) -> None:
-        if artifact.path.exists():
-            path, folder = str(artifact.path), artifact.artifact_path
-            self._client.log_artifact(self._run_id, path, folder)
-            return
-        # It was settled, and the copy deleted, by a process that could not write that down.
-        stored = self._client.list_artifacts(self._run_id, artifact.artifact_path)
-        if artifact.path.name not in {Path(each.path).name for each in stored}:
-            raise FileNotFoundError(COPY_IS_GONE)
-
-    def _deliver_model(self, model: Model) -> None:
-        tags = {name: self._model_ids.true(text) for name, text in model.tags.items()}
-        deliver_model(self._client, self._run_id, replace(model, tags=tags))
-        # What they name may have been delivered meanwhile, by another thread that did not see them.
-        late = {name: self._model_ids.true(text) for name, text in tags.items()}
-        if late != tags:
-            self._client.set_logged_model_tags(self._model_ids.true(model.uid), late)
-
-    def _delete(self, artifact_file: str) -> None:
-        """Tries once: not every artifact store can delete, or lets everyone do so."""
-        folder, _, name = artifact_file.rpartition("/")
-        try:
-            place = get_artifact_repository(
-                f"runs:/{self._run_id}/{folder}", tracking_uri=self._client.tracking_uri
-            )
-            place.delete_artifacts(name)
-        except Exception as error:
-            self.attempts.warn_once(
-                "delete",
-                "Run %s keeps artifacts that should be gone: deleting %s failed with %r",
-                self._run_id,
-                artifact_file,
-                error,
-            )
-
-    def _deliver(self, name: str, call: Callable[[], object]) -> None:
-        try:
-            self.attempts.until_answered(call)
-        except AbandonedError:
-            raise
-        except Exception as error:
-            self.refuse(name, str(error))
 
     def _run_takes_values(self) -> bool:
         try:
-            info = self.attempts.until_answered(lambda: self._client.get_run(self._run_id)).info
-        except MlflowException:
+            info = self.retry.until_answered(lambda: self.client.get_run(self.run_id)).info
+        except RejectedError:
             return False
         return bool(info.lifecycle_stage == LifecycleStage.ACTIVE)
+
+
+def prove(target: Target, run_id: str, text: str) -> None:
+    """Writes a tag to a run and deletes it again.
+
+    Raises:
+        Exception: The store does not take it.
+    """
+    target.client.log_batch(run_id, tags=[RunTag(_PROOF_TAG, text)], synchronous=True)
+    target.client.delete_tag(run_id, _PROOF_TAG)
+
+
+def batches(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Values in lists of at most so many."""
+    iterator = iter(values)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -13,6 +13,7 @@ from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compat.system import after_fork_in_child
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from mlflow_keras_adv.tracking.system_metrics import stop_watching
+from mlflow_keras_adv.tracking.texts import storable
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
@@ -46,16 +47,25 @@ def end(
     try:
         finishing = stop_watching(writer.run_id)
         if error is not None and status == "FAILED":
-            writer.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_ERROR_LENGTH]})
-            writer.log_text("".join(traceback.format_exception(error)), "traceback.txt")
+            _record_error(writer, error)
     finally:
-        writer.hand_in_end(status)
+        writer.log_status(status)
         if seconds is None:
             _unsettled.append(writer)
         delivered = seconds is not None and _settle(writer, seconds)
         if finishing is not None:
             finishing.join(seconds if delivered else 0)
     return delivered
+
+
+def _record_error(writer: RunWriter, error: BaseException) -> None:
+    try:
+        said = str(error)
+    except Exception as failure:  # it is raised on, whatever it is
+        said = f"<its text cannot be had: {failure!r}>"
+    writer.set_tags({"error": storable(f"{type(error).__name__}: {said}")[:MAX_ERROR_LENGTH]})
+    trace = "".join(traceback.format_exception(error))
+    writer.log_text(storable(trace), "traceback.txt")
 
 
 def settle_ended(seconds: float, *, but: int = 0) -> None:

@@ -28,8 +28,7 @@ from threading import Lock
 from typing import IO, NamedTuple, Self
 
 from mlflow_keras_adv.compat.system import after_fork_in_child, lock
-from mlflow_keras_adv.tracking.marks import Marks
-from mlflow_keras_adv.tracking.settled import Settled
+from mlflow_keras_adv.tracking.journal_notes import Acknowledged, FullDiskNotes
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +64,42 @@ class Place(NamedTuple):
     offset: int
     length: int
 
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.offset + _HEAD.size + self.length
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A part of a segment, which any process may read: whole records, one after another.
+
+    Attributes:
+        folder: That of the journal.
+        segment: The segment.
+        begin: Where the first record begins.
+        end: Where the last record ends.
+    """
+
+    folder: Path
+    segment: int
+    begin: int
+    end: int
+
+    def records(self) -> Iterator[bytes]:
+        """The records.
+
+        Raises:
+            OSError: If one is damaged, or they are gone.
+        """
+        with _path(self.folder, self.segment).open("rb") as file:
+            file.seek(self.begin)
+            while file.tell() < self.end:
+                record = _read_record(file)
+                if record is None:
+                    raise OSError(f"a record before {file.tell()} of {file.name} is damaged")
+                yield record
+
 
 class Journal:
     """One folder of records. Made by `create` and `take_over`.
@@ -74,21 +109,21 @@ class Journal:
     Attributes:
         folder: Where it is.
         about: Whose it is.
-        settled: What is gone from it.
-        marks: What can be noted in it even if its disk is full.
+        acknowledged: What is gone from it.
+        notes: What can be noted in it even if its disk is full.
     """
 
     def __init__(self, folder: Path, about: About, lock: IO[bytes]) -> None:
         self.folder = folder
         self.about = about
-        self.settled = Settled.read(folder)
-        self.marks = Marks(folder)
+        self.acknowledged = Acknowledged.read(folder)
+        self.notes = FullDiskNotes(folder)
         self._lock = lock
-        self._segment = max([self.settled.segment, *_segments(folder)])
+        self._segment = max([self.acknowledged.segment, *_segments(folder)])
         self._log: FileIO | None = None
         self._left: Counter[int] = Counter()  # records of each segment that are not settled
-        self._finished: dict[int, Settled] = {}  # of segments that have none left
-        self._begun = self.settled  # as of the last `settle_for_good`
+        self._finished: dict[int, Acknowledged] = {}  # of segments that have none left
+        self._begun = self.acknowledged  # as of the last `acknowledge_for_good`
 
     @classmethod
     def create(cls, home: Path, about: About) -> Self:
@@ -160,12 +195,12 @@ class Journal:
         Raises:
             OSError: If it is damaged, or gone.
         """
-        with self._path(place.segment).open("rb") as file:
-            file.seek(place.offset)
-            record = _read_record(file)
-        if record is None:
-            raise OSError(f"the record at {place} of {self.folder} is damaged")
+        (record,) = self.cursor(place, place).records()
         return record
+
+    def cursor(self, first: Place, last: Place) -> Cursor:
+        """What stands from one record to another of the same segment."""
+        return Cursor(self.folder, first.segment, first.offset, last.end)
 
     def records(self) -> Iterator[Place]:
         """All records that an earlier process has left, the oldest first.
@@ -174,10 +209,10 @@ class Journal:
         """
         for segment in _segments(self.folder):
             path = self._path(segment)
-            if segment <= self.settled.segment or segment < self.settled.begun:
+            if segment <= self.acknowledged.segment or segment < self.acknowledged.begun:
                 path.unlink()  # its owner died between the two steps of `_delete`
                 continue
-            offset = self.settled.offset if segment == self.settled.begun else 0
+            offset = self.acknowledged.offset if segment == self.acknowledged.begun else 0
             with path.open("rb") as file:
                 file.seek(offset)
                 while (record := _read_record(file)) is not None:
@@ -187,7 +222,7 @@ class Journal:
             if damaged := path.stat().st_size - offset:
                 _logger.warning("The last %d bytes of %s are damaged: dropped.", damaged, path)
 
-    def settle(self, place: Place, settled: Settled) -> None:
+    def acknowledge(self, place: Place, settled: Acknowledged) -> None:
         """Notes that the store has accepted or refused a record, the oldest that was left.
 
         Args:
@@ -198,7 +233,7 @@ class Journal:
         if self._left[place.segment] == 0:
             self._finished[place.segment] = settled.of(place.segment)
 
-    def settle_for_good(self, place: Place, settled: Settled) -> None:
+    def acknowledge_for_good(self, place: Place, settled: Acknowledged) -> None:
         """Writes down that a record is settled, so that it is not delivered again after a kill.
 
         Without, that is known of whole segments only. Needed before what the record refers to is
@@ -208,13 +243,13 @@ class Journal:
             place: The record, the last that was settled.
             settled: What came of all values up to and including it.
         """
-        settled.segment, settled.begun = self.settled.segment, place.segment
-        settled.offset = place.offset + _HEAD.size + place.length
+        settled.segment, settled.begun = self.acknowledged.segment, place.segment
+        settled.offset = place.end
         self._begun = settled
         with contextlib.suppress(OSError):  # a full disk: then the store is asked
             settled.write(self.folder)
 
-    def rest(self, settled: Settled) -> None:
+    def rest(self, settled: Acknowledged) -> None:
         """Empties it: everything in it is settled. What came of it stays on record.
 
         Args:
@@ -232,7 +267,7 @@ class Journal:
                 self._path(segment).unlink(missing_ok=True)
         except OSError:  # a full disk; to send it again does no harm
             return
-        self.settled = now
+        self.acknowledged = now
         self._left.clear()
         self._finished.clear()
 
@@ -241,7 +276,7 @@ class Journal:
         if self.about.ends_run:
             return False
         journals = journals_of(self.about.run_id, self.folder.parent)
-        return self.marks.counted() is not None or any(about.ends_run for _, about in journals)
+        return self.notes.counted() is not None or any(about.ends_run for _, about in journals)
 
     def sweep(self) -> None:
         """Deletes the segments of which nothing is left.
@@ -287,11 +322,11 @@ class Journal:
             self._path(segment).unlink(missing_ok=True)
         except OSError:  # a full disk; to send the segment again does no harm
             return
-        self.settled = settled
+        self.acknowledged = settled
         del self._left[segment]
 
     def _path(self, segment: int) -> Path:
-        return self.folder / f"{segment:06}.log"
+        return _path(self.folder, segment)
 
 
 # The journals of this process: a lock of POSIX holds back other processes only.
@@ -318,7 +353,7 @@ def journals_of(run_id: str, home: Path) -> Iterator[tuple[Path, About]]:
             yield folder, About(**json.loads((folder / _ABOUT).read_text()))
 
 
-def peek(folder: Path) -> tuple[Settled, list[bytes]]:
+def peek(folder: Path) -> tuple[Acknowledged, list[bytes]]:
     """What is in a journal that another process holds and goes on with.
 
     Returns:
@@ -327,11 +362,11 @@ def peek(folder: Path) -> tuple[Settled, list[bytes]]:
     Raises:
         OSError: If it is gone meanwhile.
     """
-    settled, records = Settled.read(folder), []
+    settled, records = Acknowledged.read(folder), []
     for segment in _segments(folder):
         if segment <= settled.segment or segment < settled.begun:
             continue
-        with (folder / f"{segment:06}.log").open("rb") as file:
+        with _path(folder, segment).open("rb") as file:
             file.seek(settled.offset if segment == settled.begun else 0)
             while (record := _read_record(file)) is not None:
                 records.append(record)
@@ -362,6 +397,10 @@ def _locked(folder: Path) -> IO[bytes]:
         file.close()
         raise
     return file
+
+
+def _path(folder: Path, segment: int) -> Path:
+    return folder / f"{segment:06}.log"
 
 
 def _segments(folder: Path) -> list[int]:

@@ -8,7 +8,7 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
 
@@ -231,3 +231,26 @@ def _meaning(text: str) -> object:
         except ValueError:
             return text
     return text
+
+
+# The id of a run or a model.
+_MLFLOW_ID = re.compile(r"\b(?:m-)?[0-9a-f]{32}\b")
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What becomes of ids and places in texts that go from one store to another.
+
+    Attributes:
+        ids: Id there by id here.
+        places: Root of artifacts there by root here.
+    """
+
+    ids: Mapping[str, str]
+    places: dict[str, str] = field(default_factory=dict)
+
+    def of(self, text: str) -> str:
+        """The text, for the other store."""
+        for here, there in self.places.items():
+            text = text.replace(here, there)
+        return _MLFLOW_ID.sub(lambda match: self.ids.get(match[0], match[0]), text)

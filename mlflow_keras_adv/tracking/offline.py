@@ -1,4 +1,4 @@
-"""Runs without their server: recorded in an MLflow store of this machine, to be carried over later.
+"""Runs without their server: recorded in an MLflow store of this machine, to be copied later.
 
 The store is an ordinary one, so that `mlflow ui`, logged models and the registry work with it, and
 a user's own `mlflow.log_figure` goes to the run as ever. For that the tracking URI has to be
@@ -25,11 +25,11 @@ from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import chosen_experiment_id, chosen_tracking_uri
-from mlflow_keras_adv.tracking.carry import EXPERIMENT_ID_TAG
-from mlflow_keras_adv.tracking.carry_target import CONTINUES_TAG
-from mlflow_keras_adv.tracking.home import offline_artifacts, offline_uri, state_folder
+from mlflow_keras_adv.tracking.copy_runs import EXPERIMENT_ID_TAG
 from mlflow_keras_adv.tracking.names import UID_TAG
-from mlflow_keras_adv.tracking.store import lasting_uri, probe, without_password
+from mlflow_keras_adv.tracking.paths import offline_artifacts, offline_uri, state_folder
+from mlflow_keras_adv.tracking.records_of_run import CONTINUES_TAG
+from mlflow_keras_adv.tracking.store import normalized_uri, probe, without_password
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def target() -> str:
     return _switch.target if is_offline() else ""
 
 
-def go_where_it_answers(stores: ExitStack) -> None:
+def use_reachable_store(stores: ExitStack) -> None:
     """Lets MLflow's store be one that answers: the one that is configured, or the offline store.
 
     Args:
@@ -91,7 +91,7 @@ def create_run(name: str | None, *, parent_run_id: str | None = None, continues:
             return known
         except MlflowException:  # it is a run of the server
             pass
-    tags = {UID_TAG: uuid.uuid4().hex, TARGET_TAG: lasting_uri(_switch.target)}
+    tags = {UID_TAG: uuid.uuid4().hex, TARGET_TAG: normalized_uri(_switch.target)}
     if parent_run_id is not None:
         tags[MLFLOW_PARENT_RUN_ID] = parent_run_id
     if continues is not None:
@@ -150,7 +150,7 @@ def _experiment_id(client: MlflowClient) -> str:
     if chosen is None and not name:
         chosen = MLFLOW_EXPERIMENT_ID.get() or DEFAULT_EXPERIMENT_ID
     if chosen is not None:
-        name = f"experiment {chosen} of {lasting_uri(_switch.target)}"
+        name = f"experiment {chosen} of {normalized_uri(_switch.target)}"
         tags = {EXPERIMENT_ID_TAG: chosen}
     known = client.get_experiment_by_name(name)
     if known is not None:

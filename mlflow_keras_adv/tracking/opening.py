@@ -20,10 +20,12 @@ from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compat.tested import warn_of_untried
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
-from mlflow_keras_adv.tracking.left import deliver_left
 from mlflow_keras_adv.tracking.names import UID_TAG
-from mlflow_keras_adv.tracking.offline import create_run, go_where_it_answers, is_offline
-from mlflow_keras_adv.tracking.store import may_succeed_later, opening_runs
+from mlflow_keras_adv.tracking.offline import create_run, is_offline, use_reachable_store
+from mlflow_keras_adv.tracking.orphaned_journals import deliver_orphaned
+from mlflow_keras_adv.tracking.store import store_errors_for_users
+from mlflow_keras_adv.tracking.target import Target
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
 
 @keeps_random_state()
@@ -47,17 +49,17 @@ def open_run(
     """
     warn_of_untried()
     resumed = run_id or MLFLOW_RUN_ID.get()
-    go_where_it_answers(stores)
+    use_reachable_store(stores)
     if is_offline():
         os.environ.pop(MLFLOW_RUN_ID.name, None)
         run = create_run(name, continues=resumed)
         activate(run)
         return run.info
     if resumed is not None and begins:
-        deliver_left(resumed)
+        deliver_orphaned(resumed)
     uid = uuid.uuid4().hex
     stack_of_this_thread()  # `mlflow.start_run` puts the run on it
-    with opening_runs(resumed):
+    with store_errors_for_users(resumed):
         if resumed is not None:
             # Without an id of ours, MLflow takes MLFLOW_RUN_ID out of the environment.
             info = _start(run_id=run_id).info
@@ -90,11 +92,11 @@ def open_child(
     Raises:
         UserError: If the store rejects it, or the parent is deleted.
     """
-    go_where_it_answers(stores)
+    use_reachable_store(stores)
     if is_offline():
         child = create_run(name, parent_run_id=parent_run_id, continues=None)
     else:
-        with opening_runs(parent_run_id):
+        with store_errors_for_users(parent_run_id):
             client = MlflowClient()
             if experiment_id is None:
                 experiment_id = _experiment_of(client.get_run(parent_run_id).info)
@@ -122,26 +124,24 @@ def _created(
     *,
     adopt: Callable[[str], Run],
 ) -> Run:
-    """The one run of a uid, though the answer to its creation may get lost.
+    """The one run of a new uid, though the answer to its creation may get lost.
 
-    MLflow's client sends it again before 3.18, and so makes two; from then on it does not.
+    It is created first, and looked for only then: no store can have it yet.
     """
+    target = Target(MlflowClient(), {})
     try:
         run = create()
     except MlflowException as error:
         if not may_succeed_later(error):
             raise
-        found = _of_uid(experiment_id(), uid)
+        found = target.runs_of(experiment_id(), uid)
         run = adopt(found[0].info.run_id) if found else create()
     if is_http_uri(mlflow.get_tracking_uri()):
-        for twin in _of_uid(run.info.experiment_id, uid):
-            if twin.info.run_id != run.info.run_id:
-                MlflowClient().delete_run(twin.info.run_id)
+        # MLflow's client sends it again before 3.18, and so makes two; from then on it does not.
+        for duplicate in target.runs_of(run.info.experiment_id, uid):
+            if duplicate.info.run_id != run.info.run_id:
+                target.delete_run(duplicate)
     return run
-
-
-def _of_uid(experiment_id: str, uid: str) -> list[Run]:
-    return MlflowClient().search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'")
 
 
 def _experiment_of(parent: RunInfo) -> str:

@@ -12,20 +12,11 @@ from weakref import WeakSet
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.compat.system import after_fork_in_child
-from mlflow_keras_adv.tracking.attempts import AbandonedError
-from mlflow_keras_adv.tracking.delivery import Delivery
-from mlflow_keras_adv.tracking.items import (
-    Artifact,
-    Flush,
-    Item,
-    Model,
-    Points,
-    Series,
-    names_of,
-)
-from mlflow_keras_adv.tracking.journal import Place
-from mlflow_keras_adv.tracking.pending import Pending
+from mlflow_keras_adv.tracking.journal_delivery import JournalDelivery
+from mlflow_keras_adv.tracking.pending import Entry, Flush, Pending
 from mlflow_keras_adv.tracking.process_end import Stage, at, grace_left, has_begun, starts
+from mlflow_keras_adv.tracking.records import Record
+from mlflow_keras_adv.tracking.retry import RetryCancelledError
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +58,7 @@ class Outbox:
         self,
         run_id: str,
         pending: Pending,
-        delivery: Delivery,
+        delivery: JournalDelivery,
         in_use: Callable[[], bool] = lambda: False,
     ) -> None:
         self._run_id = run_id
@@ -83,7 +74,7 @@ class Outbox:
             self._start()
 
     def _begin_with_nothing(self) -> None:
-        self._handed_in: SimpleQueue[tuple[Item | None, SimpleQueue[Exception | None]]]
+        self._handed_in: SimpleQueue[tuple[Record | Flush | None, SimpleQueue[Exception | None]]]
         self._handed_in = SimpleQueue()
         self._handing_in = Lock()  # held for moments
         self._journal_thread: Thread | None = None
@@ -110,10 +101,10 @@ class Outbox:
             self._has_store_thread()
         return lambda: self._holds.discard(key)
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Record | Flush) -> None:
         """Appends an item, and starts the threads if they are not at work."""
         if self._closed:
-            self._delivery.attempts.warn_once(
+            self._delivery.retry.warn_once(
                 "closed", "Run %s has ended here and takes no more values.", self._run_id
             )
             return
@@ -138,7 +129,7 @@ class Outbox:
             or self._hand_in(Flush(answer)) is None
         ):
             return self._pending.count() == 0
-        self._delivery.attempts.hurry()
+        self._delivery.retry.retry_now()
         try:
             return answer.get(timeout=timeout)
         except Empty:
@@ -180,14 +171,14 @@ class Outbox:
         else:
             if (written := self._hand_in(None)) is not None:
                 written.get()  # what is left stands in the journal
-            self._delivery.attempts.abandon()
+            self._delivery.retry.cancel()
             _at_work.discard(self)
             self._pending.release()
             self._say_what_is_left()
         return settled
 
     def _patience(self, timeout: float) -> float:
-        failing = self._delivery.attempts.failing_for()
+        failing = self._delivery.retry.failing_for()
         left = grace_left(timeout)
         if not failing and self._delivery.to_file:
             return max(left, grace_left(DISK_GRACE_SECONDS))
@@ -206,7 +197,7 @@ class Outbox:
             ", its status among them" if self._pending.ended else "",
         )
 
-    def _hand_in(self, item: Item | None) -> "SimpleQueue[Exception | None] | None":
+    def _hand_in(self, item: Record | Flush | None) -> "SimpleQueue[Exception | None] | None":
         """Leaves an item to the first thread.
 
         Args:
@@ -267,17 +258,17 @@ class Outbox:
             else:
                 written.put(None)
 
-    def _take_in(self, item: Item) -> None:
+    def _take_in(self, item: Record | Flush) -> None:
         with self._starting:
             if self._has_store_thread() or not isinstance(item, Flush):
                 self._keep(item)
             else:
                 item.answer.put(False)
 
-    def _keep(self, item: Item) -> None:
+    def _keep(self, item: Record | Flush) -> None:
         error = self._pending.put(item)
-        if error is not None:
-            for name in names_of(item):
+        if error is not None and not isinstance(item, Flush):
+            for name in item.names:
                 self._delivery.warn_refused(name, f"the journal cannot be written: {error}")
 
     def _has_store_thread(self) -> bool:
@@ -299,50 +290,47 @@ class Outbox:
 
     def _work(self) -> None:
         """The second thread: takes what waits to the store, in order, gathered into batches."""
-        gathered: list[tuple[Place | None, Points | Series]] = []
+        gathered: list[Entry] = []
         points, send_at = 0, 0.0
         try:
             while True:
                 patience = max(send_at - time.monotonic(), 0) if gathered else IDLE_SECONDS
-                taken = self._pending.take(timeout=patience)
-                if taken is None:
+                entry = self._pending.take(timeout=patience)
+                if entry is None:
                     self._send(gathered)
                     if self._closed or self._leave():
                         return
-                    continue
-                place, item = taken
-                if not isinstance(item, Points | Series):
+                elif isinstance(entry, Flush):
                     self._send(gathered)
-                    self._delivery.write(item)
-                    if not isinstance(item, Flush):
-                        self._pending.settle(place, item)
-                    if isinstance(item, Artifact | Model):
-                        item.discard()
-                    continue
-                # What is counted as settled at the end of a segment is all of that segment.
-                if gathered and _segment(gathered[-1][0]) != _segment(place):
+                    entry.answer.put(True)
+                elif not entry.is_values:
                     self._send(gathered)
-                if not gathered:
-                    points, send_at = 0, time.monotonic() + GATHER_SECONDS
-                gathered.append((place, item))
-                points += len(item)
-                if points >= MAX_METRICS_PER_BATCH:
-                    self._send(gathered)
-        except AbandonedError:
+                    self._delivery.deliver(entry)
+                else:
+                    # What is counted as settled at the end of a segment is all of that segment.
+                    if gathered and _segment(gathered[-1]) != _segment(entry):
+                        self._send(gathered)
+                    if not gathered:
+                        points, send_at = 0, time.monotonic() + GATHER_SECONDS
+                    gathered.append(entry)
+                    points += entry.points
+                    if points >= MAX_METRICS_PER_BATCH:
+                        self._send(gathered)
+        except RetryCancelledError:
             self._answer_all(False)
 
-    def _send(self, gathered: list[tuple[Place | None, Points | Series]]) -> None:
+    def _send(self, gathered: list[Entry]) -> None:
         if gathered:
-            self._delivery.send_values([item for _, item in gathered])
-        for place, item in gathered:
-            self._pending.settle(place, item)
+            self._delivery.send_all(gathered)
+        for entry in gathered:
+            self._pending.acknowledge(entry)
         gathered.clear()
 
     def _answer_all(self, answer: bool) -> None:
         while not self._pending.is_empty():
             taken = self._pending.take(timeout=0)
-            if taken is not None and isinstance(taken[1], Flush):
-                taken[1].answer.put(answer)
+            if isinstance(taken, Flush):
+                taken.answer.put(answer)
 
     def _leave(self) -> bool:
         if self._is_held():
@@ -360,8 +348,8 @@ def _is_alive(thread: Thread | None) -> bool:
     return thread is not None and thread.is_alive()
 
 
-def _segment(place: Place | None) -> int | None:
-    return None if place is None else place.segment
+def _segment(entry: Entry) -> int | None:
+    return None if entry.place is None else entry.place.segment
 
 
 _at_work: set[Outbox] = set()

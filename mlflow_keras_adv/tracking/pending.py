@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -12,23 +12,20 @@ from typing import Self
 from weakref import WeakSet
 
 from mlflow_keras_adv.compat.system import after_fork_in_child
-from mlflow_keras_adv.tracking.items import (
+from mlflow_keras_adv.tracking.journal import Cursor, Journal, Place
+from mlflow_keras_adv.tracking.journal_notes import Acknowledged
+from mlflow_keras_adv.tracking.records import (
     Artifact,
     Deletion,
     End,
-    Flush,
-    Item,
-    Journaled,
     Model,
     Points,
+    Record,
     Refusal,
     Series,
-    names_of,
-    points_of,
+    decode,
+    encode,
 )
-from mlflow_keras_adv.tracking.journal import Journal, Place
-from mlflow_keras_adv.tracking.records import decode, encode
-from mlflow_keras_adv.tracking.settled import Settled
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +55,17 @@ class Receipt:
     pending: int
     refused: int
     refused_names: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, acknowledged: Acknowledged, *, pending: int) -> Self:
+        """Of what came of the values so far, and how many still wait."""
+        return cls(
+            produced=acknowledged.points + pending,
+            delivered=acknowledged.points - acknowledged.refused_points,
+            pending=pending,
+            refused=acknowledged.refused_points,
+            refused_names=Counter(acknowledged.refused),
+        )
 
     @classmethod
     def of_tags(cls, tags: Mapping[str, str]) -> Self | None:
@@ -102,6 +110,35 @@ class Receipt:
         return tags
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A record that waits.
+
+    Attributes:
+        kind: What it is.
+        points: Metric values in it.
+        place: Where it is in the journal; None if it could not be written.
+        record: The record itself, if it is in memory only.
+    """
+
+    kind: type[Record]
+    points: int
+    place: Place | None = None
+    record: Record | None = None
+
+    @property
+    def is_values(self) -> bool:
+        """Whether it is nothing but metric values."""
+        return issubclass(self.kind, Points | Series)
+
+
+@dataclass(frozen=True)
+class Flush:
+    """Asks for an answer as soon as everything before it is settled: True if it is."""
+
+    answer: "SimpleQueue[bool]"
+
+
 class Pending:
     """A queue on disk that counts: any thread puts, one takes and settles in the same order.
 
@@ -116,7 +153,7 @@ class Pending:
         points: Metric values that were put and are not settled.
         records: Everything else that is not settled, counted by the call.
         steps: How often the store has taken something: it grows as long as it does.
-        settled: What became of the metric values that are settled.
+        acknowledged: What became of the metric values that the store has taken or refused.
         ended: Whether the status with which the run ended was put.
     """
 
@@ -125,10 +162,12 @@ class Pending:
         self.records = 0
         self.steps = 0
         self.ended = False
-        self.settled = Settled() if left is None else left.settled.of(left.settled.segment)
+        self.acknowledged = (
+            Acknowledged() if left is None else left.acknowledged.of(left.acknowledged.segment)
+        )
         self._open_journal = open_journal
         self._journal = left
-        self._queue: SimpleQueue[Place | Item] = SimpleQueue()
+        self._queue: SimpleQueue[Entry | Flush] = SimpleQueue()
         self._in_memory: Counter[str] = Counter()  # by name, what is not in the journal
         self._points_in_memory: Counter[str] = Counter()  # the same, metric values only
         self._lost: Counter[str] = Counter()  # of them, those that were not kept
@@ -137,12 +176,13 @@ class Pending:
         self._warned = False
         if left is not None:
             for place in left.records():
-                if (item := self._read(left, place)) is not None:
-                    self._count(item, 1)
-                    self._queue.put(place)
+                if (record := self._read(left, place)) is not None:
+                    entry = Entry(type(record), record.points, place)
+                    self._count(entry, 1)
+                    self._queue.put(entry)
         _pendings.add(self)
 
-    def put(self, item: Item) -> OSError | None:
+    def put(self, item: Record | Flush) -> OSError | None:
         """Appends an item, and counts it.
 
         Returns:
@@ -153,21 +193,23 @@ class Pending:
             if isinstance(item, Flush):
                 self._queue.put(item)
                 return None
-            points = points_of(item)
+            entry = Entry(type(item), item.points, record=item)
             try:
                 journal = self._opened()
-                self._queue.put(journal.append(encode(item, journal.folder)))
+                place = journal.append(encode(item, journal.folder))
+                entry = Entry(type(item), item.points, place)
             except OSError as error:
                 self._warn_of(error)
                 if isinstance(item, End) and self._journal is not None:
-                    self._journal.marks.mark_ended(item.status)
-                if self._in_memory.total() + points > POINTS_IN_MEMORY:
-                    self._lose(names_of(item), names_of(item) if points else Counter())
+                    self._journal.notes.mark_ended(item.status)
+                names = item.names
+                if self._in_memory.total() + entry.points > POINTS_IN_MEMORY:
+                    self._lose(names, names if entry.points else Counter())
                     return error
-                self._in_memory += names_of(item)
-                self._points_in_memory += names_of(item) if points else Counter()
-                self._queue.put(item)
-            self._count(item, 1)
+                self._in_memory += names
+                self._points_in_memory += names if entry.points else Counter()
+            self._queue.put(entry)
+            self._count(entry, 1)
         return None
 
     def open(self) -> Path | None:
@@ -184,43 +226,52 @@ class Pending:
                 self._warn_of(error)
                 return None
 
-    def take(self, timeout: float) -> tuple[Place | None, Item] | None:
-        """The oldest item and its place, or None if there is none within `timeout` seconds."""
+    def take(self, timeout: float) -> Entry | Flush | None:
+        """The oldest entry, or None if there is none within `timeout` seconds."""
         while True:
             try:
-                kept = self._queue.get(timeout=timeout)
+                entry = self._queue.get(timeout=timeout)
             except Empty:
                 return None
-            if not isinstance(kept, Place):
-                return None, kept
-            journal = self._journal
-            if journal is None:  # released: another process may have it by now
-                continue
-            if (item := self._read(journal, kept)) is not None:
-                return kept, item
+            if isinstance(entry, Flush) or entry.place is None or self._journal is not None:
+                return entry
+            # The journal was released: another process may have it by now.
 
-    def settle(self, place: Place | None, item: Journaled) -> None:
-        """Notes that the store has taken or refused an item, the oldest.
+    def record_of(self, entry: Entry) -> Record:
+        """The record of an entry that was taken; a damaged one is a refusal of itself."""
+        if entry.record is not None:
+            return entry.record
+        journal, place = self._journal, entry.place
+        record = None if journal is None or place is None else self._read(journal, place)
+        return record or Refusal(f"a damaged {entry.kind.__name__}", "damaged", entry.points)
 
-        Args:
-            place: Where it was.
-            item: The item.
-        """
-        points = points_of(item)
+    def cursor_of(self, entries: Sequence[Entry]) -> Cursor | None:
+        """Where entries of one segment stand; None if some are in memory only."""
+        first, last, journal = entries[0].place, entries[-1].place, self._journal
+        if journal is None or first is None or last is None:
+            return None
+        if any(entry.place is None for entry in entries):
+            return None
+        return journal.cursor(first, last)
+
+    def acknowledge(self, entry: Entry) -> None:
+        """Notes that the store has taken or refused an entry, the oldest."""
+        place = entry.place
         with self._lock:
-            self._count(item, -1)
+            self._count(entry, -1)
             self.steps += 1
-            self.settled.points += points
-            if place is None:
-                self._in_memory -= names_of(item)
-                self._points_in_memory -= names_of(item) if points else Counter()
-            elif self._journal is not None:
-                self._journal.settle(place, self.settled)
-            settled = self.settled.of(0) if isinstance(item, _NOT_TWICE) else None
+            self.acknowledged.points += entry.points
+            if entry.record is not None:
+                names = entry.record.names
+                self._in_memory -= names
+                self._points_in_memory -= names if entry.points else Counter()
+            elif self._journal is not None and place is not None:
+                self._journal.acknowledge(place, self.acknowledged)
+            settled = self.acknowledged.of(0) if issubclass(entry.kind, _NOT_TWICE) else None
         with self._sweeping:
             if self._journal is not None:
                 if place is not None and settled is not None:
-                    self._journal.settle_for_good(place, settled)
+                    self._journal.acknowledge_for_good(place, settled)
                 self._journal.sweep()
 
     def progress(self) -> None:
@@ -235,8 +286,8 @@ class Pending:
             points: How many metric values; 0 for anything else.
         """
         with self._lock:
-            self.settled.refused[name] += max(points, 1)
-            self.settled.refused_points += points
+            self.acknowledged.refused[name] += max(points, 1)
+            self.acknowledged.refused_points += points
 
     def rest(self, *, keep: bool) -> None:
         """For the thread that settles, when there is nothing to take: empties the journal.
@@ -248,7 +299,7 @@ class Pending:
             journal = self._journal
             keep = keep or (journal is not None and journal.is_a_part())
             if keep and journal is not None and self._queue.empty() and self.count() == 0:
-                journal.rest(self.settled)
+                journal.rest(self.acknowledged)
         if not keep:
             self.release()
 
@@ -266,13 +317,13 @@ class Pending:
             self._lose(self._in_memory, self._points_in_memory)
             self._in_memory, self._points_in_memory = Counter(), Counter()
             if self._journal is not None:
-                self._journal.marks.mark_lost(self._lost)
+                self._journal.notes.mark_lost(self._lost)
                 empty = self.count() == 0
                 delete = empty and (counted or not self._journal.is_a_part())
                 if empty and not delete:
-                    self._journal.rest(self.settled)
+                    self._journal.rest(self.acknowledged)
                 self._journal.close(
-                    delete=delete, empty=empty and self._journal.marks.counted() is None
+                    delete=delete, empty=empty and self._journal.notes.counted() is None
                 )
                 self._journal = None
 
@@ -286,20 +337,13 @@ class Pending:
 
     def receipt(self) -> Receipt:
         """What became of the metric values so far."""
-        settled, pending = self.settled, self.points
-        return Receipt(
-            produced=settled.points + pending,
-            delivered=settled.points - settled.refused_points,
-            pending=pending,
-            refused=settled.refused_points,
-            refused_names=Counter(settled.refused),
-        )
+        return Receipt.of(self.acknowledged, pending=self.points)
 
     def _lose(self, names: Counter[str], points: Counter[str]) -> None:
         """Counts as refused what could be kept nowhere."""
-        self.settled.points += points.total()
-        self.settled.refused_points += points.total()
-        self.settled.refused += names
+        self.acknowledged.points += points.total()
+        self.acknowledged.refused_points += points.total()
+        self.acknowledged.refused += names
         self._lost += points
 
     def _opened(self) -> Journal:
@@ -307,19 +351,18 @@ class Pending:
             self._journal = self._open_journal()
         return self._journal
 
-    def _read(self, journal: Journal, place: Place) -> Journaled | None:
+    def _read(self, journal: Journal, place: Place) -> Record | None:
         try:
             return decode(journal.read(place), journal.folder)
         except (OSError, ValueError, TypeError, KeyError) as error:
             _logger.warning("A record of %s is damaged and is dropped: %r", journal.folder, error)
             return None
 
-    def _count(self, item: Journaled, change: int) -> None:
-        points = points_of(item)
-        self.points += change * points
-        if not isinstance(item, Points | Series | Refusal):
+    def _count(self, entry: Entry, change: int) -> None:
+        self.points += change * entry.points
+        if not issubclass(entry.kind, Points | Series | Refusal):
             self.records += change
-        self.ended = self.ended or isinstance(item, End)
+        self.ended = self.ended or issubclass(entry.kind, End)
 
     def _warn_of(self, error: OSError) -> None:
         if not self._warned:

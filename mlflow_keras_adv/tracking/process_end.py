@@ -36,7 +36,7 @@ class Stage(IntEnum):
     TRAININGS = 0
     RUNS = 1
     OUTBOXES = 2
-    COURIERS = 3
+    SENDERS = 3
 
 
 def before_the_end(callback: AtEnd) -> Callable[[], None]:

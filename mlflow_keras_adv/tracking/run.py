@@ -28,7 +28,7 @@ from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
-from mlflow_keras_adv.tracking.store import opening_runs
+from mlflow_keras_adv.tracking.store import store_errors_for_users
 from mlflow_keras_adv.tracking.sync import catch_up
 from mlflow_keras_adv.tracking.system_metrics import watch_machine
 from mlflow_keras_adv.tracking.texts import safe
@@ -262,7 +262,7 @@ class Tracked(AbstractContextManager[Run]):
         self._ends_run = found.opened and self._holds
         self._outermost = found.outermost
         if self._ends_run:
-            found.run.announce_end()
+            found.run.will_end_run()
             if wish.log_system_metrics and found.outermost:
                 watch_machine(found.run, resumed=found.resumed)
         _open[self] = None
@@ -437,7 +437,7 @@ def attach_run(run_id: str) -> Run:
     """
     if run_id in _runs:
         return _runs[run_id]
-    with opening_runs(run_id):
+    with store_errors_for_users(run_id):
         info = MlflowClient().get_run(run_id).info
     return _run_of(info)
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request, verify_rest_response
 from mlflow.utils.uri import get_uri_scheme, is_http_uri
 
-from mlflow_keras_adv.compat.mlflow import file_store_is_closed
+from mlflow_keras_adv.compat.mlflow import (
+    answer_of_server,
+    file_store_is_closed,
+    raise_what_it_says,
+)
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.verdict import may_pass
 
 PROBE_SECONDS = 5.0
 
@@ -87,17 +90,10 @@ def probe(uri: str) -> None:
     """
     if not is_http_uri(uri):
         return
-    response = http_request(
-        get_default_host_creds(uri),
-        "/api/2.0/mlflow/experiments/search",
-        "GET",
-        params={"max_results": 1},
-        max_retries=0,
-        timeout=PROBE_SECONDS,
-        raise_on_status=False,
-    )
+    endpoint = "/api/2.0/mlflow/experiments/search"
+    response = answer_of_server(uri, endpoint, seconds=PROBE_SECONDS, params={"max_results": 1})
     if may_pass(response.status_code):
-        verify_rest_response(response, "/api/2.0/mlflow/experiments/search")
+        raise_what_it_says(response, endpoint)
 
 
 def answers(uri: str) -> bool:
@@ -109,13 +105,8 @@ def answers(uri: str) -> bool:
     return True
 
 
-def may_pass(status: int) -> bool:
-    """Whether a request that was answered so may succeed later: overload, a restart, a login."""
-    return status >= 500 or status in (401, 403, 408, 429)
-
-
 @contextmanager
-def opening_runs(existing: str | None = None) -> Iterator[None]:
+def store_errors_for_users(existing: str | None = None) -> Iterator[None]:
     """For calls to the store before a training: what goes wrong is said in one sentence.
 
     Args:
@@ -173,21 +164,7 @@ def without_password(text: str) -> str:
     return re.sub(r"//[^/\s@]+@", "//***@", text)
 
 
-def may_succeed_later(error: Exception) -> bool:
-    """Whether the same call may succeed later: a connection, a server, a lock, a login."""
-    if isinstance(error, MlflowException):
-        # All connections of the database are in use: to MLflow that is a bad request.
-        if "QueuePool limit" in error.message:
-            return True
-        status = error.get_http_status_code()
-    elif type(error).__module__.startswith("requests"):
-        status = getattr(getattr(error, "response", None), "status_code", 503)
-    else:
-        return isinstance(error, ConnectionError | TimeoutError)
-    return may_pass(status)
-
-
-def lasting_uri(uri: str) -> str:
+def normalized_uri(uri: str) -> str:
     """A tracking URI that holds in another folder too, without user and password."""
     uri = re.sub(r"//[^/\s@]+@", "//", uri)
     if path := re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(.+)", uri):

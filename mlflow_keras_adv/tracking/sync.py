@@ -15,15 +15,19 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.tracking import offline
-from mlflow_keras_adv.tracking.carry import carry
-from mlflow_keras_adv.tracking.carry_target import Carried
-from mlflow_keras_adv.tracking.home import journals_folder, offline_uri, state_folder
+from mlflow_keras_adv.tracking.copy_runs import Copied, copy_runs
 from mlflow_keras_adv.tracking.journal import Journal, holds_records, left_here
-from mlflow_keras_adv.tracking.left import deliver_journal, journals_left, uri_with_login
 from mlflow_keras_adv.tracking.names import UID_TAG
+from mlflow_keras_adv.tracking.orphaned_journals import (
+    deliver_journal,
+    orphaned_journals,
+    uri_with_login,
+)
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.paths import journals_folder, offline_uri, state_folder
 from mlflow_keras_adv.tracking.process_end import started
 from mlflow_keras_adv.tracking.store import probe, without_password
+from mlflow_keras_adv.tracking.target import pages
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ def sync(uri: str | None = None, *, progress: Callable[[], None] = lambda: None)
         progress: Called after each step.
     """
     outcome = Outcome()
-    for journal in journals_left():
+    for journal in orphaned_journals():
         _sync_journal(journal, outcome)
         progress()
     by_target: dict[str, list[Run]] = defaultdict(list)
@@ -78,7 +82,7 @@ def catch_up() -> None:
 
 def _sync_journal(journal: Journal, outcome: Outcome) -> None:
     about, folder = journal.about, journal.folder
-    if not holds_records(folder) and journal.is_a_part() and journal.marks.counted() is None:
+    if not holds_records(folder) and journal.is_a_part() and journal.notes.counted() is None:
         journal.close(delete=False, empty=True)  # whoever ends the run takes it
         return
     name = f"run {about.run_id} of {about.tracking_uri}"
@@ -98,16 +102,16 @@ def _sync_runs(uri: str, runs: list[Run], outcome: Outcome, progress: Callable[[
     ids = _Ids(state_folder() / "offline-ids.json", uri)
     try:
         probe(uri)
-        for carried in carry(here, client_of(uri), list(waiting), ids, progress):
-            run, place = waiting.pop(carried.run_id), carried.target_run_id
+        for copied in copy_runs(here, client_of(uri), list(waiting), ids, progress):
+            run, place = waiting.pop(copied.run_id), copied.target_run_id
             if place is None:
-                outcome.pending.append(f"{_named(run)} for {uri}: {_said(carried)}")
+                outcome.pending.append(f"{_named(run)} for {uri}: {_said(copied)}")
                 continue
-            here.set_tag(carried.run_id, DELIVERED_TAG, place)
-            offline.recorded_here.discard(carried.run_id)
-            outcome.delivered.append(f"{_named(run)} as {place}: {_said(carried)}")
+            here.set_tag(copied.run_id, DELIVERED_TAG, place)
+            offline.recorded_here.discard(copied.run_id)
+            outcome.delivered.append(f"{_named(run)} as {place}: {_said(copied)}")
     except Exception as error:
-        _logger.debug("carrying to %s", without_password(uri), exc_info=True)
+        _logger.debug("copying to %s", without_password(uri), exc_info=True)
         reason = without_password(str(error))
         outcome.pending += [f"{_named(run)} for {uri}: {reason}" for run in waiting.values()]
 
@@ -116,14 +120,13 @@ def _offline_runs() -> list[Run]:
     """Those that are not delivered, and not being written by a process that is alive."""
     if not (state_folder() / "offline.db").exists():
         return []
-    client, runs, token = MlflowClient(offline_uri()), list[Run](), None
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    while True:
-        page = client.search_runs(experiments, f"tags.`{UID_TAG}` != ''", page_token=token)
-        runs += [run for run in page if DELIVERED_TAG not in run.data.tags]
-        token = page.token
-        if not token:
-            break
+    client = MlflowClient(offline_uri())
+    experiments = [each.experiment_id for each in pages(client.search_experiments)]
+    runs = [
+        run
+        for run in pages(client.search_runs, experiments, f"tags.`{UID_TAG}` != ''")
+        if DELIVERED_TAG not in run.data.tags
+    ]
     alive = {path.name.rpartition("-")[0] for path in journals_folder().glob("*")}
     return [run for run in runs if run.info.run_id not in alive]
 
@@ -151,13 +154,13 @@ def _named(run: Run) -> str:
     return f"run {run.info.run_name} ({run.info.run_id})"
 
 
-def _said(carried: Carried) -> str:
-    refused = "".join(f"; {name} refused: {why}" for name, why in carried.refused.items())
-    return f"{carried.points} points delivered, {carried.refused_points} refused{refused}"
+def _said(copied: Copied) -> str:
+    refused = "".join(f"; {name} refused: {why}" for name, why in copied.refused.items())
+    return f"{copied.points} points delivered, {copied.refused_points} refused{refused}"
 
 
 class _Ids(MutableMapping[str, str]):
-    """The id in the target of each run and model that was carried, kept in a file."""
+    """The id in the target of each run and model that was copied, kept in a file."""
 
     def __init__(self, path: Path, uri: str) -> None:
         self._path, self._uri = path, without_password(uri)

@@ -13,3 +13,12 @@ def safe(text: object, length: int = 80) -> str:
         return plain
     head = (length - 1) * 2 // 3
     return f"{plain[:head]}…{plain[head + 1 - length :]}"
+
+
+def storable(text: str) -> str:
+    r"""A text that every store takes.
+
+    No UTF-8 has a lone surrogate, which stands for a byte of a file's name that is none, and no
+    PostgreSQL a NUL: they become escapes, as in `caf\udce9`.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

@@ -24,7 +24,7 @@ from mlflow.utils.uri import is_http_uri
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.addresses import absolute_uri, chart_page
 from mlflow_keras_adv.tracking.sigterm import raises_terminated
-from mlflow_keras_adv.tracking.store import lasting_uri, require_store, without_password
+from mlflow_keras_adv.tracking.store import normalized_uri, require_store, without_password
 
 START_SECONDS = 120
 _STOP_SECONDS = 15
@@ -55,7 +55,7 @@ def serve(
         )
     page = chart_page(_experiment_id(MlflowClient(uri), experiment))
     if is_http_uri(uri):
-        _show(f"{lasting_uri(uri).rstrip('/')}{page}", say, browse=browse)
+        _show(f"{normalized_uri(uri).rstrip('/')}{page}", say, browse=browse)
         return
     port = port if _is_free(port) else _free_port()
     address = f"http://127.0.0.1:{port}"
@@ -70,7 +70,7 @@ def serve(
         try:
             _await(address, process, log)
             _show(f"{address}{page}", say, browse=browse)
-            say(f"It shows {lasting_uri(uri)} until Ctrl-C.")
+            say(f"It shows {normalized_uri(uri)} until Ctrl-C.")
             process.wait()
         except KeyboardInterrupt:
             pass

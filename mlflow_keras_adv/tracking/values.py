@@ -1,4 +1,4 @@
-"""Metric values as they are handed in: which can be recorded, and which are refused by name."""
+"""Metric values and tables as they are handed in: which can be recorded, and which are refused."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from mlflow import entities
 from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from mlflow_keras_adv.tracking.items import Input, Points, Refusal, Series
+from mlflow_keras_adv.tracking.records import Input, Points, Refusal, Series, Table
 
 # Curves that one metric with several values (one per class) may become.
 MAX_ENTRIES = 64
@@ -83,7 +83,7 @@ def entries_of(
         yield "/".join([name, *parts]), float(number)
 
 
-def values_of_moment(
+def points_from(
     values: Mapping[str, Any],
     *,
     step: int,
@@ -128,7 +128,7 @@ def values_of_moment(
     return Points(metrics), refusals
 
 
-def values_of_moments(
+def series_from(
     columns: Mapping[str, "np.ndarray[Any, Any]"],
     steps: Any,
     timestamps_ms: Any,
@@ -169,3 +169,46 @@ def values_of_moments(
     keys = keys_of(finite)
     by_key = {keys[name]: column for name, column in finite.items()}
     return Series(by_key, steps, timestamps_ms), refusals
+
+
+def table_of(data: Any, artifact_file: str) -> Table:
+    """A table to hand in.
+
+    Args:
+        data: A pandas DataFrame, or a dict of columns: sequences of equal length, or plain values
+            for a single row.
+        artifact_file: Where it goes; ends in `.json`.
+
+    Raises:
+        TypeError: If the data is neither.
+        ValueError: If the name does not end in `.json`, or the columns differ in length.
+    """
+    if not artifact_file.endswith(".json"):
+        raise ValueError(f"Received {artifact_file!r} for a table; expected a name in .json.")
+    return Table(_rows_text(data), artifact_file)
+
+
+def _rows_text(data: Any) -> str:
+    """Rows as JSON with "columns" and "data"."""
+    if hasattr(data, "to_json"):
+        text: str = data.to_json(orient="split", index=False, date_format="iso")
+        return text
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"Received {type(data).__name__}; expected a pandas DataFrame or a dict of columns."
+        )
+    columns = [_cells(column) for column in data.values()]
+    if len({len(column) for column in columns}) > 1:
+        lengths = {name: len(column) for name, column in zip(data, columns, strict=True)}
+        raise ValueError(f"Received columns of different lengths: {lengths}.")
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return json.dumps({"columns": [str(name) for name in data], "data": rows}, default=_plain)
+
+
+def _cells(column: Any) -> list[Any]:
+    column = _plain(column) if hasattr(column, "tolist") else column
+    return list(column) if isinstance(column, list | tuple) else [column]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -21,9 +21,14 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.tracking.delivery import Delivery
-from mlflow_keras_adv.tracking.home import journals_folder
-from mlflow_keras_adv.tracking.items import (
+from mlflow_keras_adv.tracking.journal import About, Journal
+from mlflow_keras_adv.tracking.journal_delivery import JournalDelivery
+from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
+from mlflow_keras_adv.tracking.names import KINDS, KeyTable, flatten
+from mlflow_keras_adv.tracking.outbox import Outbox
+from mlflow_keras_adv.tracking.paths import journals_folder
+from mlflow_keras_adv.tracking.pending import Pending, Receipt
+from mlflow_keras_adv.tracking.records import (
     Artifact,
     Deletion,
     End,
@@ -32,15 +37,9 @@ from mlflow_keras_adv.tracking.items import (
     Refusal,
     Tags,
 )
-from mlflow_keras_adv.tracking.journal import About, Journal
-from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
-from mlflow_keras_adv.tracking.names import KINDS, KeyTable, flatten
-from mlflow_keras_adv.tracking.outbox import Outbox
-from mlflow_keras_adv.tracking.pending import Pending, Receipt
 from mlflow_keras_adv.tracking.staging import StagingClient
-from mlflow_keras_adv.tracking.store import lasting_uri
-from mlflow_keras_adv.tracking.tables import table_of
-from mlflow_keras_adv.tracking.values import Dataset, values_of_moment, values_of_moments
+from mlflow_keras_adv.tracking.store import normalized_uri
+from mlflow_keras_adv.tracking.values import Dataset, points_from, series_from, table_of
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class RunWriter:
         run_id: The run to write to.
         client: Its store.
         left: A journal of this run that an earlier process has left; it is delivered first.
-        in_use: Whether the run is open in this process by other means than `announce_end`: idle
+        in_use: Whether the run is open in this process by other means than `will_end_run`: idle
             threads stay then, and if the process dies, the run has ended.
         key_tables: If a run is taken up again: which name has which key, by kind.
     """
@@ -81,9 +80,9 @@ class RunWriter:
         self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
         self._exit: SystemExit | None = None
         self._pending = Pending(self._new_journal, left)
-        self._delivery = Delivery(run_id, client, self._pending)
+        self._delivery = JournalDelivery(run_id, client, self._pending)
         self._outbox = Outbox(run_id, self._pending, self._delivery, in_use)
-        lost = {} if left is None else left.marks.take_lost()
+        lost = {} if left is None else left.notes.take_lost()
         reason = "the disk of the journal was full"
         self._refuse(Refusal(name, reason, points) for name, points in lost.items())
 
@@ -107,7 +106,7 @@ class RunWriter:
         """Whether the run's final status was handed in."""
         return self._pending.ended
 
-    def announce_end(self) -> None:
+    def will_end_run(self) -> None:
         """Says in the journal that this process will end the run.
 
         If it dies without a word, whoever finds the journal ends the run as KILLED.
@@ -163,7 +162,7 @@ class RunWriter:
             model_id: LoggedModel that the values belong to.
             dataset: Data that the values were measured on.
         """
-        points, refusals = values_of_moment(
+        points, refusals = points_from(
             values,
             step=step,
             model_id=model_id,
@@ -188,7 +187,7 @@ class RunWriter:
         Raises:
             ValueError: If an array is not one-dimensional, or they differ in length.
         """
-        series, refusals = values_of_moments(
+        series, refusals = series_from(
             columns, steps, timestamps_ms, keys_of=functools.partial(self._keys_of, "metrics")
         )
         self._refuse(refusals)
@@ -343,7 +342,7 @@ class RunWriter:
         """
         return self._outbox.settle(seconds)
 
-    def hand_in_end(self, status: str, end_time: int | None = None) -> None:
+    def log_status(self, status: str, end_time: int | None = None) -> None:
         """Hands in the status with which the run ended: FINISHED, FAILED or KILLED.
 
         Args:
@@ -391,7 +390,7 @@ class RunWriter:
             self._outbox.put(refusal)
 
     def _new_journal(self) -> Journal:
-        store = lasting_uri(self._client.tracking_uri)
+        store = normalized_uri(self._client.tracking_uri)
         ends_run = self._ends_run_in == os.getpid() or self._in_use()
         about = About(self.run_id, store, ends_run, socket.gethostname(), os.getpid())
         return Journal.create(journals_folder(), about)

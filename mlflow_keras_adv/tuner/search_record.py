@@ -16,9 +16,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from mlflow_keras_adv.compat.keras_tuner import is_chief_oracle
 from mlflow_keras_adv.flavors.keras import log_model
-from mlflow_keras_adv.tracking.left import deliver_left
+from mlflow_keras_adv.tracking.orphaned_journals import deliver_orphaned
 from mlflow_keras_adv.tracking.run import Run
-from mlflow_keras_adv.tracking.store import opening_runs
+from mlflow_keras_adv.tracking.store import store_errors_for_users
 from mlflow_keras_adv.tuner.figures import (
     history_figure,
     importance_figure,
@@ -96,7 +96,7 @@ class SearchRecord:
             self._count(self._oracle.trials[trial_id])
             # Of a process that was killed: what was still on its way.
             for run_id in read_run_ids(self._tuner.get_trial_dir(trial_id)).values():
-                deliver_left(run_id)
+                deliver_orphaned(run_id)
         self._log_space()
         self._say_how_far()
 
@@ -237,7 +237,7 @@ class SearchRecord:
 
     def _end_left_behind(self) -> None:
         """Ends the runs of trials whose worker was killed and could not end them itself."""
-        with opening_runs():
+        with store_errors_for_users():
             client = MlflowClient()
             for trial in self._oracle.ongoing_trials.values():
                 for run_id in read_run_ids(self._tuner.get_trial_dir(trial.trial_id)).values():

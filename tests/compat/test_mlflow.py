@@ -5,6 +5,10 @@ The release that is installed is one of them; what another one has is injected.
 
 import logging
 import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +206,52 @@ def test_a_monitor_is_made_with_what_this_mlflow_takes(
     compat.SystemMetricsMonitor("0" * 32, **compat.monitor_arguments(store))
     monkeypatch.setattr(compat, "SystemMetricsMonitor", Older)
     assert compat.monitor_arguments(store) == {}
+
+
+# How often a server is asked
+
+
+@pytest.fixture
+def failing_server() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that fails at everything, and the paths that it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            said = b'{"error_code": "INTERNAL_ERROR", "message": "no space left"}'
+            self.send_response(500)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", asked
+        running.shutdown()
+
+
+def test_a_server_is_asked_once_on_this_thread_and_says_why(
+    failing_server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = failing_server
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    client = compat.client_of(address)
+    with compat.asking_once(5.0):
+        with pytest.raises(MlflowException, match="no space left"):
+            client.get_run("0")
+        assert len(asked) == 1
+        with ThreadPoolExecutor(1) as elsewhere:
+            assert elsewhere.submit(client.get_run, "0").exception() is not None
+        assert len(asked) == 1 + 3
+    with pytest.raises(MlflowException, match="too many 500"):
+        client.get_run("0")
+    assert len(asked) == 1 + 3 + 3
 
 
 # Private names: what breaks here says which of them a release of MLflow has changed

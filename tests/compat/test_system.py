@@ -63,7 +63,7 @@ def test_what_is_left_is_found_and_delivered(
         import os
         from mlflow_keras_adv.tracking.run import track
         from mlflow_keras_adv.tracking import delivery
-        delivery.Delivery.send = lambda *_: (_ for _ in ()).throw(ConnectionError("away"))
+        delivery.Delivery.send = lambda *_, **__: (_ for _ in ()).throw(ConnectionError("away"))
         run = track("left", log_system_metrics=False).__enter__()
         run.log_metrics({"m": 1.0}, step=1)
         run.flush(1)

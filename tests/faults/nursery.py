@@ -14,7 +14,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.tracking.outbox import HAND_OVER_SECONDS
-from mlflow_keras_adv.tracking.store import lasting_uri
+from mlflow_keras_adv.tracking.store import normalized_uri
 from tests.faults.producer import EPOCH_MS, ROWS, Plan, loss, norm
 
 ROOT = Path(__file__).parent.parent.parent
@@ -187,7 +187,7 @@ class Holding:
 
 def held(uri: str, producer: Producer) -> Holding:
     """Reads back the one run of a producer: by its name, since offline it has another id."""
-    client = MlflowClient(lasting_uri(uri))
+    client = MlflowClient(normalized_uri(uri))
     everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(everywhere, f"run_name = '{producer.plan.name}'")
     points: dict[str, dict[int, float]] = {}

@@ -1,6 +1,7 @@
 """A proxy in front of a tracking server, which injects the faults of a network."""
 
 import http.client
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -28,12 +29,16 @@ class Rule:
         path: Part of the paths that it happens to.
         times: How often; then requests pass again.
         seconds: How long a "hang" holds the connection, or a "slow" request waits.
+        body: Part of the bodies that it happens to.
+        reason: What the answer says.
     """
 
     kind: Kind
     path: str = ""
     times: int = 1_000_000
     seconds: float = 0.0
+    body: str = ""
+    reason: str = ""
 
 
 class FaultyProxy:
@@ -90,11 +95,11 @@ class FaultyProxy:
         finally:
             self.inject()
 
-    def fault_for(self, path: str) -> Rule | None:
+    def fault_for(self, path: str, body: bytes) -> Rule | None:
         """The rule that a request falls under; it is counted."""
         with self._lock:
             for rule in self._rules:
-                if rule.path in path and rule.times > 0:
+                if rule.path in path and rule.body.encode() in body and rule.times > 0:
                     rule.times -= 1
                     self.did[rule.kind] += 1
                     return rule
@@ -134,10 +139,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        rule = self.owner.fault_for(self.path)
+        rule = self.owner.fault_for(self.path, body)
         self.close_connection = True
         if rule is not None and rule.kind.isdigit():
-            self._answer(_Answer(int(rule.kind), [], b"{}"))
+            said = {"error_code": "INTERNAL_ERROR", "message": rule.reason} if rule.reason else {}
+            self._answer(_Answer(int(rule.kind), [], json.dumps(said).encode()))
             return
         if rule is not None and rule.kind == "cut":
             return

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from mlflow_keras_adv.tracking import attempts
+from mlflow_keras_adv.tracking import retry
 from mlflow_keras_adv.tracking.run import Run, track
 from tests.mlflow_server import MlflowServer
 
@@ -23,7 +23,7 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mlfl
     """A server that may be killed; the machine is measured ten times a second."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(attempts, "LONGEST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_SECONDS", 0.5)
     with MlflowServer(tmp_path) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
         yield server

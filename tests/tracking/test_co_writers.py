@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_keras_adv.tracking.home import journals_folder
+from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.sync import sync
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,6 +43,7 @@ def program(
 ) -> Callable[[str], str]:
     """Runs a program in a home of its own; returns what it says last."""
     monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 
     def run(body: str) -> str:
         command = [sys.executable, "-c", BEGIN + textwrap.dedent(body)]

@@ -15,13 +15,13 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
 )
 
-from mlflow_keras_adv.tracking import attempts
+from mlflow_keras_adv.tracking import retry
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_artifacts_tables_and_the_status_are_retried_as_well(
     writer = RunWriter(run_id, client)
     writer.log_text("hello", "a.txt")
     writer.log_params({"p": 1})
-    writer.hand_in_end("FAILED")
+    writer.log_status("FAILED")
     assert writer.close(30)
 
     assert client.get_run(run_id).info.status == "FAILED"

@@ -12,7 +12,7 @@ import pytest
 
 from mlflow_keras_adv.tracking import journal as journal_module
 from mlflow_keras_adv.tracking.journal import About, Journal
-from mlflow_keras_adv.tracking.settled import Settled
+from mlflow_keras_adv.tracking.journal_notes import Acknowledged
 
 ABOUT = About("run", "sqlite:///x.db", True, "host", 1)
 
@@ -120,7 +120,7 @@ def test_segments_of_which_nothing_is_left_are_deleted(
     places = [journal.append(b"x" * 40) for _ in range(30)]
     assert len(list(journal.folder.glob("*.log"))) == 10
     for number, place in enumerate(places[:-1], 1):
-        journal.settle(place, Settled(points=number, refused=Counter({"inf": number})))
+        journal.acknowledge(place, Acknowledged(points=number, refused=Counter({"inf": number})))
         journal.sweep()
     assert len(list(journal.folder.glob("*.log"))) == 1
     journal.close(delete=False)
@@ -128,8 +128,8 @@ def test_segments_of_which_nothing_is_left_are_deleted(
     # The counts are those at the end of the last segment that is gone, so that nothing counts twice
     # when the rest is read again.
     again = left_by(journal.folder)
-    assert again.settled.points == 27
-    assert again.settled.refused == {"inf": 27}
+    assert again.acknowledged.points == 27
+    assert again.acknowledged.refused == {"inf": 27}
     assert len(contents(again)) == 3
     again.close(delete=True)
 
@@ -186,12 +186,12 @@ def test_a_run_that_ended_when_nothing_could_be_written_is_known_to_have_ended(
     tmp_path: Path,
 ) -> None:
     journal = Journal.create(tmp_path, ABOUT)
-    assert journal.marks.ended() is None
-    journal.marks.mark_ended("FINISHED")
-    journal.marks.mark_lost({"batch/loss": 3, "a-b": 4})
+    assert journal.notes.ended() is None
+    journal.notes.mark_ended("FINISHED")
+    journal.notes.mark_lost({"batch/loss": 3, "a-b": 4})
     journal.close(delete=False)
     again = left_by(journal.folder)
-    assert again.marks.ended() == "FINISHED"
-    assert again.marks.take_lost() == {"batch/loss": 3, "a-b": 4}
-    assert again.marks.take_lost() == {}
+    assert again.notes.ended() == "FINISHED"
+    assert again.notes.take_lost() == {"batch/loss": 3, "a-b": 4}
+    assert again.notes.take_lost() == {}
     again.close(delete=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_keras_adv.tracking.home import journals_folder
+from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.sync import Outcome, sync
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,10 +18,9 @@ BEGIN = """
 import os, signal, sys
 from pathlib import Path
 import mlflow_keras_adv as mka
-from mlflow_keras_adv.tracking.delivery import Delivery
-from mlflow_keras_adv.tracking.items import Artifact, Model
 from mlflow_keras_adv.tracking.journal import Journal
 from mlflow_keras_adv.tracking.pending import Pending
+from mlflow_keras_adv.tracking.records import Artifact, Model
 from mlflow.models import Model as Folder
 
 def die(*_):
@@ -61,11 +60,11 @@ def refused(outcome: Outcome) -> list[str]:
 
 
 # By a version, or on a disk, that could not write down what was settled.
-UNNOTED = "Journal.settle_for_good = lambda self, place, settled: None"
+UNNOTED = "Journal.acknowledge_for_good = lambda self, place, settled: None"
 MOMENTS = {
     "after all": "",
     "after all, unnoted": UNNOTED,
-    "after the upload": "Pending.settle = lambda self, place, item: die()",
+    "after the upload": "Pending.acknowledge = lambda self, entry: die()",
     "before the copy is deleted": "Artifact.discard = Model.discard = die",
 }
 
@@ -148,7 +147,7 @@ def test_what_nobody_has_is_refused_by_name(
     killed: Callable[[str], str], client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id = killed("""
-        Delivery.write = lambda self, item: (item.discard(), die())
+        Artifact.apply = lambda self, run: (self.discard(), die())
         run.log_text("a", "a.txt")
         run.flush()
     """)

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from mlflow_keras_adv.tracking import outbox, run
-from mlflow_keras_adv.tracking.home import journals_folder, offline_uri
+from mlflow_keras_adv.tracking.paths import journals_folder, offline_uri
 from mlflow_keras_adv.tracking.run import current_run, track
 from mlflow_keras_adv.tracking.sync import sync
 

@@ -8,10 +8,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_keras_adv.tracking import attempts, outbox
-from mlflow_keras_adv.tracking.home import journals_folder
-from mlflow_keras_adv.tracking.items import Tags
+from mlflow_keras_adv.tracking import outbox, retry
 from mlflow_keras_adv.tracking.journal import Journal, Place
+from mlflow_keras_adv.tracking.paths import journals_folder
+from mlflow_keras_adv.tracking.records import Tags
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 
@@ -35,7 +35,7 @@ def test_closing_gives_up_on_a_store_that_takes_nothing_and_says_what_is_left(
     writer.log_metrics({"a": 1.0, "b": 2.0})
     writer.set_tags({"c": "d"})
     assert not writer.flush(0.2)
-    writer.hand_in_end("FINISHED")
+    writer.log_status("FINISHED")
     assert not writer.close(0.2)
 
     lost = caplog.records[-1].getMessage()
@@ -62,7 +62,7 @@ def test_closing_does_not_give_up_on_a_slow_store_that_goes_on_taking_values(
     writer = RunWriter(run_id, client)
     for number in range(6):
         writer.log_params({f"p{number}": number})
-    writer.hand_in_end("FINISHED")
+    writer.log_status("FINISHED")
     assert writer.close(0.4)
 
     assert len(client.get_run(run_id).data.params) == 6
@@ -72,7 +72,7 @@ def test_closing_does_not_give_up_on_a_slow_store_that_goes_on_taking_values(
 def test_waiting_for_the_store_ends_the_pause_before_the_next_attempt(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE_SECONDS", 600.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 600.0)
     log_batch, failed = client.log_batch, threading.Event()
 
     def fail_once(*args: Any, **kwargs: Any) -> None:

@@ -9,9 +9,9 @@ import pytest
 from mlflow.entities import Metric
 
 from mlflow_keras_adv.tracking import pending as pending_module
-from mlflow_keras_adv.tracking.items import End, Flush, Journaled, Params, Points, Refusal
 from mlflow_keras_adv.tracking.journal import About, Journal
-from mlflow_keras_adv.tracking.pending import Pending, Receipt
+from mlflow_keras_adv.tracking.pending import Flush, Pending, Receipt
+from mlflow_keras_adv.tracking.records import End, Params, Points, Record, Refusal
 
 ABOUT = About("run", "sqlite:///x.db", True, "host", 1)
 
@@ -44,9 +44,10 @@ def test_it_counts_what_is_put_and_not_settled(journal: Callable[[], Journal]) -
     assert pending.ended
 
     found = taken(pending)
-    assert [type(item) for _, item in found] == [Points, Params, Flush, End]
+    kinds = [type(each) if isinstance(each, Flush) else each.kind for each in found]
+    assert kinds == [Points, Params, Flush, End]
     assert pending.is_empty()
-    pending.settle(*found[0])
+    pending.acknowledge(found[0])
     assert (pending.points, pending.count()) == (0, 2)
     pending.release()
 
@@ -56,11 +57,11 @@ def test_the_receipt_adds_up(journal: Callable[[], Journal]) -> None:
     pending.put(points(1, 2, 3))
     pending.put(Refusal("inf", "an infinity", 2))
     pending.put(points(4))
-    (place, three), (refused_place, refused), _ = taken(pending)
+    three, refused, _ = taken(pending)
     pending.refuse("m2", 1)
-    pending.settle(place, three)
+    pending.acknowledge(three)
     pending.refuse("inf", 2)
-    pending.settle(refused_place, refused)
+    pending.acknowledge(refused)
 
     assert pending.receipt() == Receipt(6, 2, 1, 3, {"m2": 1, "inf": 2})  # type: ignore[arg-type]
     assert str(pending.receipt()) == (
@@ -73,17 +74,17 @@ def test_what_a_process_has_left_comes_first_and_is_counted(
     journal: Callable[[], Journal], tmp_path: Path
 ) -> None:
     pending = Pending(journal)
-    items: list[Journaled] = [points(1, 2), Params({"a": 1}), points(3)]
+    items: list[Record] = [points(1, 2), Params({"a": 1}), points(3)]
     for item in items:
         pending.put(item)
-    pending.settle(*taken(pending)[0])
+    pending.acknowledge(taken(pending)[0])
     pending.release()
 
     (folder,) = tmp_path.iterdir()
     left = Journal.take_over(folder)
     again = Pending(journal, left)
     again.put(points(4))
-    found = [item for _, item in taken(again)]
+    found = [again.record_of(entry) for entry in taken(again)]
     # What was settled is sent once more: the store drops what it holds.
     assert [list(map(str, item.metrics)) for item in found if isinstance(item, Points)] == [
         list(map(str, points(*values).metrics)) for values in ((1, 2), (3,), (4,))
@@ -97,7 +98,7 @@ def test_an_emptied_journal_is_deleted_and_the_next_item_makes_another(
 ) -> None:
     pending = Pending(journal)
     pending.put(points(1))
-    pending.settle(*taken(pending)[0])
+    pending.acknowledge(taken(pending)[0])
     pending.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -119,8 +120,7 @@ def test_without_a_journal_everything_goes_on_in_memory_and_is_lost_by_name(
     assert pending.put(points(5)) is None
     assert pending.receipt() == Receipt(5, 0, 3, 2, {"m3": 1, "m4": 1})  # type: ignore[arg-type]
 
-    place, item = taken(pending)[0]
-    pending.settle(place, item)
+    pending.acknowledge(taken(pending)[0])
     pending.release()
     assert pending.receipt() == Receipt(5, 2, 0, 3, {"m3": 1, "m4": 1, "m5": 1})  # type: ignore[arg-type]
     (warning,) = [record.getMessage() for record in caplog.records]

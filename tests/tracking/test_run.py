@@ -336,6 +336,33 @@ def test_the_status_is_true(
         assert files == []
 
 
+class MuteError(Exception):
+    """It cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("caf\udce9"), "RuntimeError: caf\\udce9"),
+        (RuntimeError("a\0b"), "RuntimeError: a\\x00b"),
+        (MuteError(), "MuteError: <its text cannot be had: TypeError('no text')>"),
+    ],
+    ids=["a byte that is no UTF-8", "NUL", "no text"],
+)
+def test_an_exception_leaves_as_itself_whatever_its_text(
+    client: MlflowClient, experiment: str, error: Exception, said: str
+) -> None:
+    with pytest.raises(type(error)) as caught, track(log_system_metrics=False) as r:
+        raise error
+    assert caught.value is error
+    run = client.get_run(r.run_id)
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", said)
+    assert {file.path for file in client.list_artifacts(r.run_id)} == {"traceback.txt"}
+
+
 def test_callbacks_are_called_once_at_the_end_of_the_outermost_block(
     client: MlflowClient, experiment: str, caplog: pytest.LogCaptureFixture
 ) -> None:

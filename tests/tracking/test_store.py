@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking import store
 from mlflow_keras_adv.tracking.run import track
-from mlflow_keras_adv.tracking.store import opening_runs, require_store, without_password
+from mlflow_keras_adv.tracking.store import require_store, store_errors_for_users, without_password
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_store_of_files_is_refused(
 
 
 def test_what_mlflow_rejects_is_said_with_its_message() -> None:
-    with pytest.raises(UserError, match="sqlite:.*no such run") as caught, opening_runs():
+    with pytest.raises(UserError, match="sqlite:.*no such run") as caught, store_errors_for_users():
         raise MlflowException("no such run")
     assert isinstance(caught.value.__cause__, MlflowException)
 

@@ -390,7 +390,7 @@ def test_closing_delivers_what_is_left_and_then_the_status(
     client: MlflowClient, writer: RunWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer.log_metrics({"m": 1.0})
-    writer.hand_in_end("KILLED")
+    writer.log_status("KILLED")
     assert writer.close(30)
     writer.log_metrics({"late": 1.0})
     writer.log_metrics({"late": 2.0})

@@ -33,9 +33,14 @@ from mlflow.protos.databricks_pb2 import (
 from urllib3.connectionpool import HTTPConnectionPool
 
 from mlflow_keras_adv.compat.mlflow import client_of
-from mlflow_keras_adv.tracking.carry import EXPERIMENT_ID_TAG, EXPERIMENT_NAME_TAG, carry
-from mlflow_keras_adv.tracking.carry_target import CONTINUES_TAG, Carried
+from mlflow_keras_adv.tracking.copy_runs import (
+    EXPERIMENT_ID_TAG,
+    EXPERIMENT_NAME_TAG,
+    Copied,
+    copy_runs,
+)
 from mlflow_keras_adv.tracking.names import UID_TAG
+from mlflow_keras_adv.tracking.records_of_run import CONTINUES_TAG
 
 TEST_SET = Dataset(name="digits", digest="d1", source_type="local", source="{}")
 NAN = float("nan")
@@ -64,7 +69,7 @@ class Search:
 
     def __init__(self, source: MlflowClient, experiment_id: str, folder: Path) -> None:
         self.source, self.experiment_id, self.folder = source, experiment_id, folder
-        self.name = f"carried-{experiment_id}"
+        self.name = f"copied-{experiment_id}"
         self.parent = self._run("search", 1000, {})
         self.trials = [
             self._run(f"trial-{i}", 2000 + i, {"mlflow.parentRunId": self.parent}) for i in range(2)
@@ -288,11 +293,11 @@ def test_all_of_a_search_arrives_at_a_server(
     source.set_experiment_tag(search.experiment_id, EXPERIMENT_NAME_TAG, search.name)
     ids: dict[str, str] = {}
     calls: list[None] = []
-    results = list(carry(source, target, search.run_ids, ids, lambda: calls.append(None)))
+    results = list(copy_runs(source, target, search.run_ids, ids, lambda: calls.append(None)))
 
     assert [each.run_id for each in results] == [search.parent, *search.trials]
     for each in results:
-        assert each == Carried(each.run_id, ids[each.run_id], points=each.points)
+        assert each == Copied(each.run_id, ids[each.run_id], points=each.points)
     assert [each.points for each in results] == [7, 7, 7 + 3]
     assert target.get_run(ids[search.parent]).data.tags["winner"] == ids[search.trials[1]]
     assert (
@@ -304,14 +309,16 @@ def test_all_of_a_search_arrives_at_a_server(
 
     made = len(calls)
     target.set_registered_model_alias(search.name, "champion", "1")
-    assert list(carry(source, target, search.run_ids, ids, lambda: calls.append(None))) == results
+    assert (
+        list(copy_runs(source, target, search.run_ids, ids, lambda: calls.append(None))) == results
+    )
     assert len(calls) - made < made
     assert_arrived(search, target, ids, tmp_path / "second")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [False, True], ids=["call failed", "answer lost"])
-def test_a_carry_may_break_off_at_any_call(
+def test_a_copy_may_break_off_at_any_call(
     search: Search, client: MlflowClient, experiment: str, tmp_path: Path, lost: bool
 ) -> None:
     expected = history(search.source, search.source.get_run(search.parent))
@@ -321,7 +328,7 @@ def test_a_carry_may_break_off_at_any_call(
         target = Faulty(client, attempts, lost)
         ids: dict[str, str] = {}  # the map was lost as well
         try:
-            results = list(carry(search.source, target, search.run_ids, ids))  # type: ignore[arg-type]
+            results = list(copy_runs(search.source, target, search.run_ids, ids))  # type: ignore[arg-type]
         except ConnectionError:
             assert len(target.calls) == attempts
             parents = client.search_runs([experiment], "attributes.status = 'FINISHED'")
@@ -361,7 +368,7 @@ def test_a_request_that_mlflow_sends_twice_makes_no_twin(
     source, target = search.source, client_of(server)
     source.delete_experiment_tag(search.experiment_id, EXPERIMENT_ID_TAG)
     ids: dict[str, str] = {}
-    results = list(carry(source, target, search.run_ids, ids))
+    results = list(copy_runs(source, target, search.run_ids, ids))
     assert [each.refused for each in results] == [{}, {}, {}]
     assert sum(url.endswith("runs/create") for url in answers_get_lost) == 3
     assert sum(url.endswith("model-versions/create") for url in answers_get_lost) == 2
@@ -378,10 +385,10 @@ def test_a_long_history_arrives_whole(
     ids: dict[str, str] = {}
     # A call is lost half-way: the next one sends the rest.
     with pytest.raises(ConnectionError):
-        list(carry(source, Faulty(client, 20, lost=True), [run_id], ids))  # type: ignore[arg-type]
+        list(copy_runs(source, Faulty(client, 20, lost=True), [run_id], ids))  # type: ignore[arg-type]
     target = Faulty(client, 0, lost=False)
-    (carried,) = carry(source, target, [run_id], ids)  # type: ignore[arg-type]
-    assert (carried.points, carried.refused_points) == (30_000, 0)
+    (copied,) = copy_runs(source, target, [run_id], ids)  # type: ignore[arg-type]
+    assert (copied.points, copied.refused_points) == (30_000, 0)
     assert 10 < target.calls.count("log_batch") < 30
     arrived = client.get_metric_history(ids[run_id], "batch/loss")
     assert [(m.step, m.timestamp, m.value) for m in arrived] == [
@@ -405,9 +412,9 @@ def test_a_run_is_merged_into_the_one_that_it_continues(
     source.log_batch(second, [Metric("loss", 0.5, 3, 3)])
     source.set_terminated(second, "FINISHED", 500)
 
-    results = list(carry(source, client, [second, first], ids := {}))
+    results = list(copy_runs(source, client, [second, first], ids := {}))
     assert ids == {first: there, second: there}
-    assert results == [Carried(first, there, 1), Carried(second, there, 1)]
+    assert results == [Copied(first, there, 1), Copied(second, there, 1)]
     (run,) = client.search_runs([experiment])
     assert (run.info.run_name, run.info.start_time, run.info.end_time) == ("digits", 100, 500)
     assert run.info.status == "FINISHED"
@@ -451,7 +458,7 @@ def test_what_is_rejected_is_refused_by_name_and_the_rest_arrives(
 
     ids: dict[str, str] = {}
     target = Picky(client, rejects)
-    parent, first, second = carry(search.source, target, search.run_ids, ids)  # type: ignore[arg-type]
+    parent, first, second = copy_runs(search.source, target, search.run_ids, ids)  # type: ignore[arg-type]
     assert (parent.points, parent.refused_points) == (5, 2)
     assert parent.refused.keys() == {"val/loss", "seed", "notes.txt"}
     assert parent.refused["seed"] == "bad name"
@@ -474,12 +481,12 @@ def test_a_missing_right_is_left_for_later(
     ids: dict[str, str] = {}
     registers = "create_registered_model"
     denied = Picky(client, lambda method, *_, **__: method == registers, PERMISSION_DENIED)
-    carrying = carry(search.source, denied, search.run_ids, ids)  # type: ignore[arg-type]
-    assert [next(carrying).run_id for _ in range(2)] == [search.parent, search.trials[0]]
+    copying = copy_runs(search.source, denied, search.run_ids, ids)  # type: ignore[arg-type]
+    assert [next(copying).run_id for _ in range(2)] == [search.parent, search.trials[0]]
     with pytest.raises(MlflowException, match="bad name"):
-        next(carrying)
+        next(copying)
     left = [search.trials[1]]
-    assert [each.refused for each in carry(search.source, client, left, ids)] == [{}]
+    assert [each.refused for each in copy_runs(search.source, client, left, ids)] == [{}]
     assert_arrived(search, client, ids, tmp_path / "arrived")
 
 
@@ -507,7 +514,7 @@ def test_what_may_pass_is_no_refusal(
         return False
 
     with pytest.raises(type(error), match=re.escape(str(error))):
-        list(carry(source, Picky(client, fails), [run_id], {}))  # type: ignore[arg-type]
+        list(copy_runs(source, Picky(client, fails), [run_id], {}))  # type: ignore[arg-type]
 
 
 def test_a_run_that_was_deleted_there_is_not_created_again(
@@ -515,12 +522,12 @@ def test_a_run_that_was_deleted_there_is_not_created_again(
 ) -> None:
     run_id = source.create_run(here, run_name="gone").info.run_id
     ids: dict[str, str] = {}
-    list(carry(source, client, [run_id], ids))
+    list(copy_runs(source, client, [run_id], ids))
     client.delete_run(ids[run_id])
     for known in (ids, {}):
-        (carried,) = carry(source, client, [run_id], known)
-        assert carried.target_run_id is None
-        assert "deleted" in carried.refused["run gone"]
+        (copied,) = copy_runs(source, client, [run_id], known)
+        assert copied.target_run_id is None
+        assert "deleted" in copied.refused["run gone"]
     assert len(client.search_runs([experiment], run_view_type=ViewType.ALL)) == 1
 
 
@@ -530,9 +537,9 @@ def test_an_experiment_that_is_not_there_is_a_refusal(
     tags = {EXPERIMENT_ID_TAG: "987654"}
     experiment_id = source.create_experiment("nowhere", tmp_path.as_uri(), tags)
     run_id = source.create_run(experiment_id, run_name="lost").info.run_id
-    (carried,) = carry(source, client, [run_id], {})
-    assert carried.target_run_id is None
-    assert "987654" in carried.refused["run lost"]
+    (copied,) = copy_runs(source, client, [run_id], {})
+    assert copied.target_run_id is None
+    assert "987654" in copied.refused["run lost"]
 
 
 def test_a_uid_and_an_unknown_parent_are_kept(
@@ -540,17 +547,17 @@ def test_a_uid_and_an_unknown_parent_are_kept(
 ) -> None:
     tags = {UID_TAG: "search-1", "mlflow.parentRunId": "f" * 32}
     run_id = source.create_run(here, tags=tags).info.run_id
-    list(carry(source, client, [run_id], ids := {}))
+    list(copy_runs(source, client, [run_id], ids := {}))
     there = client.get_run(ids[run_id])
     assert there.data.tags.items() >= tags.items()
-    list(carry(source, client, [run_id], again := {}))
+    list(copy_runs(source, client, [run_id], again := {}))
     assert again == ids
 
 
 def test_a_value_is_that_of_a_model_even_if_it_is_none(
     search: Search, client: MlflowClient
 ) -> None:
-    list(carry(search.source, client, search.run_ids, ids := {}))
+    list(copy_runs(search.source, client, search.run_ids, ids := {}))
     history = client.get_metric_history(ids[search.trials[1]], "final/accuracy")
     assert sorted(math.isnan(point.value) for point in history) == [False, True]
     # MLflow keeps the NaN of a model as 0, in the source too.

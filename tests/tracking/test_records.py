@@ -1,4 +1,4 @@
-"""What is handed in, and its way through a journal."""
+"""What a run is told, and its way through a journal."""
 
 import math
 from pathlib import Path
@@ -7,24 +7,23 @@ import numpy as np
 import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
-from mlflow_keras_adv.tracking.items import (
+from mlflow_keras_adv.tracking.records import (
     ROWS_AT_ONCE,
     Artifact,
     Deletion,
     End,
     Input,
-    Journaled,
     Model,
     Params,
     Points,
+    Record,
     Refusal,
     Series,
     Table,
     Tags,
-    names_of,
-    points_of,
+    decode,
+    encode,
 )
-from mlflow_keras_adv.tracking.records import decode, encode
 
 
 @pytest.mark.parametrize("rows", [0, 1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1])
@@ -39,7 +38,7 @@ def test_a_series_is_its_values_row_by_row(rows: int) -> None:
         (key, row, row + 5, row) for row in range(rows) for key in ("a_b_", "c")[: 2 - row % 2]
     ]
     assert values == expected
-    assert len(series) == points_of(series) == len(expected)
+    assert len(series) == series.points == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_a_series_is_its_values_row_by_row(rows: int) -> None:
         End("KILLED", 1_700_000_000_000),
     ],
 )
-def test_a_plain_item_comes_back_as_it_was(item: Journaled, tmp_path: Path) -> None:
+def test_a_plain_item_comes_back_as_it_was(item: Record, tmp_path: Path) -> None:
     assert decode(encode(item, tmp_path), tmp_path) == item
 
 
@@ -110,7 +109,7 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_everything_has_names() -> None:
-    assert names_of(Points([Metric("a", 1, 0, 0), Metric("a", 2, 0, 1)])) == {"a": 2}
-    assert names_of(Refusal("inf", "", 3)) == {"inf": 3}
-    assert names_of(Params({"p": 1})) == {"p": 1}
-    assert names_of(End("FINISHED", 0)) == {"status FINISHED": 1}
+    assert Points([Metric("a", 1, 0, 0), Metric("a", 2, 0, 1)]).names == {"a": 2}
+    assert Refusal("inf", "", 3).names == {"inf": 3}
+    assert Params({"p": 1}).names == {"p": 1}
+    assert End("FINISHED", 0).names == {"status FINISHED": 1}

@@ -14,17 +14,18 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.compat.mlflow import client_of
-from mlflow_keras_adv.tracking.home import journals_folder
 from mlflow_keras_adv.tracking.journal import Journal
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.pending import Receipt
-from mlflow_keras_adv.tracking.store import lasting_uri, may_succeed_later, probe
+from mlflow_keras_adv.tracking.store import normalized_uri, probe
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
 
 
-def journals_left(run_id: str | None = None) -> Iterator[Journal]:
+def orphaned_journals(run_id: str | None = None) -> Iterator[Journal]:
     """Takes over each journal of this machine whose process has ended or released it.
 
     Whoever receives one has to deliver or to close it.
@@ -59,7 +60,7 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
     writer = RunWriter(journal.about.run_id, client, journal)
     died = end_run and journal.about.ends_run and not writer.has_ended
     if died and _is_running(client, journal.about.run_id):
-        writer.hand_in_end(journal.marks.ended() or "KILLED", int(last_word * 1000))
+        writer.log_status(journal.notes.ended() or "KILLED", int(last_word * 1000))
     writer.close(seconds)
     receipt = writer.receipt
     if not receipt.pending:
@@ -67,9 +68,9 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
     return receipt
 
 
-def deliver_left(run_id: str) -> None:
+def deliver_orphaned(run_id: str) -> None:
     """Delivers what an earlier process has left of a run, before the run goes on."""
-    for journal in journals_left(run_id):
+    for journal in orphaned_journals(run_id):
         receipt = deliver_journal(journal, end_run=False, seconds=GRACE_SECONDS)
         if receipt.pending:
             _logger.warning("Run %s goes on before all of it is in the store: %s", run_id, receipt)
@@ -81,7 +82,7 @@ def uri_with_login(uri: str) -> str:
     With user and password if MLflow is configured with the same address and them.
     """
     configured = mlflow.get_tracking_uri()
-    return configured if lasting_uri(configured) == uri else uri
+    return configured if normalized_uri(configured) == uri else uri
 
 
 def _correct(client: MlflowClient, folder: Path, receipt: Receipt) -> None:
@@ -89,7 +90,7 @@ def _correct(client: MlflowClient, folder: Path, receipt: Receipt) -> None:
     journal = Journal.take_over(folder)
     if journal is None:
         return
-    counted, done = journal.marks.counted(), False
+    counted, done = journal.notes.counted(), False
     try:
         if counted is not None:
             probe(client.tracking_uri)

@@ -1,0 +1,120 @@
+"""A process of its own that sends values."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from mlflow_keras_adv.tracking import retry, sender_process
+from mlflow_keras_adv.tracking.journal import About, Cursor, Journal
+from mlflow_keras_adv.tracking.records import Points, Record, Series, encode
+from mlflow_keras_adv.tracking.sender_process import SenderProcess, note_sent, sender_to
+from mlflow_keras_adv.tracking.verdict import RejectedError
+from mlflow_keras_adv.tracking.writer import RunWriter
+
+
+@pytest.fixture
+def run_id(client: MlflowClient, experiment: str) -> str:
+    return client.create_run(experiment).info.run_id
+
+
+@pytest.fixture
+def sender(client: MlflowClient) -> SenderProcess:
+    assert sender_to(client.tracking_uri) is None
+    note_sent(client.tracking_uri, sender_process.POINTS_BEFORE + 1)
+    found = sender_to(client.tracking_uri)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def journaled(tmp_path: Path) -> Iterator[Callable[..., Cursor]]:
+    """Puts records into a journal, and says where they stand."""
+    journal = Journal.create(tmp_path / "journals", About("run", "store", False, "host", 1))
+
+    def write(*records: Record) -> Cursor:
+        journal.append(b"what stands before")
+        places = [journal.append(encode(record, journal.folder)) for record in records]
+        journal.append(b"what stands behind")
+        return journal.cursor(places[0], places[-1])
+
+    yield write
+    journal.close(delete=True)
+
+
+def test_it_delivers_what_it_is_told_and_says_what_the_store_says(
+    client: MlflowClient, run_id: str, sender: SenderProcess, journaled: Callable[..., Cursor]
+) -> None:
+    assert sender_to(client.tracking_uri) is sender
+    rows = np.arange(1500)
+    series = Series({"s": np.ma.masked_equal(rows * 0.5, 1.0)}, rows, rows + 9)
+    points = Points([Metric("a", 1 / 3, 5, 2), Metric("b", float("nan"), 6, 3)])
+    taken: list[int] = []
+    refused = sender.send(run_id, journaled(points, series), progress=lambda: taken.append(1))
+    assert refused == []
+    assert len(taken) == 2  # batches of at most 1000
+    stored = client.get_metric_history(run_id, "s")
+    moments = {(point.step, point.value, point.timestamp) for point in stored}
+    assert moments == {(row, row * 0.5, row + 9) for row in range(1500) if row != 2}
+    (a,) = client.get_metric_history(run_id, "a")
+    assert (a.value, a.timestamp, a.step) == (1 / 3, 5, 2)
+    (b,) = client.get_metric_history(run_id, "b")
+    assert np.isnan(b.value)
+
+    lost = Points([Metric("fine", 1, 5, 2), Metric("lost", 1, 5, 2, "m-unknown")])
+    (refusal,) = sender.send(run_id, journaled(lost))
+    assert (refusal[0], refusal[2]) == ("lost", 1)
+    assert client.get_run(run_id).data.metrics["fine"] == 1
+    (refusal,) = sender.send("f" * 32, journaled(Points([Metric("a", 1, 5, 2)])))
+    assert "not found" in refusal[1]
+
+
+def test_what_it_cannot_read_is_said(
+    run_id: str, sender: SenderProcess, journaled: Callable[..., Cursor]
+) -> None:
+    cursor = journaled(Points([Metric("a", 1, 5, 2)]))
+    path = cursor.folder / "000001.log"
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
+    with pytest.raises(RejectedError, match="damaged"):
+        sender.send(run_id, cursor)
+
+
+def test_a_run_with_many_values_gets_one_and_none_is_lost_when_it_dies(
+    client: MlflowClient, run_id: str, sender: SenderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    writer = RunWriter(run_id, client)
+    rows = np.arange(4000)
+    writer.log_series({"s": rows[:2500]}, steps=rows[:2500], timestamps_ms=rows[:2500])
+    assert writer.flush(60)
+    sender._process.kill()
+    sender._process.wait()
+    writer.log_series({"s": rows[2500:]}, steps=rows[2500:], timestamps_ms=rows[2500:])
+    assert writer.flush(60)
+
+    stored = client.get_metric_history(run_id, "s")
+    assert sorted(point.step for point in stored) == rows.tolist()
+    assert sender_to(client.tracking_uri) is None
+    assert writer.receipt.delivered == 4000
+
+
+def test_it_ends_with_its_trainer(store: str) -> None:
+    program = f"""
+import os, signal
+from mlflow_keras_adv.tracking.sender_process import POINTS_BEFORE, note_sent, sender_to
+note_sent({store!r}, POINTS_BEFORE + 1)
+sender = sender_to({store!r})
+print(sender._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", program]
+    # It inherits standard output: reading that to its end waits for the sender process, too.
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert shown.returncode == -signal.SIGKILL
+    assert shown.stdout.strip().isdecimal()
