@@ -81,9 +81,15 @@ class RunCallback(keras.callbacks.Callback, AsksForTheEnd):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Joins the training; without a run that is logged, and nothing else is done."""
         self.leave()
-        self._joined = Joined.at(self, self._run_id)
-        if self._joined is not None:
-            self.begin(self._joined)
+        joined = Joined.at(self, self._run_id)
+        if joined is None:
+            return
+        try:
+            self.begin(joined)
+        except BaseException:
+            joined.leave()
+            raise
+        self._joined = joined
 
     @_sparing
     @keeps_random_state()

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv.callbacks.base import RunCallback
 from mlflow_keras_adv.callbacks.checkpoints import Checkpoints
 from mlflow_keras_adv.callbacks.epoch_keys import EpochKeys
 from mlflow_keras_adv.callbacks.layer_norms import LayerNorms
@@ -58,8 +59,14 @@ PLACES = [
 ]
 HOOKS = [
     hook
-    for callback in (MlflowLogger, LayerNorms, Predictions, Checkpoints, StallAlert)
+    for callback in (RunCallback, MlflowLogger, LayerNorms, Predictions, Checkpoints, StallAlert)
     for hook in hooks_of(callback)
+]
+PLACES += [
+    (callback, name)
+    for callback in (LayerNorms, Predictions, Checkpoints, StallAlert)
+    for name in ("begin", "end", "receive")
+    if name in vars(callback)
 ]
 
 
@@ -141,7 +148,11 @@ def loop(made: Callable[[Any, Any], Any]) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(owner, name) for owner, name in PLACES if owner is not FitProbe]
+    [
+        (owner, name)
+        for owner, name in PLACES
+        if owner not in (FitProbe, Predictions, Checkpoints, StallAlert)
+    ]
     + [(TrainingSession, name) for name in ("advance_on_host", "steps_end", "__init__", "close")],
     ids=lambda each: getattr(each, "__name__", each),
 )
