@@ -106,7 +106,7 @@ class Delivery:
         if not entities:
             return
         try:
-            self.retry.until_answered(lambda: self._log_batch(entities), failures=failures)
+            self.retry.until_answered(lambda: self.log_batch(entities), failures=failures)
         except RejectedError as error:
             stored = self._refused_though_stored(entities)
             if stored:
@@ -129,7 +129,7 @@ class Delivery:
         if short and len(texts) <= MAX_PARAMS_TAGS_PER_BATCH:
             params = [Param(*each) for each in texts.items()]
             try:
-                self.retry.until_answered(lambda: self._log_batch(params), failures=FAILURES)
+                self.retry.until_answered(lambda: self.log_batch(params), failures=FAILURES)
                 return
             except RejectedError as error:
                 _logger.debug("the params of run %s are looked at: %s", self.run_id, error)
@@ -190,7 +190,8 @@ class Delivery:
         """The id that the store has given to a model; any other text as it is. Calls it once."""
         return self._model_ids.true(text)
 
-    def _log_batch(self, entities: Sequence[Metric | Param | RunTag]) -> None:
+    def log_batch(self, entities: Sequence[Metric | Param | RunTag]) -> None:
+        """Logs metrics, params or tags by one call, once; at most 1000."""
         metrics, params, tags = [], [], []
         for entity in entities:
             match entity:

@@ -15,7 +15,7 @@ from mlflow_keras_adv.tracking.journal import Cursor
 from mlflow_keras_adv.tracking.pending import Entry, Flush, Pending
 from mlflow_keras_adv.tracking.records import End, Points, Series
 from mlflow_keras_adv.tracking.retry import FAILURES, Retry
-from mlflow_keras_adv.tracking.sender_process import Refused, note_sent, sender_to, stop
+from mlflow_keras_adv.tracking.sender_process import note_sent, sender_to, stop
 from mlflow_keras_adv.tracking.store import probe
 from mlflow_keras_adv.tracking.target import Target
 from mlflow_keras_adv.tracking.verdict import RejectedError
@@ -68,15 +68,10 @@ class JournalDelivery(Delivery):
         cursor = self._pending.cursor_of(entries)
         if cursor is not None and sender_to(self.client.tracking_uri) is not None:
             try:
-                refused = self.retry.until_answered(
-                    lambda: self._send_by_process(cursor), failures=FAILURES
-                )
+                self.retry.until_answered(lambda: self._send_by_process(cursor), failures=FAILURES)
+                return
             except RejectedError as error:
                 _logger.debug("the values of run %s are sent here: %r", self.run_id, error)
-            else:
-                for each in refused:
-                    self.refuse(*each)
-                return
         records = (self._pending.record_of(entry) for entry in entries)
         values = (record for record in records if isinstance(record, Points | Series))
         self.send_values(chain.from_iterable(values))
@@ -102,12 +97,12 @@ class JournalDelivery(Delivery):
         self._pending.refuse(name, points)
         self.warn_refused(name, reason)
 
-    def _send_by_process(self, cursor: Cursor) -> list[Refused]:
+    def _send_by_process(self, cursor: Cursor) -> None:
         sender = sender_to(self.client.tracking_uri)
         if sender is None:
             raise RejectedError("the sender process has ended")
         try:
-            return sender.send(self.run_id, cursor, progress=self._pending.progress)
+            sender.send(self.run_id, cursor, progress=self._pending.progress)
         except OSError:
             stop(sender)
             raise ConnectionError("the sender process has ended") from None

@@ -17,10 +17,11 @@ from multiprocessing.connection import Connection, Pipe
 from threading import Lock
 
 from mlflow import MlflowClient
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.compat.mlflow import asking_once
 from mlflow_keras_adv.compat.system import after_fork_in_child, be_nice, hands_on_pipes
-from mlflow_keras_adv.tracking.delivery import Delivery
+from mlflow_keras_adv.tracking.delivery import Delivery, batches
 from mlflow_keras_adv.tracking.journal import Cursor
 from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.records import Points, Series, decode
@@ -44,16 +45,13 @@ POINTS_BEFORE = 5000
 # The training goes first where there are fewer processors than work.
 NICENESS = 19
 
-# What it answers after each batch; its last answer to a call is a list.
+# What it answers after each batch; its last answer to a call is None, or an error.
 _TAKEN = "taken"
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from mlflow_keras_adv.tracking.sender_process import serve; serve(int(sys.argv[1]))"
 )
-
-# Name, reason and number of values of what a store has rejected.
-Refused = tuple[str, str, int]
 
 
 class SenderProcess:
@@ -81,7 +79,7 @@ class SenderProcess:
 
     def send(
         self, run_id: str, cursor: Cursor, *, progress: Callable[[], object] = lambda: None
-    ) -> list[Refused]:
+    ) -> None:
         """Delivers the metric values of a part of a journal.
 
         Args:
@@ -89,11 +87,8 @@ class SenderProcess:
             cursor: The part, in which all records are metric values.
             progress: Called after each batch that the store has taken.
 
-        Returns:
-            What the store has rejected.
-
         Raises:
-            RejectedError: They cannot be delivered so.
+            RejectedError: Some of them cannot be delivered so; who calls has to find out which.
             StoreError: They may be later.
             OSError: The process is gone.
         """
@@ -104,8 +99,8 @@ class SenderProcess:
                     progress()
             except EOFError as error:
                 raise BrokenPipeError("the sender process has ended") from error
-        if isinstance(answer, list):
-            return answer
+        if answer is None:
+            return
         raised = StoreError(*answer)
         if may_succeed_later(raised):
             raise raised
@@ -160,23 +155,20 @@ def serve(file_descriptor: int) -> None:
 
 def _answer(
     target: Target, pipe: Connection, run_id: str, cursor: Cursor
-) -> list[Refused] | tuple[str, Verdict]:
-    refused: list[Refused] = []
-    delivery = Delivery(
-        run_id,
-        target,
-        # What it fails at, the trainer sends itself.
-        Retry(run_id, None, progress=lambda: pipe.send(_TAKEN), patient=False),
-        lambda name, reason, points: refused.append((name, reason, points)),
-    )
+) -> tuple[str, Verdict] | None:
+    # All calls are made once: the trainer sees to it that they are made again.
+    retry = Retry(run_id, None, progress=lambda: None, patient=False)
+    delivery = Delivery(run_id, target, retry, refuse=lambda *_: None)
     try:
-        with asking_once(PROBE_SECONDS):  # the trainer sees to it that it is sent again
+        with asking_once(PROBE_SECONDS):
             records = (decode(text, cursor.folder) for text in cursor.records())
             values = (record for record in records if isinstance(record, Points | Series))
-            delivery.send_values(chain.from_iterable(values))
+            for batch in batches(chain.from_iterable(values), MAX_METRICS_PER_BATCH):
+                delivery.log_batch(batch)
+                pipe.send(_TAKEN)
     except Exception as error:
         return str(error), verdict_of(error)
-    return refused
+    return None
 
 
 _senders: dict[str, SenderProcess | None] = {}
