@@ -341,7 +341,7 @@ def test_without_a_run_it_says_so_once_and_is_silent(
     (message,) = said(caplog)
     assert "Checkpoints does nothing in this training: it has no run" in message
     assert client.search_runs([experiment]) == []
-    with pytest.raises(mka.UserError, match="no active run"):
+    with pytest.raises(mka.UserError, match="needs a run, and none is open"):
         load_best()
 
 
