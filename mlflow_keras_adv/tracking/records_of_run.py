@@ -160,7 +160,7 @@ class RecordsOfRun:
                 yield Refusal(f"input model {used.model_id}", "The model was not copied.", 0)
         for made in (self._run.outputs or RunOutputs([])).model_outputs:
             if made.model_id in self._ids:
-                yield ModelOutput(self._ids[made.model_id], made.step)
+                yield ModelOutput(self._ids[made.model_id], int(made.step))
             else:
                 yield Refusal(f"output model {made.model_id}", "The model was not copied.", 0)
 
