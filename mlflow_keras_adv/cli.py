@@ -235,8 +235,13 @@ def _sync(uri: str | None) -> bool:
     from mlflow_keras_adv.tracking import sync as syncing
 
     # MLflow would print two lines for each run that is ended.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    outcome = syncing.sync(uri)
+    quiet = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+    found = os.environ.get(quiet, "false")
+    os.environ[quiet] = "true"
+    try:
+        outcome = syncing.sync(uri)
+    finally:
+        os.environ[quiet] = found
     for line in outcome.delivered:
         click.echo(f"delivered  {line}")
     for line in outcome.pending:

@@ -270,7 +270,7 @@ ELSEWHERE = {
 @pytest.fixture(autouse=True)
 def no_seeds_of_tf_keras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its `set_random_seed` in an earlier test left a generator, which Keras' does not reset."""
-    monkeypatch.setattr(tf_keras.src.backend._SEED_GENERATOR, "generator", None)
+    monkeypatch.setattr(tf_keras.src.backend._SEED_GENERATOR, "generator", None, raising=False)
 
 
 @pytest.fixture
