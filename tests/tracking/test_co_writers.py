@@ -43,6 +43,7 @@ def program(
 ) -> Callable[[str], str]:
     """Runs a program in a home of its own; returns what it says last."""
     monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 
     def run(body: str) -> str:
         command = [sys.executable, "-c", BEGIN + textwrap.dedent(body)]
