@@ -239,12 +239,14 @@ def _sync(uri: str | None) -> bool:
 
     # MLflow would print two lines for each run that is ended.
     quiet = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
-    found = os.environ.get(quiet, "false")
+    found = os.environ.get(quiet)
     os.environ[quiet] = "true"
     try:
         outcome = syncing.sync(uri)
     finally:
-        os.environ[quiet] = found
+        del os.environ[quiet]
+        if found is not None:
+            os.environ[quiet] = found
     for line in outcome.delivered:
         click.echo(f"delivered  {line}")
     for line in outcome.pending:

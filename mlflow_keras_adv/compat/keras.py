@@ -184,13 +184,18 @@ def functional_of(model: Any) -> Any:
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
+def nodes_of(model: Any) -> list[Any]:
+    """The nodes of a functional model of Keras 3 or tf_keras, in their order; inputs left out."""
+    by_depth = model._nodes_by_depth
+    depths = sorted(by_depth, reverse=True)
+    return [node for depth in depths for node in by_depth[depth] if not node.is_input]
+
+
 def calls_of(model: Any) -> list[Call]:
     """The calls in a functional model, in their order; inputs left out."""
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    nodes = [each for depth in depths for each in model._nodes_by_depth[depth] if not each.is_input]
     found = [
         (node.operation, (node.arguments.args, node.arguments.kwargs), node.outputs)
-        for node in nodes
+        for node in nodes_of(model)
     ]
     return without_implied_masks(found, keras.tree.flatten(outputs_of(model)))
 

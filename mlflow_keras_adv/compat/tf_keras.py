@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from mlflow_keras_adv.compat.keras import Call
+from mlflow_keras_adv.compat.keras import Call, nodes_of
 
 
 def is_functional(model: Any) -> bool:
@@ -14,11 +14,9 @@ def is_functional(model: Any) -> bool:
 
 def calls_of(model: Any) -> list[Call]:
     """The calls in a functional model of tf_keras, in their order; inputs left out."""
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    nodes = [each for depth in depths for each in model._nodes_by_depth[depth] if not each.is_input]
     return [
         (node.layer, (tuple(node.call_args), node.call_kwargs), keras.tree.flatten(node.outputs))
-        for node in nodes
+        for node in nodes_of(model)
     ]
 
 

@@ -273,5 +273,6 @@ def _requirements(objects: Iterable[CustomObject], code: Iterable[str]) -> list[
     tops = {each.module.partition(".")[0] for each in objects} - shipped
     owners = packages_distributions() if tops else {}  # it reads all that is installed: a second
     custom = [owners[top][0] for top in sorted(tops) if top in owners]
-    names = ["mlflow", "tensorflow", "keras", "numpy", *custom]
+    own = ["lazy-loader"] if __name__.partition(".")[0] in shipped else []  # this package needs it
+    names = ["mlflow", "tensorflow", "keras", "numpy", *own, *custom]
     return [f"{name}=={version(name)}" for name in names]

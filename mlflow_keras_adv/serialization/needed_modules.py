@@ -70,7 +70,8 @@ def needed_files(
             continue
         places.add(source.parent)
         if top == _OWN_PACKAGE:
-            files = modules_in(source)
+            # With its stubs, in which its public names stand.
+            files = [*modules_in(source), *sorted(source.rglob("*.pyi"))]
             found |= {file.relative_to(source.parent).as_posix(): file for file in files}
             continue
         for dotted, file in _with_parents(module, source):

@@ -323,6 +323,8 @@ def test_custom_objects_load_in_a_process_that_has_only_the_model(
     uri, expected = printed(source, str(ROOT), "-m", "steps.train", x)
     # Both predict in a compiled graph on the same machine: the same sums in the same order.
     assert printed(elsewhere, "", "-c", FRESH, x, uri, str(ROOT)) == expected
+    needed = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text()
+    assert "lazy-loader==" in needed, "what has travelled is this package, and it imports that"
 
 
 @pytest.mark.slow

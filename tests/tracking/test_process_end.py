@@ -26,7 +26,7 @@ def run_program(body: str, *, code: int = 0, **variables: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", HEAD + body],
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env={**os.environ, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", **variables},
         capture_output=True,
         text=True,
         timeout=SECONDS,
