@@ -33,6 +33,7 @@ from tests.lock_holders import lock_holders
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
 from tests.mlflow_server import MlflowServer
 from tests.peers import page as peers
+from tests.warm import WarmServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +45,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     os.environ["MLFLOW_TRACKING_URI"] = uri  # read at every call, inherited by child processes
     os.environ["MLFLOW_KERAS_ADV_HOME"] = str(tmp_path_factory.mktemp("home"))
     return uri
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_server(tmp_path_factory: pytest.TempPathFactory, store: str) -> Iterator[None]:
+    """What `tests.warm` needs."""
+    with WarmServer(tmp_path_factory.mktemp("warm")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.warm import BIN, PYTHON
+
 ROOT = Path(__file__).parent.parent
 PROJECT = ("mlflow_keras_adv", "projects", "MLproject", "conda.yaml", "pyproject.toml")
 
@@ -48,14 +50,14 @@ def new_shell(**variables: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("MLFLOW_") and name != "PYTHONPATH"
     }
-    bin_folder = str(Path(sys.executable).parent)  # python and uv, also without `activate`
-    path = os.pathsep.join([bin_folder, os.environ["PATH"]])
+    bin_folder = str(Path(sys.executable).parent)  # uv, also without `activate`
+    path = os.pathsep.join([str(BIN), bin_folder, os.environ["PATH"]])
     return kept | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"} | variables
 
 
 def mlflow_run_command(*parameters: str, env_manager: str = "local") -> list[str]:
     """`mlflow run . -e distill` with parameters such as `epochs=2`."""
-    command = [sys.executable, "-m", "mlflow", "run", ".", "-e", "distill"]
+    command = [PYTHON, "-m", "mlflow", "run", ".", "-e", "distill"]
     command += ["--env-manager", env_manager]
     for parameter in parameters:
         command += ["-P", parameter]

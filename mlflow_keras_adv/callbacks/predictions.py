@@ -158,11 +158,9 @@ class Predictions(RunCallback):
                     run.log_table(table, f"{file}{suffix}.json")
 
     def _put_back(self) -> None:
-        """Leaves the model as it was found: without what `predict` has made for itself."""
+        """Leaves the model as it was found: without the function that `predict` has made."""
         if self._found["predict_function"] is None and "predict_function" in vars(self.model):
             self.model.predict_function = None
-        if self._found["stop_predicting"] is None and "stop_predicting" in vars(self.model):
-            del self.model.stop_predicting
 
     def _predict(self, joined: Joined) -> None:
         with joined.spares_training("Predictions"):
@@ -189,6 +187,8 @@ class Predictions(RunCallback):
         self._data = x, y, sample_weight = in_arrays(*self._data)
         with left_alone(model):
             answers = model.predict(x, batch_size=rows_a_call(model), verbose=0)
+            if self._found["stop_predicting"] is None:
+                vars(model).pop("stop_predicting", None)
             several = any(np.ndim(each) > 2 for each in by_output(answers).values())
             masks = masks_of(model, x) if several else []
         known = Known(

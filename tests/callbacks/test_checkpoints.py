@@ -4,7 +4,6 @@ import copy
 import logging
 import pickle
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.callbacks.checkpoint_index import FOLDER, INDEX_FILE
 from mlflow_keras_adv.callbacks.checkpoints import Checkpoints, load_best
+from tests.warm import PYTHON
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(24, 4)).astype(np.float32)
@@ -138,7 +138,7 @@ assert keras.config.dtype_policy().name == "float32"
 print(type(model.optimizer).__name__)
 print(*[float(np.sum(each)) for each in (*model.weights, *model.optimizer.variables)])
 """
-    command = [sys.executable, "-c", program]
+    command = [PYTHON, "-c", program]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     name, sums = shown.stdout.splitlines()[-2:]
     assert name == "LossScaleOptimizer"

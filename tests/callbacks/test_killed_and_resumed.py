@@ -3,7 +3,6 @@
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from tests.callbacks.resumable_training import (
     new_optimizer,
     train,
 )
+from tests.warm import PYTHON
 
-COMMAND = [sys.executable, "-m", "tests.callbacks.resumable_training"]
+COMMAND = [PYTHON, "-m", "tests.callbacks.resumable_training"]
 ROOT = Path(__file__).parents[2]
 ROUNDING = 100 * float(np.finfo(np.float32).eps)
 ONE_EPOCH = list(range(BATCHES))

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_keras_adv as mka
+from tests.warm import PYTHON
 
 EPS = float(np.finfo(np.float32).eps)
 ROUNDING = 100 * EPS  # some 10 to 100 float32 roundings on either way, adding up at worst
@@ -464,7 +464,7 @@ def test_mirrored_strategy_records_the_reduced_gradient_once(
     policy: str, experiment: str, curves: Curves
 ) -> None:
     program = DISTRIBUTED.replace("POLICY", repr(policy))
-    command = [sys.executable, "-c", program]
+    command = [PYTHON, "-c", program]
     root = Path(__file__).parents[2]
     shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr

@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mlflow_keras_adv.tracking.sync import Outcome
 from tests.faults.conftest import Judge
 from tests.faults.nursery import ROOT, Nursery, Producer
 from tests.faults.proxy import FaultyProxy, Rule
+from tests.warm import PYTHON
 
 Sync = Callable[[Producer], Outcome]
 
@@ -96,9 +96,7 @@ def test_two_trainers_and_a_sync_at_a_time(
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server, "MLFLOW_KERAS_ADV_HOME": str(home)}
     program = "from mlflow_keras_adv.tracking.sync import sync; print(len(sync().delivered))"
     syncs = [
-        subprocess.Popen(
-            [sys.executable, "-c", program], env=environment, cwd=ROOT, stdout=subprocess.PIPE
-        )
+        subprocess.Popen([PYTHON, "-c", program], env=environment, cwd=ROOT, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
     delivered = [int(each.communicate(timeout=120)[0].split()[-1]) for each in syncs]

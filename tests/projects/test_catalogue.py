@@ -28,6 +28,7 @@ import mlflow_keras_adv as mka
 from mlflow_keras_adv.extras import EXTRAS, require
 from mlflow_keras_adv.lessons import entry_point
 from tests.mlflow_run import copy_project, new_shell, store_in
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).parent.parent.parent
 PARAMETERS = {
@@ -128,7 +129,7 @@ def record(name: str, folder: Path, **arguments: Any) -> Recorded:
 
 def by_command(name: str, folder: Path) -> None:
     """`mlflow run . -e <name>` in a copy of the project; without -e for `main`."""
-    command = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local"]
+    command = [PYTHON, "-m", "mlflow", "run", ".", "--env-manager", "local"]
     command += ["-P", "epochs=1"] + ([] if name == "main" else ["-e", name])
     done = subprocess.run(
         command, cwd=copy_project(folder), env=new_shell(), capture_output=True, text=True

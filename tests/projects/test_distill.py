@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,13 +28,14 @@ from tests.mlflow_run import (
     store_in,
 )
 from tests.mlflow_server import free_port
+from tests.warm import PYTHON
 
 pytestmark = pytest.mark.slow
 
 EPOCHS = 2  # of the run that `distill_store` makes
 VARIANTS = ("teacher", "scratch", "distilled")
 EXPERIMENT = "0"
-SCRIPT = (sys.executable, "-m", "projects.distill")
+SCRIPT = (PYTHON, "-m", "projects.distill")
 EPS = float(np.finfo("float32").eps)
 
 Curves = dict[str, dict[int, float]]
@@ -420,7 +420,7 @@ def test_the_models_load_in_a_fresh_process_and_score_what_the_record_says(
     ids = {name: models[name].model_id for name in VARIANTS}
     np.save(tmp_path / "x.npy", images.x_test)
     done = subprocess.run(
-        [sys.executable, "-c", script, *ids.values()],
+        [PYTHON, "-c", script, *ids.values()],
         cwd=tmp_path,
         env=new_shell(MLFLOW_TRACKING_URI=distill_store.uri),
         capture_output=True,

@@ -21,6 +21,7 @@ from mlflow_keras_adv import registry
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.evaluation.measure_models import measure_models
 from mlflow_keras_adv.flavors.keras import load_model, log_model
+from tests.warm import PYTHON
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 Y = np.argmax(X, axis=1)
@@ -326,7 +327,7 @@ assert (answer == -1).all(), answer
 def test_a_process_that_has_only_a_model_needs_its_download_no_longer(
     uris: tuple[str, str, ModuleType], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", GONE, uris[1], str(tmp_path)]
+    command = [PYTHON, "-c", GONE, uris[1], str(tmp_path)]
     done = subprocess.run(
         command,
         cwd=tmp_path,

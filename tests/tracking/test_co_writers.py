@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlflow import MlflowClient
 
 from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.sync import sync
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).parent.parent.parent
 Counts = dict[str, int]
@@ -46,7 +46,7 @@ def program(
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 
     def run(body: str) -> str:
-        command = [sys.executable, "-c", BEGIN + textwrap.dedent(body)]
+        command = [PYTHON, "-c", BEGIN + textwrap.dedent(body)]
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
         )

@@ -4,7 +4,6 @@ import json
 import signal
 import stat
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from mlflow_keras_adv.tracking import journal as journal_module
 from mlflow_keras_adv.tracking.journal import About, Journal
 from mlflow_keras_adv.tracking.journal_notes import Acknowledged
+from tests.warm import PYTHON
 
 ABOUT = About("run", "sqlite:///x.db", True, "host", 1)
 
@@ -89,7 +89,7 @@ from pathlib import Path
 from mlflow_keras_adv.tracking.journal import Journal
 print(Journal.take_over(Path({str(mine.folder)!r})))
 """
-    command = [sys.executable, "-c", program]
+    command = [PYTHON, "-c", program]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "None"
     mine.close(delete=True)
@@ -106,7 +106,7 @@ for number in range(1000):
     journal.append(str(number).encode())
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    process = subprocess.run([sys.executable, "-c", program], check=False)
+    process = subprocess.run([PYTHON, "-c", program], check=False)
     assert process.returncode == -signal.SIGKILL
     (folder,) = tmp_path.iterdir()
     assert contents_of(folder) == [str(number).encode() for number in range(1000)]
@@ -164,7 +164,7 @@ except OSError as error:
 journal.append(b"c" * 100)
 journal.close(delete=False)
 """
-    command = [sys.executable, "-c", program]
+    command = [PYTHON, "-c", program]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "OSError"
     (folder,) = (tmp_path / "limited").iterdir()

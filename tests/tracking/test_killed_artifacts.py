@@ -1,7 +1,6 @@
 """A process that is killed around the upload of an artifact: `sync` says what became of it."""
 
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from mlflow import MlflowClient
 
 from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.sync import Outcome, sync
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -40,7 +40,7 @@ def killed(
     monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
 
     def run(body: str) -> str:
-        command = [sys.executable, "-c", BEGIN + textwrap.dedent(body)]
+        command = [PYTHON, "-c", BEGIN + textwrap.dedent(body)]
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
         )

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from mlflow_keras_adv.tracking import outbox, run
 from mlflow_keras_adv.tracking.paths import journals_folder, offline_uri
 from mlflow_keras_adv.tracking.run import current_run, track
 from mlflow_keras_adv.tracking.sync import sync
+from tests.warm import PYTHON
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_server_that_comes_back_gets_the_run_at_its_end(
 def left_by(program: str, *, expected: int) -> None:
     head = "import os, signal, numpy as np\nfrom mlflow_keras_adv.tracking.run import track\n"
     source = head + textwrap.dedent(program)
-    process = subprocess.run([sys.executable, "-c", source], check=False)
+    process = subprocess.run([PYTHON, "-c", source], check=False)
     assert process.returncode == expected
 
 
@@ -214,7 +214,7 @@ def test_sync_leaves_alone_what_is_alive(home: Path, client: MlflowClient, exper
     with track("alive", log_system_metrics=False) as r:
         r.log_metrics({"m": 1.0})
         program = "from mlflow_keras_adv.cli import main; main()"
-        command = [sys.executable, "-c", program, "sync"]
+        command = [PYTHON, "-c", program, "sync"]
         shown = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "Nothing is pending" in shown.stdout
         assert sync().delivered == []

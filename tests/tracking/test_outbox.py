@@ -1,5 +1,4 @@
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -13,6 +12,7 @@ from mlflow_keras_adv.tracking.journal import Journal, Place
 from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.records import Tags
 from mlflow_keras_adv.tracking.writer import RunWriter
+from tests.warm import PYTHON
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ with mlflow.start_run(run_id={run_id!r}):
     current_run().log_series({{"m": steps}}, steps=steps, timestamps_ms=steps)
 raise RuntimeError("the script fails")
 """
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    process = subprocess.run([PYTHON, "-c", script], capture_output=True, check=False)
 
     assert process.returncode == 1
     assert b"the script fails" in process.stderr

@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_keras_adv.tracking.sync import sync
+from tests.warm import PYTHON
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = """
@@ -24,7 +24,7 @@ SECONDS = 120  # a process that hangs, hangs for ever
 def run_program(body: str, *, code: int = 0, **variables: str) -> list[str]:
     """Runs a program to its end, and returns the lines that it has printed."""
     done = subprocess.run(
-        [sys.executable, "-c", HEAD + body],
+        [PYTHON, "-c", HEAD + body],
         cwd=ROOT,
         env={**os.environ, "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", **variables},
         capture_output=True,

@@ -1,7 +1,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking import current_run, outbox, run, track
 from mlflow_keras_adv.tracking.run import attach_run
+from tests.warm import PYTHON
 
 
 def status(client: MlflowClient, run_id: str) -> str:
@@ -590,7 +590,7 @@ with track(log_system_metrics=False) as run:
 
 def start(body: str) -> tuple["subprocess.Popen[str]", list[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.replace("BODY", body)],
+        [PYTHON, "-c", SCRIPT.replace("BODY", body)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

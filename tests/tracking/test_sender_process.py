@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mlflow_keras_adv.tracking.records import Points, Record, Series, encode
 from mlflow_keras_adv.tracking.sender_process import SenderProcess, note_sent, sender_to
 from mlflow_keras_adv.tracking.verdict import RejectedError
 from mlflow_keras_adv.tracking.writer import RunWriter
+from tests.warm import PYTHON
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ sender = sender_to({store!r})
 print(sender._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    command = [sys.executable, "-c", program]
+    command = [PYTHON, "-c", program]
     # It inherits standard output: reading that to its end waits for the sender process, too.
     shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert shown.returncode == -signal.SIGKILL

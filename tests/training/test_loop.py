@@ -3,7 +3,6 @@
 import json
 import logging
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.training.steps import GradientAccumulator
+from tests.warm import PYTHON
 
 EPS = float(np.finfo(np.float32).eps)
 ROUNDING = 100 * EPS  # some 10 to 100 float32 roundings on either way, adding up at worst
@@ -519,7 +519,7 @@ print(json.dumps([
 @pytest.mark.slow
 def test_what_replicas_record_is_that_of_the_global_batch(experiment: str, curves: Curves) -> None:
     """A loop as in TensorFlow's guide, on two devices, beside the loss by hand."""
-    command = [sys.executable, "-c", REPLICAS]
+    command = [PYTHON, "-c", REPLICAS]
     shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert shown.returncode == 0, shown.stderr
     for parts, run_id, truth in json.loads(shown.stdout.splitlines()[-1]):

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from mlflow_keras_adv.training.steps import (
     clip_by_value,
     gradient_cosine,
 )
+from tests.warm import PYTHON
 
 # Variables without gradient are trained on purpose; Keras warns of each.
 pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist")
@@ -421,7 +421,7 @@ print(json.dumps({"norms": norms, "weights": variable.numpy().tolist(), "refusal
 def test_two_replicas() -> None:
     """In a process of its own: the devices are divided before TensorFlow begins."""
     done = subprocess.run(
-        [sys.executable, "-c", TWO_REPLICAS],
+        [PYTHON, "-c", TWO_REPLICAS],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
