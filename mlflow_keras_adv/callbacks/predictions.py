@@ -188,7 +188,7 @@ class Predictions(RunCallback):
         with left_alone(model):
             answers = model.predict(x, batch_size=rows_a_call(model), verbose=0)
             if self._found["stop_predicting"] is None:
-                vars(model).pop("stop_predicting", None)
+                model.__dict__.pop("stop_predicting", None)
             several = any(np.ndim(each) > 2 for each in by_output(answers).values())
             masks = masks_of(model, x) if several else []
         known = Known(

@@ -107,7 +107,10 @@ def test_only_the_newest_are_compared_and_that_is_said(parent: str, experiment: 
         ({"experiments": ["no such"]}, r"There is no experiment 'no such'. The store has: "),
         ({"filter_string": "accuracy is high"}, "does not accept the filter 'accuracy is high'"),
         ({"filter_string": "params.lr = 'none'"}, "There is no run to compare"),
-        ({"monitor": "final/acuracy"}, r"has the metric 'final/acuracy'. They have: batch/loss, fin"),
+        (
+            {"monitor": "final/acuracy"},
+            r"has the metric 'final/acuracy'. They have: batch/loss, fin",
+        ),
         ({"output": "/proc/none/page.html"}, "page cannot be written to /proc/none/page.html"),
     ],
 )

@@ -312,7 +312,7 @@ def test_a_technique_begins_at_its_seed_and_its_end_draws_nothing(place: Place) 
         with record.variant("a") as run:
             began = names_and_state()
             run.log_metrics({"val/accuracy": 0.5, "train/loss": 1.0}, step=1)
-        record.finish(run, place.model, X, Y)
+        record.finish(place.model, X, Y, run=run)
         record.compare()
         record.conclude("done", mka.Claim("a", "b", 0.0, at_most=1))
         assert names_and_state() == began

@@ -74,10 +74,10 @@ def test_no_model_is_lost_and_nothing_is_raised_while_the_server_is_away(
             with technique.variant("baseline") as first, technique.variant("file") as second:
                 second.log_params({"scheme": "float32"})
                 server.kill()
-                trade.add(first, model)
-                trade.add(second, file)
+                trade.add(model, run=first)
+                trade.add(file, run=second)
                 third = mka.litert.log_model(
-                    file.content, name="third", run_id=second.run_id, step=4, tags={"a": "b"}
+                    file.content, name="third", run=second, step=4, tags={"a": "b"}
                 )
                 second.log_metrics({"later": 1.0}, model_id=third.model_id)
                 chosen = trade.choose(margin=0.1)

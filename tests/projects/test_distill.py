@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -631,11 +632,12 @@ def interruptible() -> Iterator[None]:
 
 def stop_in_training(command: list[str], folder: Path, number: signal.Signals) -> int:
     """Signals the process group, as a terminal does, in the third epoch; returns the exit code."""
+    cold = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with (folder / "stderr.log").open("wb") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, *command[1:]],
             cwd=folder,
-            env=new_shell(),
+            env=new_shell(PATH=cold),  # a process from tests.warm is in no group of ours
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
