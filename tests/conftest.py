@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_server(tmp_path_factory: pytest.TempPathFactory, store: str) -> Iterator[None]:
+def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What `tests.warm` needs."""
     with WarmServer(tmp_path_factory.mktemp("warm")):
         yield
