@@ -173,6 +173,7 @@ class Pending:
         self._lost: Counter[str] = Counter()  # of them, those that were not kept
         self._lock = Lock()
         self._sweeping = Lock()  # may wait for the disk; no training does, but to end its run
+        self._flushes = 0  # those that nobody has answered
         self._warned = False
         if left is not None:
             for place in left.records():
@@ -191,6 +192,7 @@ class Pending:
         """
         with self._lock:
             if isinstance(item, Flush):
+                self._flushes += 1
                 self._queue.put(item)
                 return None
             entry = Entry(type(item), item.points, record=item)
@@ -211,6 +213,16 @@ class Pending:
             self._queue.put(entry)
             self._count(entry, 1)
         return None
+
+    def answer(self, flush: Flush, settled: bool) -> None:
+        """Answers a flush that was taken."""
+        with self._lock:
+            self._flushes -= 1
+        flush.answer.put(settled)
+
+    def is_awaited(self) -> bool:
+        """Whether somebody waits until what was put is settled."""
+        return self._flushes > 0
 
     def open(self) -> Path | None:
         """Makes the journal, if that has not been done yet.
