@@ -13,7 +13,7 @@ from mlflow_keras_adv.tracking.co_writers import CoWriters
 from mlflow_keras_adv.tracking.delivery import Delivery, prove
 from mlflow_keras_adv.tracking.journal import Cursor
 from mlflow_keras_adv.tracking.pending import Entry, Flush, Pending
-from mlflow_keras_adv.tracking.records import End, Points, Series
+from mlflow_keras_adv.tracking.records import End, Values
 from mlflow_keras_adv.tracking.retry import FAILURES, Retry
 from mlflow_keras_adv.tracking.sender_process import note_sent, sender_to, stop
 from mlflow_keras_adv.tracking.store import probe
@@ -58,6 +58,9 @@ class JournalDelivery(Delivery):
     def send_all(self, entries: Sequence[Entry]) -> None:
         """Logs metric values, however many; by the sender process if there is one.
 
+        While somebody waits for them they are sent here: no training goes on that this could slow
+        down, and the process may get no processor for a long time.
+
         Args:
             entries: One after another, of one segment of the journal.
 
@@ -66,14 +69,15 @@ class JournalDelivery(Delivery):
         """
         note_sent(self.client.tracking_uri, sum(entry.points for entry in entries))
         cursor = self._pending.cursor_of(entries)
-        if cursor is not None and sender_to(self.client.tracking_uri) is not None:
+        urgent = self._pending.is_awaited()
+        if cursor and not urgent and sender_to(self.client.tracking_uri) is not None:
             try:
                 self.retry.until_answered(lambda: self._send_by_process(cursor), failures=FAILURES)
                 return
             except RejectedError as error:
                 _logger.debug("the values of run %s are sent here: %r", self.run_id, error)
         records = (self._pending.record_of(entry) for entry in entries)
-        values = (record for record in records if isinstance(record, Points | Series))
+        values = (record for record in records if isinstance(record, Values))
         self.send_values(chain.from_iterable(values))
 
     def warn_refused(self, name: str, reason: str) -> None:
@@ -102,7 +106,12 @@ class JournalDelivery(Delivery):
         if sender is None:
             raise RejectedError("the sender process has ended")
         try:
-            sender.send(self.run_id, cursor, progress=self._pending.progress)
+            sender.send(
+                self.run_id,
+                cursor,
+                progress=self._pending.progress,
+                urgent=self._pending.is_awaited,
+            )
         except OSError:
             stop(sender)
             raise ConnectionError("the sender process has ended") from None

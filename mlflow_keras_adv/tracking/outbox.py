@@ -302,7 +302,7 @@ class Outbox:
                         return
                 elif isinstance(entry, Flush):
                     self._send(gathered)
-                    entry.answer.put(True)
+                    self._pending.answer(entry, True)
                 elif not entry.is_values:
                     self._send(gathered)
                     self._delivery.deliver(entry)
@@ -330,7 +330,7 @@ class Outbox:
         while not self._pending.is_empty():
             taken = self._pending.take(timeout=0)
             if isinstance(taken, Flush):
-                taken.answer.put(answer)
+                self._pending.answer(taken, answer)
 
     def _leave(self) -> bool:
         if self._is_held():

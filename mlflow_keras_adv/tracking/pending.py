@@ -19,10 +19,9 @@ from mlflow_keras_adv.tracking.records import (
     Deletion,
     End,
     Model,
-    Points,
     Record,
     Refusal,
-    Series,
+    Values,
     decode,
     encode,
 )
@@ -129,7 +128,7 @@ class Entry:
     @property
     def is_values(self) -> bool:
         """Whether it is nothing but metric values."""
-        return issubclass(self.kind, Points | Series)
+        return issubclass(self.kind, Values)
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,7 @@ class Pending:
         self._lost: Counter[str] = Counter()  # of them, those that were not kept
         self._lock = Lock()
         self._sweeping = Lock()  # may wait for the disk; no training does, but to end its run
+        self._flushes = 0  # those that nobody has answered
         self._warned = False
         if left is not None:
             for place in left.records():
@@ -191,6 +191,7 @@ class Pending:
         """
         with self._lock:
             if isinstance(item, Flush):
+                self._flushes += 1
                 self._queue.put(item)
                 return None
             entry = Entry(type(item), item.points, record=item)
@@ -211,6 +212,16 @@ class Pending:
             self._queue.put(entry)
             self._count(entry, 1)
         return None
+
+    def answer(self, flush: Flush, settled: bool) -> None:
+        """Answers a flush that was taken."""
+        with self._lock:
+            self._flushes -= 1
+        flush.answer.put(settled)
+
+    def is_awaited(self) -> bool:
+        """Whether somebody waits until what was put is settled."""
+        return self._flushes > 0
 
     def open(self) -> Path | None:
         """Makes the journal, if that has not been done yet.
@@ -360,7 +371,7 @@ class Pending:
 
     def _count(self, entry: Entry, change: int) -> None:
         self.points += change * entry.points
-        if not issubclass(entry.kind, Points | Series | Refusal):
+        if not issubclass(entry.kind, Values | Refusal):
             self.records += change
         self.ended = self.ended or issubclass(entry.kind, End)
 

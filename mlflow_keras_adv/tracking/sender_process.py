@@ -10,11 +10,13 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from multiprocessing.connection import Connection, Pipe
 from threading import Lock
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
@@ -24,7 +26,7 @@ from mlflow_keras_adv.compat.system import after_fork_in_child, be_nice, hands_o
 from mlflow_keras_adv.tracking.delivery import Delivery, batches
 from mlflow_keras_adv.tracking.journal import Cursor
 from mlflow_keras_adv.tracking.process_end import Stage, at
-from mlflow_keras_adv.tracking.records import Points, Series, decode
+from mlflow_keras_adv.tracking.records import Values, decode
 from mlflow_keras_adv.tracking.retry import Retry
 from mlflow_keras_adv.tracking.store import PROBE_SECONDS
 from mlflow_keras_adv.tracking.target import Target
@@ -42,11 +44,18 @@ _logger = logging.getLogger(__name__)
 # of CPU time to start.
 POINTS_BEFORE = 5000
 
-# The training goes first where there are fewer processors than work.
+# The training goes first where there are fewer processors than work. Where others have work for all
+# of them, the process may get next to none: no end of a run may depend on it.
 NICENESS = 19
 
-# What it answers after each batch; its last answer to a call is None, or an error.
-_TAKEN = "taken"
+# While somebody waits for the values, a process that has not said a word for so long is given up.
+SILENT_SECONDS = 5.0
+# So often it is looked whether somebody waits.
+LOOK_SECONDS = 0.1
+
+# What it says once, when it is at work; and after each batch. Its last answer to a call is None, or
+# an error.
+_READY, _TAKEN = "ready", "taken"
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
@@ -73,12 +82,19 @@ class SenderProcess:
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the trainer's is not for what packages print again
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
         self._pipe.send(tracking_uri)  # not as an argument, which everybody could read
+        self._is_ready = False
 
     def send(
-        self, run_id: str, cursor: Cursor, *, progress: Callable[[], object] = lambda: None
+        self,
+        run_id: str,
+        cursor: Cursor,
+        *,
+        progress: Callable[[], object] = lambda: None,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         """Delivers the metric values of a part of a journal.
 
@@ -86,25 +102,44 @@ class SenderProcess:
             run_id: The run.
             cursor: The part, in which all records are metric values.
             progress: Called after each batch that the store has taken.
+            urgent: Whether somebody waits for them meanwhile.
 
         Raises:
             RejectedError: Some of them cannot be delivered so; who calls has to find out which.
+                Or they are urgent, and the process is not at work yet, or at other work.
             StoreError: They may be later.
-            OSError: The process is gone.
+            OSError: The process is gone, or says nothing while they are urgent.
         """
-        with self._calling:
-            try:
-                self._pipe.send((run_id, cursor))
-                while (answer := self._pipe.recv()) == _TAKEN:
-                    progress()
-            except EOFError as error:
-                raise BrokenPipeError("the sender process has ended") from error
+        while not self._calling.acquire(timeout=LOOK_SECONDS):
+            if urgent():
+                raise RejectedError("the sender process is at other work")
+        try:
+            while not self._is_ready:
+                if self._pipe.poll(LOOK_SECONDS):
+                    self._is_ready = self._pipe.recv() == _READY
+                elif urgent():
+                    raise RejectedError("the sender process is not at work yet")
+            self._pipe.send((run_id, cursor))
+            while (answer := self._heard(urgent)) == _TAKEN:
+                progress()
+        except EOFError as error:
+            raise BrokenPipeError("the sender process has ended") from error
+        finally:
+            self._calling.release()
         if answer is None:
             return
         raised = StoreError(*answer)
         if may_succeed_later(raised):
             raise raised
         raise RejectedError(str(raised))
+
+    def _heard(self, urgent: Callable[[], bool]) -> Any:
+        """The next word of the process."""
+        since = time.monotonic()
+        while not self._pipe.poll(LOOK_SECONDS):
+            if time.monotonic() - since > SILENT_SECONDS and urgent():
+                raise BrokenPipeError("the sender process says nothing")
+        return self._pipe.recv()
 
     def close(self) -> None:
         """Ends the process, whatever it is doing: what it was sending is still in the journal."""
@@ -143,10 +178,11 @@ def stop(sender: SenderProcess) -> None:
 
 def serve(file_descriptor: int) -> None:
     """The work of the process: takes calls until the trainer is gone."""
-    be_nice(NICENESS)
     with Connection(file_descriptor) as pipe:
         try:
             target = Target(MlflowClient(pipe.recv()), {})
+            be_nice(NICENESS)
+            pipe.send(_READY)
             while True:
                 pipe.send(_answer(target, pipe, *pipe.recv()))
         except (EOFError, OSError):
@@ -162,7 +198,7 @@ def _answer(
     try:
         with asking_once(PROBE_SECONDS):
             records = (decode(text, cursor.folder) for text in cursor.records())
-            values = (record for record in records if isinstance(record, Points | Series))
+            values = (record for record in records if isinstance(record, Values))
             for batch in batches(chain.from_iterable(values), MAX_METRICS_PER_BATCH):
                 delivery.log_batch(batch)
                 pipe.send(_TAKEN)

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from mlflow_keras_adv.tracking.sender_process import SenderProcess, note_sent, s
 from mlflow_keras_adv.tracking.verdict import RejectedError
 from mlflow_keras_adv.tracking.writer import RunWriter
 from tests.warm import PYTHON
+
+# On a busy machine a process that lets others go first may take minutes to start.
+SECONDS = 600
 
 
 @pytest.fixture
@@ -87,16 +91,57 @@ def test_a_run_with_many_values_gets_one_and_none_is_lost_when_it_dies(
     writer = RunWriter(run_id, client)
     rows = np.arange(4000)
     writer.log_series({"s": rows[:2500]}, steps=rows[:2500], timestamps_ms=rows[:2500])
-    assert writer.flush(60)
+    _wait_until_delivered(writer, 2500)
     sender._process.kill()
     sender._process.wait()
     writer.log_series({"s": rows[2500:]}, steps=rows[2500:], timestamps_ms=rows[2500:])
-    assert writer.flush(60)
+    _wait_until_delivered(writer, 4000)
 
     stored = client.get_metric_history(run_id, "s")
     assert sorted(point.step for point in stored) == rows.tolist()
     assert sender_to(client.tracking_uri) is None
     assert writer.receipt.delivered == 4000
+
+
+def test_who_waits_for_values_does_not_wait_for_the_start_of_one(
+    client: MlflowClient, run_id: str, sender: SenderProcess
+) -> None:
+    sender._process.send_signal(signal.SIGSTOP)  # as one that gets no processor
+    writer = RunWriter(run_id, client)
+    rows = np.arange(2500)
+    writer.log_series({"s": rows}, steps=rows, timestamps_ms=rows)
+    assert writer.flush(SECONDS)
+    assert len(client.get_metric_history(run_id, "s")) == writer.receipt.delivered == 2500
+    assert sender_to(client.tracking_uri) is sender  # it may be at work later
+
+
+def test_one_that_gets_no_processor_is_given_up_while_somebody_waits(
+    client: MlflowClient,
+    run_id: str,
+    sender: SenderProcess,
+    journaled: Callable[..., Cursor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(sender_process, "SILENT_SECONDS", 0.5)
+    sender.send(run_id, journaled(Points([Metric("a", 1, 5, 2)])))  # it is at work
+    sender._process.send_signal(signal.SIGSTOP)
+    writer = RunWriter(run_id, client)
+    rows = np.arange(2500)
+    writer.log_series({"s": rows}, steps=rows, timestamps_ms=rows)
+    while not sender._calling.locked():  # the values are with it
+        time.sleep(0.01)
+    assert writer.flush(SECONDS)
+    assert len(client.get_metric_history(run_id, "s")) == writer.receipt.delivered == 2500
+    assert sender_to(client.tracking_uri) is None
+
+
+def _wait_until_delivered(writer: RunWriter, points: int) -> None:
+    """Not by `flush`: while somebody waits so, the sender process is not used."""
+    give_up_at = time.monotonic() + SECONDS
+    while writer.receipt.delivered < points:
+        assert time.monotonic() < give_up_at, writer.receipt
+        time.sleep(0.05)
 
 
 def test_it_ends_with_its_trainer(store: str) -> None:
@@ -109,7 +154,7 @@ print(sender._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     command = [PYTHON, "-c", program]
-    # It inherits standard output: reading that to its end waits for the sender process, too.
-    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    # It inherits standard error: reading that to its end waits for the sender process, too.
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert shown.returncode == -signal.SIGKILL
     assert shown.stdout.strip().isdecimal()
