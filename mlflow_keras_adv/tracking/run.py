@@ -94,7 +94,7 @@ def _as_by_its_writer(
 ) -> "Callable[Concatenate[Run, _Arguments], _Answer]":
     """A method of `Run` that has its writer do it: its arguments, its docstring."""
 
-    def answer(self: "Run", *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
+    def answer(self: "Run", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
         return method(self.internals.writer, *args, **kwargs)
 
     functools.update_wrapper(answer, method)
