@@ -106,6 +106,7 @@ def imports_of(source: str, *, for_types: bool = False) -> list[str]:
     return found
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_what_its_room_may_know(module: str) -> None:
     third_party, rooms = ROOMS[room_of(module)]
@@ -120,6 +121,7 @@ def test_a_module_imports_only_what_its_room_may_know(module: str) -> None:
             assert top in third_party, f"{module} may not import {imported}"
 
 
+@pytest.mark.quick
 def test_imports_run_one_way() -> None:
     known = {
         module.removesuffix("/__init__.py").removesuffix(".py").replace("/", "."): {
@@ -148,6 +150,7 @@ def test_imports_run_one_way() -> None:
         walk(module, ())
 
 
+@pytest.mark.quick
 def test_the_reader_of_imports_sees_functions_and_types_if_asked() -> None:
     source = """
 import os
@@ -163,6 +166,7 @@ def f():
     assert imports_of(source, for_types=True) == everything
 
 
+@pytest.mark.quick
 def test_importing_the_package_imports_neither_tensorflow_nor_mlflow() -> None:
     program = "import sys, mlflow_keras_adv; print(*sys.modules)"
     command = [sys.executable, "-c", program]
@@ -172,6 +176,7 @@ def test_importing_the_package_imports_neither_tensorflow_nor_mlflow() -> None:
     assert not loaded & {"tensorflow", "keras", "mlflow"}
 
 
+@pytest.mark.quick
 def test_every_public_name_can_be_had() -> None:
     import mlflow_keras_adv
 
@@ -180,3 +185,14 @@ def test_every_public_name_can_be_had() -> None:
         stub = (Path(str(package.__file__)).parent / "__init__.pyi").read_text()
         listed = ast.literal_eval(stub[stub.index("__all__ = ") :].removeprefix("__all__ = "))
         assert sorted(package.__all__) == sorted(listed)  # for the docs and for type checkers
+
+
+@pytest.mark.quick
+def test_the_quick_tests_touch_every_room() -> None:
+    tests = Path(__file__).parent
+    touched = {
+        path.relative_to(tests).parts[0]
+        for path in tests.rglob("test_*.py")
+        if "@pytest.mark.quick" in path.read_text()
+    }
+    assert {module.split("/")[0] for module in MODULES if "/" in module} <= touched

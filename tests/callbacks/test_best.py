@@ -35,6 +35,7 @@ def stopping(monitor: str = "score", patience: int = 2, **rest: Any) -> Any:
     return keras.callbacks.EarlyStopping(monitor, patience=patience, mode="max", **rest)
 
 
+@pytest.mark.quick
 def test_the_epoch_that_was_restored_and_its_value() -> None:
     callback = stopping(restore_best_weights=True)
     weights: list[Any] = []

@@ -192,6 +192,7 @@ class OwnSteps(keras.Model):
         return {"distance": tf.constant(4.0)}
 
 
+@pytest.mark.quick
 def test_own_steps_may_return_other_names_in_training_than_in_validation(
     experiment: str, curves: Callable[[str], Curves]
 ) -> None:

@@ -37,6 +37,7 @@ def name_of(experiment: str) -> str:
     return MlflowClient().get_experiment(experiment).name
 
 
+@pytest.mark.quick
 def test_an_experiment_is_compared_logged_and_found_in_mlflow(
     parent: str, experiment: str, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def page_of(selection: Selection, curves: Any = None, **more: Any) -> str:
     return render(Contents("title", "today", groups, score, curves or {}, **contents))
 
 
+@pytest.mark.quick
 def test_the_page_shows_results_costs_curves_gradients_params_and_runs() -> None:
     selection, curves = made_runs.in_memory()
     pictures = [Picture("x.png", {0: "data:image/webp;base64,"})]

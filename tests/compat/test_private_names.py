@@ -65,6 +65,7 @@ def is_hidden(module: str) -> bool:
     return any(map(is_private, parts)) or bool({"src", "python"} & set(parts[1:]))
 
 
+@pytest.mark.quick
 def test_no_private_name_of_another_package_stands_outside_of_compat() -> None:
     sources = {module: (PACKAGE / module).read_text() for module in MODULES}
     own = set().union(*(own_names(ast.parse(source)) for source in sources.values()))
@@ -72,6 +73,7 @@ def test_no_private_name_of_another_package_stands_outside_of_compat() -> None:
     assert {module: names for module, names in found.items() if names} == {}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "source",
     [

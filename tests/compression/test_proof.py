@@ -125,6 +125,7 @@ def test_layers_that_tfmot_adds_have_names_of_their_own(before: int) -> None:
     assert {"quant_separable_conv2d", "quant_separable_conv2d.depthwise_conv2d"} <= set(names)
 
 
+@pytest.mark.quick
 def test_frozen_layers_stay_frozen_when_they_are_quantized() -> None:
     model = image_model(lambda image: layers.Dense(2)(layers.Flatten()(conv(image, 3))))
     for layer in model.layers[:-1]:

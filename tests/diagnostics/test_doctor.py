@@ -43,6 +43,7 @@ def left_behind(uri: str) -> list[str]:
     ]
 
 
+@pytest.mark.quick
 def test_a_store_that_works_is_healthy_and_left_as_it_was(store: str, experiment: str) -> None:
     before = dict(os.environ)
     healthy, lines = examined()

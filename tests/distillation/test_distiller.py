@@ -205,6 +205,7 @@ def test_student_regularisation_counts_in_full_and_teacher_regularisation_does_n
 # Training
 
 
+@pytest.mark.quick
 def test_fit_equals_a_hand_written_tape() -> None:
     student = net(4, "student", normalised=True, l2=0.01)
     teacher = net(8, "teacher", normalised=True)

@@ -3,10 +3,12 @@
 import keras
 import mlflow
 import numpy as np
+import pytest
 
 import mlflow_keras_adv as mka
 
 
+@pytest.mark.quick
 def test_the_numbers_belong_to_the_model_the_run_and_the_dataset(
     experiment: str, client: mlflow.MlflowClient
 ) -> None:

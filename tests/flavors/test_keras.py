@@ -189,6 +189,7 @@ def test_loading_something_else_is_refused(experiment: str) -> None:
         load_model(info.model_uri)
 
 
+@pytest.mark.quick
 def test_several_inputs_and_outputs_go_by_name(run_id: str) -> None:
     left, right = keras.Input((4,), name="left"), keras.Input((None, 2), name="right")
     pooled = keras.layers.GlobalAveragePooling1D()(right)

@@ -333,6 +333,7 @@ def test_a_file_of_one_sample_a_call_takes_any_number() -> None:
         np.testing.assert_allclose(runner.predict(x), expected, **close_to(expected))
 
 
+@pytest.mark.quick
 def test_it_can_be_registered(
     client: mlflow.MlflowClient, experiment: str, classifier: keras.Model, float_file: bytes
 ) -> None:

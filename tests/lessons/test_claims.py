@@ -51,6 +51,7 @@ CLAIMS = (
 )
 
 
+@pytest.mark.quick
 def test_claims_on_a_run_are_metrics_a_tag_and_a_file(
     experiment: str, client: mlflow.MlflowClient, curves: Any
 ) -> None:

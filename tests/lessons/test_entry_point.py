@@ -292,6 +292,7 @@ def test_parameters_are_what_the_signature_and_the_docstring_say() -> None:
     ]
 
 
+@pytest.mark.quick
 def test_help_shows_summary_descriptions_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         entry_point.run(documented, ["--help"])

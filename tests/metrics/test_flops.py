@@ -205,6 +205,7 @@ def test_a_step_makes_the_products_of_forward_and_backward(batch: int) -> None:
     assert found["recurrent"]["MatMul"] == batch * 5 * (2 * 2 * 3 * 16 + 3 * 2 * 4 * 16)
 
 
+@pytest.mark.quick
 def test_a_step_of_a_loop_of_ones_own_is_counted_from_its_trace() -> None:
     traces = []
 

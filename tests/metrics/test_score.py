@@ -271,6 +271,7 @@ def test_labels_that_do_not_fit_are_named() -> None:
         score(model, x, np.zeros((N, 7)))
 
 
+@pytest.mark.quick
 def test_the_difference_of_answers() -> None:
     a, b = np.array([[3.0, 4.0]]), np.array([[3.0, 3.0]])
     found = difference([a, b], [b, b])

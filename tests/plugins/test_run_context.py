@@ -85,6 +85,7 @@ def test_the_changes_are_read_once(repository: Git, tmp_path: Path) -> None:
     assert context.tags() == first  # as MLflow's commit, which they belong to
 
 
+@pytest.mark.quick
 def test_without_a_commit_there_is_no_hash(
     git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ def model() -> keras.Model:
     return net((2, 2, 1), ways=3)
 
 
+@pytest.mark.quick
 def test_the_steps_are_those_of_gradient_descent(model: keras.Model) -> None:
     found = adapted(model, X, Y, lr=0.5, steps=3, order=2)
 

@@ -46,6 +46,7 @@ def test_a_first_version_stands_on_its_floors(name: str, log: Log, client: Mlflo
     assert client.get_model_version_by_alias(name, "champion").source == done.evidence.candidate
 
 
+@pytest.mark.quick
 def test_the_champion_is_the_measure_from_then_on(name: str, log: Log) -> None:
     gates = [*GATES, non_inferiority(margin=0.01)]
     for accuracy, outcome, champion in (
@@ -133,6 +134,7 @@ def test_a_dry_run_changes_nothing(
     assert client.search_registered_models(f"name = '{name}'") == []
 
 
+@pytest.mark.quick
 def test_history_tells_who_when_what_why_and_from_which_run(
     name: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

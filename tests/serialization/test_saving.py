@@ -56,6 +56,7 @@ def test_the_file_holds_the_weights_and_nothing_of_the_training(
     np.testing.assert_array_equal(loaded(X), model(X))
 
 
+@pytest.mark.quick
 def test_the_model_is_as_before(tmp_path: Path) -> None:
     model = trained()
     inner = model.layers[1]

@@ -37,6 +37,7 @@ def artifact(model: keras.Model) -> Artifact:
     return convert(model, X)
 
 
+@pytest.mark.quick
 def test_what_is_measured_equals_what_is_counted_by_hand(artifact: Artifact) -> None:
     measured = file_footprint(artifact.content, X, repeats=3)
     assert measured["parameters"] == (4 * 5 + 5) + (5 * 3 + 3)

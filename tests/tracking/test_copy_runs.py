@@ -445,6 +445,7 @@ class Picky:
         return call
 
 
+@pytest.mark.quick
 def test_what_is_rejected_is_refused_by_name_and_the_rest_arrives(
     search: Search, client: MlflowClient
 ) -> None:

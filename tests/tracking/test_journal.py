@@ -96,6 +96,7 @@ print(Journal.take_over(Path({str(mine.folder)!r})))
     assert Journal.take_over(mine.folder) is None
 
 
+@pytest.mark.quick
 def test_a_killed_process_has_lost_no_record_and_its_lock(tmp_path: Path) -> None:
     program = f"""
 import os, signal

@@ -354,6 +354,7 @@ def test_copies_do_not_stay_behind(
 
 
 # MLflow 3.17 selects columns of text in a way that pandas 3 deprecates.
+@pytest.mark.quick
 @pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes are included")
 def test_figure_text_dict_and_table_land_as_mlflow_writes_them(
     client: MlflowClient, writer: RunWriter

@@ -321,6 +321,7 @@ def of_unknown_rank() -> Any:
     return data.map(lambda each: tf.numpy_function(batch, [each], [tf.float32, tf.float32]))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("data", [sparse, of_unknown_rank])
 def test_batches_of_every_kind_are_counted(data: Any, experiment: str, curves: Curves) -> None:
     class Either(keras.Model):

@@ -158,6 +158,7 @@ def test_keras_callbacks_steer_the_loop(tmp_path: Any) -> None:
     assert list((tmp_path / "board").rglob("events*"))
 
 
+@pytest.mark.quick
 def test_a_rate_assigned_by_hand_is_the_rate_on_record(experiment: str, curves: Curves) -> None:
     model, optimizer = net(), keras.optimizers.SGD(0.1)
     with mka.track("by hand", log_system_metrics=False) as run:

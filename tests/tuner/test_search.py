@@ -71,6 +71,7 @@ def parents(found: dict[str, Run]) -> dict[str, str | None]:
 # What a search leaves.
 
 
+@pytest.mark.quick
 def test_one_run_per_trial_nested_in_that_of_the_search(
     runs: Callable[[], dict[str, Run]], tmp_path: Path
 ) -> None:
