@@ -46,8 +46,8 @@ def _place() -> AbstractContextManager[Any]:
         return track()
     if not _nested:
         return nullcontext()
-    run.counts["nested fits"] += 1
-    return run.child(f"fit-{run.counts['nested fits']}")
+    run.internals.counts["nested fits"] += 1
+    return run.child(f"fit-{run.internals.counts['nested fits']}")
 
 
 def _say_once(run: Run | None) -> None:

@@ -104,8 +104,8 @@ class LayerNorms(RunCallback):
             self._stride *= 2
 
     def _write(self, run: Run) -> None:
-        run.counts["layer norms"] += 1
-        number = run.counts["layer norms"]
+        run.internals.counts["layer norms"] += 1
+        number = run.internals.counts["layer norms"]
         name = "layers" if number == 1 else f"layers-{number}"
         gradients, weights = _long(self._gradients), _long(self._weights)
         both = pd.merge(

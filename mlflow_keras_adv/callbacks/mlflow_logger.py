@@ -222,8 +222,8 @@ class _Record:
         self._late: tuple[int, Mapping[str, Any], set[str]] | None = None
         try:
             self.run = self._open(run_id, model)
-            self.run.counts["trainings"] += 1
-            self._file_suffix = f"-{n}" if (n := self.run.counts["trainings"]) > 1 else ""
+            self.run.internals.counts["trainings"] += 1
+            self._file_suffix = f"-{n}" if (n := self.run.internals.counts["trainings"]) > 1 else ""
             self.session = join_session(model, token=fit_params)
             self.session.subscribe(self._receive)
             self._flops = StepFlops(self.session) if flops else None
@@ -253,7 +253,7 @@ class _Record:
             terminated = raises_terminated()
             terminated.__enter__()
             self._undo.append(lambda: terminated.__exit__(None, None, None))
-            self._let_go = run.hold()
+            self._let_go = run.internals.writer.hold()
         return run
 
     def is_around(self, inner: Training) -> bool:
@@ -339,7 +339,7 @@ class _Record:
             self._log_late()
             self._leave_session()
             if error is None and (best := best_of(self._arguments.get("callbacks"))):
-                again = self.run.counts["trainings"] > 1
+                again = self.run.internals.counts["trainings"] > 1
                 self.run.log_metrics(best, step=self.run.axis.batches if again else 0)
         finally:
             self._close(error)
@@ -352,9 +352,9 @@ class _Record:
             traceback = None if error is None else error.__traceback__
             self._own.__exit__(None if error is None else type(error), error, traceback)
         elif self._let_go is not None:
-            if not self.run.is_held:
+            if not self.run.internals.is_held:
                 # Somebody else's run, which may end any moment: it has by then what it was handed.
-                self.run.settle(grace_left(GRACE_SECONDS))
+                self.run.internals.writer.settle(grace_left(GRACE_SECONDS))
             self._let_go(error)
 
     def _log_late(self) -> None:
@@ -380,8 +380,8 @@ class _Record:
         columns = dict(readings.columns)
         self.keys.see_steps(columns)
         for key, event in readings.events.items():
-            count = run.counts[key] + np.cumsum(event)
-            run.counts[key] = int(count[-1])
+            count = run.internals.counts[key] + np.cumsum(event)
+            run.internals.counts[key] = int(count[-1])
             columns[key] = np.ma.masked_array(count.astype(float), mask=~event)
         run.log_series(columns, steps=steps, timestamps_ms=(1000 * readings.times).astype(np.int64))
         if not self._recorded:

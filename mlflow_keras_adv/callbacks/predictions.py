@@ -127,7 +127,7 @@ class Predictions(RunCallback):
         known = self.params or ({} if training is None else training.arguments)
         last = known.get("epochs", 1) - 1
         epochs = sorted({*range(epoch, last, self._every), last})
-        left = max(1, self._max_images - self._joined.run.counts["predictions/images"])
+        left = max(1, self._max_images - self._joined.run.internals.counts["predictions/images"])
         # Backwards: if there is but one, it is the last.
         places = np.linspace(len(epochs) - 1, 0, min(left, len(epochs))).round().astype(int)
         self._chosen = {epochs[place] for place in places}
@@ -151,8 +151,8 @@ class Predictions(RunCallback):
         if self._tables:
             with joined.spares_training("Writing the table of predictions"):
                 run = joined.run
-                run.counts["predictions/trainings"] += 1
-                suffix = f"-{n}" if (n := run.counts["predictions/trainings"]) > 1 else ""
+                run.internals.counts["predictions/trainings"] += 1
+                suffix = f"-{n}" if (n := run.internals.counts["predictions/trainings"]) > 1 else ""
                 for name, table in self._tables.items():
                     file = f"predictions/{_in_keys(name)}" if name else "predictions"
                     run.log_table(table, f"{file}{suffix}.json")
@@ -177,7 +177,7 @@ class Predictions(RunCallback):
             if step == self._pictured or not found.views:
                 return
             self._pictured = step
-            joined.run.counts["predictions/images"] += 1
+            joined.run.internals.counts["predictions/images"] += 1
             for name, view in found.views.items():
                 start = f"predictions/{_in_keys(name)}/" if name else "predictions/"
                 for title, draw in view.figures.items():

@@ -222,8 +222,8 @@ def compare_variants(
         directions=directions,
         parent_run_id=run.run_id,
     )
-    if run.is_held:
-        run.charts = address
+    if run.internals.is_held:
+        run.internals.charts = address
     elif address is not None:
         say_where(f"Run {safe(run.name)}", run.tracking_uri, {"charts": address})
     return winner, monitor

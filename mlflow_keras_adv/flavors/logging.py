@@ -92,7 +92,7 @@ def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> M
             )
         return _log(save, wanted)
     # What the run was given before, its params and metrics, is the model's too.
-    if not answers(run.tracking_uri) or not run.settle(GRACE_SECONDS):
+    if not answers(run.tracking_uri) or not run.internals.writer.settle(GRACE_SECONDS):
         return _hand_in(run, folder, described, wanted)
     try:
         return _log(save, wanted)
@@ -154,7 +154,7 @@ def _create(wanted: LoggedAs) -> LoggedModel:
 def _hand_in(run: Run, folder: Path, described: Model, wanted: LoggedAs) -> ModelInfo:
     """Leaves the model to the journal of its run, whose store does not answer."""
     described.run_id = run.run_id
-    described.model_id = run.log_model_folder(
+    described.model_id = run.internals.writer.log_model_folder(
         folder,
         name=wanted.name,
         params=_texts(wanted.params),

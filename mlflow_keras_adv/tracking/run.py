@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import NoneType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import mlflow
 from mlflow import MlflowClient
@@ -26,6 +26,7 @@ from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_reco
 from mlflow_keras_adv.tracking.ending import end, settle_ended
 from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.pending import Receipt
 from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
 from mlflow_keras_adv.tracking.store import store_errors_for_users
@@ -35,10 +36,73 @@ from mlflow_keras_adv.tracking.texts import safe
 from mlflow_keras_adv.tracking.writer import RunWriter
 
 _logger = logging.getLogger(__name__)
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class Run(RunWriter):
+class Internals:
+    """What rooms of this package need of a run, and its user does not.
+
+    Args:
+        run_id: The run.
+        earlier: What it holds from before.
+
+    Attributes:
+        writer: What delivers all that is handed in.
+        counts: Running counts that go on through several trainings of this run. Loggers keep them.
+        charts: Where MLflow draws the runs that are nested in it, if that was prepared; see
+            `comparison.view.view_address`. Said when the run ends.
+        pid: Id of the process that made this object; a forked child has it too, and ends no run.
+    """
+
+    def __init__(self, run_id: str, earlier: EarlierRecord) -> None:
+        self.pid = pid = os.getpid()
+        self.writer = RunWriter(
+            run_id,
+            client_of(mlflow.get_tracking_uri()),
+            in_use=lambda: pid == os.getpid() and active.is_active(run_id),
+            key_tables=earlier.key_tables,
+        )
+        self.counts: Counter[str] = Counter(earlier.counts)
+        self.charts: str | None = None
+        self._at_exit: dict[object, Callable[[], None]] = {}
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a block of `track` is around, which sees to the delivery."""
+        return self.writer.run_id in _holders
+
+    def at_exit(self, callback: Callable[[], None]) -> Callable[[], object]:
+        """As `Run.on_exit`."""
+        key = object()
+        self._at_exit[key] = callback
+        return lambda: self._at_exit.pop(key, None)
+
+    def call_at_exit(self) -> None:
+        """Calls what `at_exit` received, the last first; an error in one is logged."""
+        while self._at_exit:
+            _, callback = self._at_exit.popitem()
+            try:
+                callback()
+            except Exception:
+                _logger.exception("Run %s: a callback of on_exit failed.", self.writer.run_id)
+
+
+def _as_by_its_writer(
+    method: Callable[Concatenate[RunWriter, _Arguments], _Answer],
+) -> "Callable[Concatenate[Run, _Arguments], _Answer]":
+    """A method of `Run` that has its writer do it: its arguments, its docstring."""
+
+    def answer(self: "Run", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
+        return method(self.internals.writer, *args, **kwargs)
+
+    functools.update_wrapper(answer, method)
+    answer.__qualname__ = f"Run.{method.__name__}"
+    return answer
+
+
+class Run:
     """A run to write to, from any thread. Made by `track`, `current_run` and `attach_run`.
 
     Args:
@@ -51,35 +115,44 @@ class Run(RunWriter):
         name: Name of the run.
         artifact_uri: Where its artifacts are.
         axis: The steps of its curves: training batches consumed so far.
-        counts: Running counts that go on through several trainings of this run. Loggers keep them.
-        charts: Where MLflow draws the runs that are nested in it, if that was prepared; see
-            `comparison.view.view_address`. Said when the run ends.
-        pid: Id of the process that made this object; a forked child has it too, and ends no run.
+        internals: What this package itself needs of it.
     """
 
     def __init__(self, info: RunInfo, earlier: EarlierRecord) -> None:
-        self.pid = pid = os.getpid()
-        super().__init__(
-            info.run_id,
-            client_of(mlflow.get_tracking_uri()),
-            in_use=lambda: pid == os.getpid() and active.is_active(info.run_id),
-            key_tables=earlier.key_tables,
-        )
+        self.run_id: str = info.run_id
         self.experiment_id: str = info.experiment_id
         self.name: str = info.run_name
         self.artifact_uri: str = info.artifact_uri
         self.axis = StepAxis(earlier)
-        self.counts: Counter[str] = Counter(earlier.counts)
-        self.charts: str | None = None
-        self._at_exit: dict[object, Callable[[], None]] = {}
+        self.internals = Internals(self.run_id, earlier)
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r} {self.run_id}>"
 
     @property
-    def is_held(self) -> bool:
-        """Whether a block of `track` is around, which sees to the delivery."""
-        return self.run_id in _holders
+    def tracking_uri(self) -> str:
+        """The store that the run is in."""
+        return self.internals.writer.tracking_uri
+
+    @property
+    def receipt(self) -> Receipt:
+        """What became of the metric values that were handed in so far."""
+        return self.internals.writer.receipt
+
+    log_metrics = _as_by_its_writer(RunWriter.log_metrics)
+    log_series = _as_by_its_writer(RunWriter.log_series)
+    log_params = _as_by_its_writer(RunWriter.log_params)
+    set_tags = _as_by_its_writer(RunWriter.set_tags)
+    describe = _as_by_its_writer(RunWriter.describe)
+    log_artifact = _as_by_its_writer(RunWriter.log_artifact)
+    log_figure = _as_by_its_writer(RunWriter.log_figure)
+    log_image = _as_by_its_writer(RunWriter.log_image)
+    log_text = _as_by_its_writer(RunWriter.log_text)
+    log_dict = _as_by_its_writer(RunWriter.log_dict)
+    log_table = _as_by_its_writer(RunWriter.log_table)
+    log_dataset = _as_by_its_writer(RunWriter.log_dataset)
+    delete_artifact = _as_by_its_writer(RunWriter.delete_artifact)
+    flush = _as_by_its_writer(RunWriter.flush)
 
     def child(
         self,
@@ -117,8 +190,8 @@ class Run(RunWriter):
         """
         superseded = self.axis.back_to_checkpoint(epochs, batches)
         if superseded is not None:
-            self.counts["resumed"] += 1
-            number = self.counts["resumed"]
+            self.internals.counts["resumed"] += 1
+            number = self.internals.counts["resumed"]
             self.set_tags({"superseded" if number == 1 else f"superseded.{number}": superseded})
 
     def on_exit(self, callback: Callable[[], None]) -> Callable[[], object]:
@@ -133,18 +206,7 @@ class Run(RunWriter):
         Returns:
             A function that withdraws the callback.
         """
-        key = object()
-        self._at_exit[key] = callback
-        return lambda: self._at_exit.pop(key, None)
-
-    def call_at_exit(self) -> None:
-        """Calls what `on_exit` received, the last first; an error in one is logged."""
-        while self._at_exit:
-            _, callback = self._at_exit.popitem()
-            try:
-                callback()
-            except Exception:
-                _logger.exception("Run %s: a callback of on_exit failed.", self.run_id)
+        return self.internals.at_exit(callback)
 
 
 @dataclass(frozen=True)
@@ -262,9 +324,9 @@ class Tracked(AbstractContextManager[Run]):
         self._ends_run = found.opened and self._holds
         self._outermost = found.outermost
         if self._ends_run:
-            found.run.will_end_run()
+            found.run.internals.writer.will_end_run()
             if wish.log_system_metrics and found.outermost:
-                watch_machine(found.run, resumed=found.resumed)
+                watch_machine(found.run.internals.writer, resumed=found.resumed)
         _open[self] = None
         _entered.set((*_blocks(), self))
         return found.run
@@ -293,7 +355,7 @@ class Tracked(AbstractContextManager[Run]):
         delivered = True
         try:
             if self._holds:
-                run.call_at_exit()
+                run.internals.call_at_exit()
         finally:
             _open.pop(self, None)
             _entered.set(_blocks())
@@ -303,7 +365,7 @@ class Tracked(AbstractContextManager[Run]):
                 _holders.pop(run.run_id, None)
             if self._ends_run and self._pid == os.getpid():
                 _runs.pop(run.run_id, None)
-                delivered = end(run, error, seconds, status=status)
+                delivered = end(run.internals.writer, error, seconds, status=status)
             elif self._holds and seconds is not None:
                 delivered = run.flush(seconds)
             if self._holds and self._pid == os.getpid():
@@ -315,8 +377,8 @@ class Tracked(AbstractContextManager[Run]):
         pages = {}
         if self._ends_run and self._outermost:
             pages[""] = run_page(run.experiment_id, run.run_id)
-        if run.charts is not None:
-            pages["charts"], run.charts = run.charts, None
+        if (charts := run.internals.charts) is not None:
+            pages["charts"], run.internals.charts = charts, None
         say_where(f"Run {safe(run.name)}", run.tracking_uri, pages, target=offline.target())
 
     @keeps_random_state()
@@ -557,8 +619,11 @@ def _end_what_is_open(error: BaseException | None) -> None:
         block.end_with_the_process(error)
     for run_id in active.all_active():
         run = _runs.get(run_id)
-        if run is not None and run.was_used and run.pid == os.getpid() and not run.has_ended:
+        if run is None or run.internals.pid != os.getpid():
+            continue
+        writer = run.internals.writer
+        if writer.was_used and not writer.has_ended:
             del _runs[run_id]
             active.forget(run_id)
-            end(run, error or run.exited_by, None)
+            end(writer, error or writer.exited_by, None)
     settle_ended(GRACE_SECONDS)

@@ -209,7 +209,11 @@ class RunWriter:
             self._outbox.put(Params({keys[name]: value for name, value in flat.items()}))
 
     def set_tags(self, values: Mapping[str, object]) -> None:
-        """Hands in tags; of more than 8000 characters `tags/<key>.txt` holds the whole."""
+        """Hands in tags.
+
+        Args:
+            values: Texts by name; of more than 8000 characters `tags/<key>.txt` holds the whole.
+        """
         if values:
             keys = self._keys_of("tags", values)
             self._outbox.put(Tags({keys[name]: str(value) for name, value in values.items()}))
@@ -234,7 +238,12 @@ class RunWriter:
 
     @keeps_random_state()
     def log_figure(self, figure: Any, artifact_file: str) -> None:
-        """Draws a Matplotlib or Plotly figure now and hands in the file."""
+        """Draws a figure now and hands in the file.
+
+        Args:
+            figure: A figure of Matplotlib or Plotly.
+            artifact_file: Where it goes; its ending says what it becomes.
+        """
         self._staging().log_figure(self.run_id, figure, artifact_file)
 
     @keeps_random_state()
@@ -250,12 +259,22 @@ class RunWriter:
 
     @keeps_random_state()
     def log_text(self, text: str, artifact_file: str) -> None:
-        """Hands in a text file."""
+        """Hands in a text file.
+
+        Args:
+            text: What it holds.
+            artifact_file: Where it goes.
+        """
         self._staging().log_text(self.run_id, text, artifact_file)
 
     @keeps_random_state()
     def log_dict(self, dictionary: Mapping[str, Any], artifact_file: str) -> None:
-        """Hands in a JSON file, or a YAML file if `artifact_file` ends so."""
+        """Hands in a JSON or YAML file.
+
+        Args:
+            dictionary: What it holds.
+            artifact_file: Where it goes; a YAML file if it ends so.
+        """
         self._staging().log_dict(self.run_id, dict(dictionary), artifact_file)
 
     @keeps_random_state()
@@ -304,6 +323,9 @@ class RunWriter:
         """Hands in the deletion of an artifact, in order: after an upload handed in before.
 
         Where the artifact store cannot delete, or does not let us, the file stays; one warning.
+
+        Args:
+            artifact_file: Where it is.
         """
         self._outbox.put(Deletion(artifact_file))
 
@@ -317,7 +339,11 @@ class RunWriter:
         self._outbox.put(dataset.as_input(context))
 
     def describe(self, description: str) -> None:
-        """Hands in the run's description, in Markdown; its first line should say the result."""
+        """Hands in the run's description.
+
+        Args:
+            description: In Markdown; its first line should say the result.
+        """
         self.set_tags({MLFLOW_RUN_NOTE: description})
 
     def flush(self, timeout: float | None = None) -> bool:

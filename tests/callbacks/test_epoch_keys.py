@@ -220,7 +220,7 @@ def test_a_metric_with_a_value_for_each_class_is_a_curve_for_each(
                 expected = {2: float(history[0][index]), 4: float(history[1][index])}
                 assert found[f"{split}/f1/{name}"] == expected
             assert len(found[f"{split}/accuracy"]) == 2
-        assert not run.refused
+        assert not run.receipt.refused_names
 
 
 def test_entries_and_suffixes_take_the_place_of_no_other_value(
@@ -264,7 +264,7 @@ def test_what_in_the_logs_is_no_number_is_refused_by_name_and_the_training_goes_
         "train/7": 8,
     }.items():
         assert found[key] == {2: value, 4: value}
-    assert run.refused == {f"train/{name}": 2 for name in odd}
+    assert run.receipt.refused_names == {f"train/{name}": 2 for name in odd}
     assert len(warnings_of(caplog, "is not recorded")) == len(odd)
 
 

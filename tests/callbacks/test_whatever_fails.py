@@ -19,6 +19,7 @@ from mlflow_keras_adv.callbacks.mlflow_logger import MlflowLogger, _Record
 from mlflow_keras_adv.callbacks.predictions import Predictions
 from mlflow_keras_adv.callbacks.stall_alert import StallAlert
 from mlflow_keras_adv.tracking.run import Run
+from mlflow_keras_adv.tracking.writer import RunWriter
 from mlflow_keras_adv.training.fit_probe import FitProbe
 from mlflow_keras_adv.training.observe import OptimizerProbe
 from mlflow_keras_adv.training.recorder import StepRecorder
@@ -55,7 +56,8 @@ PLACES = [
     (_Record, "_leave_session"),
     *((EpochKeys, name) for name in ("see_steps", "see_validation", "values")),
     *((Run, name) for name in ("log_metrics", "log_series", "log_params", "set_tags", "log_text")),
-    *((Run, name) for name in ("log_artifact", "log_table", "log_image", "hold", "resume_after")),
+    *((Run, name) for name in ("log_artifact", "log_table", "log_image", "resume_after")),
+    (RunWriter, "hold"),
 ]
 HOOKS = [
     hook
@@ -113,7 +115,7 @@ CALLBACKS: dict[type, Callable[[], Any]] = {
 
 def callbacks_of(owner: type) -> list[Any]:
     """Those that pass through a place: of a run all, of a callback itself and the logger."""
-    if owner is Run:
+    if owner in (Run, RunWriter):
         kinds = list(CALLBACKS)
     elif owner in CALLBACKS:
         kinds = list(dict.fromkeys([MlflowLogger, owner]))

@@ -132,7 +132,7 @@ def folder_logged(place: Place) -> None:
     folder.mkdir()
     mlflow.models.Model().save(str(folder / "MLmodel"))
     with mka.track(log_system_metrics=False) as run:
-        run.log_model_folder(folder, name="folder")
+        run.internals.writer.log_model_folder(folder, name="folder")
 
 
 def model_logged(place: Place) -> None:

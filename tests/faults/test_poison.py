@@ -64,7 +64,7 @@ def test_it_is_refused_by_name_with_the_servers_reason(
     with caplog.at_level(logging.WARNING), track("poisoned", log_system_metrics=False) as run:
         between.inject(*POISON)
         record(run)
-    assert run.refused == {"p": 1, "bad": 1, "dataset poison": 1}
+    assert run.receipt.refused_names == {"p": 1, "bad": 1, "dataset poison": 1}
     assert run.receipt.pending == 0
     assert f"bad of run {run.run_id} is not recorded: INTERNAL_ERROR: {REASON}" in caplog.text
     assert_arrived(MlflowClient(server), run.run_id)
@@ -114,7 +114,7 @@ def test_a_server_that_fails_at_everything_is_waited_for(between: FaultyProxy, s
         record(run)
         assert run.flush(60)
     assert between.did["500"] == 15
-    assert not run.refused
+    assert not run.receipt.refused_names
     data = MlflowClient(server).get_run(run.run_id).data
     assert data.params == {"p": "poison", "q": "2"}
     assert data.tags["bad"] == "poison"

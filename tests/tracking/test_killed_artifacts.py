@@ -102,7 +102,7 @@ def test_a_model_is_there_once(
         folder = Path(os.environ["MLFLOW_KERAS_ADV_HOME"], "model")
         folder.mkdir()
         Folder().save(str(folder / "MLmodel"))
-        run.log_model_folder(folder, name="net")
+        run.internals.writer.log_model_folder(folder, name="net")
         run.flush()
         die()
     """)

@@ -266,7 +266,7 @@ def test_a_model_that_was_logged_in_an_outage_gets_its_true_id(
     home: Path, client: MlflowClient, experiment: str, model_folder: Callable[[], Path]
 ) -> None:
     with track("with a model", log_system_metrics=False) as r:
-        model_id = r.log_model_folder(model_folder(), name="echo", tags={"a": "b"})
+        model_id = r.internals.writer.log_model_folder(model_folder(), name="echo", tags={"a": "b"})
         r.log_metrics({"final/accuracy": 0.5}, model_id=model_id)
         r.set_tags({"parent_model_id": model_id})
 

@@ -96,7 +96,7 @@ def test_sigterm_in_a_run_of_start_run_is_seen_by_its_end(
 from mlflow_keras_adv.tracking.sigterm import raises_terminated
 print(mlflow.start_run().info.run_id, flush=True)
 with raises_terminated():
-    release = current_run().hold()
+    release = current_run().internals.writer.hold()
     current_run().log_metrics({"m": 1.0})
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
@@ -111,7 +111,7 @@ def test_a_run_of_start_run_whose_training_called_exit_is_ended_by_that(
 ) -> None:
     body = """
 print(mlflow.start_run().info.run_id, flush=True)
-release = current_run().hold()
+release = current_run().internals.writer.hold()
 current_run().log_metrics({"m": 1.0})
 try:
     sys.exit(3)

@@ -277,7 +277,7 @@ def test_an_active_run_keeps_its_axis(experiment: str) -> None:
     with mlflow.start_run() as theirs:
         first = current_run()
         assert first is not None
-        first.axis.batches, first.counts["trainings"] = 12, 1
+        first.axis.batches, first.internals.counts["trainings"] = 12, 1
         assert current_run() is first
         with track() as r:
             assert r is first
@@ -286,7 +286,7 @@ def test_an_active_run_keeps_its_axis(experiment: str) -> None:
     with mlflow.start_run():
         other = current_run()
         assert other is not None
-        assert (other.axis.batches, other.counts["trainings"]) == (0, 0)
+        assert (other.axis.batches, other.internals.counts["trainings"]) == (0, 0)
 
 
 def test_an_attached_run_is_written_to_and_not_ended(client: MlflowClient, experiment: str) -> None:
@@ -627,3 +627,16 @@ def test_a_process_that_exits_with_an_error_leaves_its_runs_failed(
     assert process.returncode == 3
     assert "Traceback" not in errors
     assert [status(client, run_id) for run_id in run_ids] == ["FAILED", "FAILED"]
+
+
+def test_a_run_shows_what_its_user_needs_and_its_plumbing_under_one_name(experiment: str) -> None:
+    with track() as opened:
+        shown = {name for name in dir(opened) if not name.startswith("_")}
+    records = ("artifact", "dataset", "dict", "figure", "image", "metrics", "params", "series")
+    assert shown == {
+        *(f"log_{each}" for each in (*records, "table", "text")),
+        *("set_tags", "describe", "delete_artifact", "flush", "receipt"),
+        *("child", "on_exit", "resume_after"),
+        *("run_id", "name", "experiment_id", "artifact_uri", "tracking_uri", "axis"),
+        "internals",
+    }
