@@ -6,7 +6,7 @@ are measured first, on data, in the model without rounding.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -24,6 +24,7 @@ from mlflow_keras_adv.compat.tfmot import (
 )
 from mlflow_keras_adv.compression import graphs
 from mlflow_keras_adv.extras import extra
+from mlflow_keras_adv.replacing import Replacement
 
 with extra("compression"):
     import tf_keras
@@ -108,22 +109,22 @@ def watching_ranges(model: tf_keras.Model) -> Iterator[_Watching]:
         The ranges of activations that are seen meanwhile.
     """
     watching = _Watching()
-    undo: list[Callable[[], None]] = []
-    for layer in model.layers:
-        if isinstance(layer, QuantizeLayer) and layer.quantizer is not None:
-            undo.append(_swap(layer, "quantizer", watching))
-        if isinstance(layer, QuantizeWrapper):
-            through = [(weight, _Through(), held) for weight, _, held in rounded_weights(layer)]
-            undo.append(_swap(layer, WEIGHTS, through))
-            for activation in getattr(layer, ACTIVATIONS):
-                undo.append(_swap(activation, "quantizer", watching))
-            if getattr(layer, OUTPUTS):
-                undo.append(_swap(layer, OUTPUTS, [watching]))
-    try:
+    with contextlib.ExitStack() as replaced:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            replaced.enter_context(Replacement(owner, name, value))
+
+        for layer in model.layers:
+            if isinstance(layer, QuantizeLayer) and layer.quantizer is not None:
+                replace(layer, "quantizer", watching)
+            if isinstance(layer, QuantizeWrapper):
+                through = [(weight, _Through(), held) for weight, _, held in rounded_weights(layer)]
+                replace(layer, WEIGHTS, through)
+                for activation in getattr(layer, ACTIVATIONS):
+                    replace(activation, "quantizer", watching)
+                if getattr(layer, OUTPUTS):
+                    replace(layer, OUTPUTS, [watching])
         yield watching
-    finally:
-        for put_back in undo:
-            put_back()
 
 
 def calibrate(model: tf_keras.Model, batches: Iterable[Any]) -> None:
@@ -175,10 +176,3 @@ def widen_dead_ranges(model: tf_keras.Model) -> None:
             is_narrow = wider > reach
             held["min_var"].assign(np.where(is_narrow, -wider, low))
             held["max_var"].assign(np.where(is_narrow, wider, high))
-
-
-def _swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
-    """Sets an attribute; what is returned puts back the one that was there."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    return lambda: setattr(owner, name, before)

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 from mlflow_keras_adv.compat.tfmot import (
     ClusterWeights,
@@ -13,6 +12,7 @@ from mlflow_keras_adv.compat.tfmot import (
     QuantizeLayer,
     QuantizeWrapper,
 )
+from mlflow_keras_adv.replacing import Replacement
 
 
 @contextmanager
@@ -23,9 +23,9 @@ def masks_past_wrappers() -> Iterator[None]:
     """
     with ExitStack() as stack:
         for wrapper in (ClusterWeights, PruneLowMagnitude, QuantizeAnnotate, QuantizeWrapper):
-            stack.enter_context(mock.patch.object(wrapper, "call", _call_of(wrapper.call)))
-            stack.enter_context(mock.patch.object(wrapper, "compute_mask", _mask_behind))
-        stack.enter_context(mock.patch.object(QuantizeLayer, "compute_mask", _same_mask))
+            stack.enter_context(Replacement(wrapper, "call", _call_of(wrapper.call)))
+            stack.enter_context(Replacement(wrapper, "compute_mask", _mask_behind))
+        stack.enter_context(Replacement(QuantizeLayer, "compute_mask", _same_mask))
         yield
 
 

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import keras
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from mlflow_keras_adv.compat.tfmot import quant_ops
 from mlflow_keras_adv.compression import graphs
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.replacing import Replacement
 
 TOLERANCE = 1e-5  # of the largest absolute output
 
@@ -284,7 +284,7 @@ def answers_of(model: Any, sample: Any) -> list[np.ndarray]:
 
 def without_rounding() -> AbstractContextManager[Any]:
     """Models of tfmot's `quantize_apply` compute in float, in calls that are not compiled."""
-    return mock.patch.object(
+    return Replacement(
         # All of tfmot's quantizers end here.
         quant_ops,
         "_FakeQuantWithMinMaxVars",

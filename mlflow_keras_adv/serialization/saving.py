@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from mlflow_keras_adv.compat.keras import layers_of
+from mlflow_keras_adv.replacing import Replacement
 
 _saving = threading.RLock()
 
@@ -40,9 +41,9 @@ def save_without_optimizer(model: keras.Model, path: str | Path) -> None:
     with _saving, ExitStack() as answers:
         for layer in layers_of(model):  # at any depth; the public `layers` is one level
             if isinstance(layer, keras.Model):
-                answers.enter_context(_silenced(layer, "get_compile_config"))
+                answers.enter_context(Replacement(layer, "get_compile_config", _nothing))
             for optimizer in _optimizers_of(layer):
-                answers.enter_context(_silenced(optimizer, "save_own_variables"))
+                answers.enter_context(Replacement(optimizer, "save_own_variables", _nothing))
         keras.saving.save_model(model, path)
 
 
@@ -64,20 +65,6 @@ def _optimizers_of(owner: object) -> Iterator[keras.optimizers.Optimizer]:
             if isinstance(member, keras.optimizers.Optimizer):
                 yield member
                 yield from _optimizers_of(member)
-
-
-@contextmanager
-def _silenced(instance: object, method: str) -> Iterator[None]:
-    """Lets `instance` answer `method` with None, past Keras' tracking of attributes."""
-    attributes = vars(instance)
-    if method in attributes:  # met before, as an optimizer that two models share
-        yield
-        return
-    try:
-        attributes[method] = _nothing
-        yield
-    finally:
-        attributes.pop(method, None)
 
 
 def _nothing(*_: object) -> None:

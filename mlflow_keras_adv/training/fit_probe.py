@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_keras_adv.replacing import Replacement
 from mlflow_keras_adv.training.aside import aside
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.observe import over_replicas, reduced
@@ -39,8 +40,7 @@ class FitProbe:
         self._model = model
         self._advance = advance
         self._changed = changed
-        self._chosen: Any = None
-        self._found: Any = None
+        self._function: Replacement | None = None
         self._step_watch: Watch | None = None
         self._own_step = _is_of_its_author(model, "train_step")
         self._making = Fence(f"The steps of {model.name!r}")
@@ -66,9 +66,10 @@ class FitProbe:
             tables: What the step writes to; with others it has to be traced anew.
         """
         model = self._model
-        if self._chosen is None or model.train_function is not self._chosen:
-            self._found = model.train_function
-        made = getattr(self._found, "__dict__", {}).setdefault("observed", {})
+        if self._function is not None:
+            self._function.end()
+        found = model.train_function
+        made = getattr(found, "__dict__", {}).setdefault("observed", {})
         key = tuple(tables)
         _, watch = made.get(key, (None, self._step_watch))
         if watch is None:
@@ -81,8 +82,9 @@ class FitProbe:
         if key not in made:
             with self._making():
                 made[key] = self._made_anew(), watch
-        self._chosen, _ = made.get(key, (self._found, watch))
-        model.train_function = self._chosen
+        chosen, _ = made.get(key, (found, watch))
+        self._function = Replacement(model, "train_function", chosen)
+        self._function.begin()
 
     def detach(self) -> None:
         """Puts back what is still ours: the methods, and the train function.
@@ -94,9 +96,9 @@ class FitProbe:
         if self._step_watch is not None:
             self._step_watch.end()
             self._step_watch = None
-        if self._chosen is not None and self._model.train_function is self._chosen:
-            self._model.train_function = self._found
-        self._chosen = self._found = None
+        if self._function is not None:
+            self._function.end()
+            self._function = None
 
     def _made_anew(self) -> Any:
         """A train function that is traced with our looks; the model keeps the one that it has."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mlflow_keras_adv.replacing import Replacement
 from mlflow_keras_adv.training.batches import (
     batch_size,
     count_batches,
@@ -353,25 +354,23 @@ class _LastLook:
     """
 
     def __init__(self) -> None:
-        self._found: Any = None
         self._process = 0
-        self._placed = self._exit  # a bound method is another object at each look
+        self._place = Replacement(os, "_exit", self._exit)
 
     def begin(self) -> None:
-        if os._exit is not self._placed:
-            self._found, self._process = os._exit, os.getpid()
-            os._exit = self._placed  # type: ignore[assignment]
+        if not self._place.stands:
+            self._process = os.getpid()
+            self._place.begin()
 
     def end(self) -> None:
-        if os._exit is self._placed:
-            os._exit = self._found
+        self._place.end()
 
     def _exit(self, status: int) -> None:
         if os.getpid() == self._process:
             for session in list(_sessions.values()):
                 with suppress(Exception):
                     session.read()
-        self._found(status)
+        self._place.found(status)
 
 
 _last_look = _LastLook()

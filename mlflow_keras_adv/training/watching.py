@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlflow_keras_adv.replacing import Replacement
 from mlflow_keras_adv.training.fence import Fence
 
 _looking_away = threading.local()
@@ -47,14 +48,12 @@ class Watch:
     """
 
     def __init__(self, owner: Any, name: str, *, what: str, replays: bool = False) -> None:
-        self._owner = owner
-        self._name = name
         self._what = what
-        self._original = getattr(owner, name, None)
-        self._found_on_instance = name in vars(owner)
         self._look: Look | None = None
         self._fence = Fence(what)
-        self._watched = None if self._original is None else self._wrapped(self._original, replays)
+        self._place: Replacement | None = None
+        if (original := getattr(owner, name, None)) is not None:
+            self._place = Replacement(owner, name, self._wrapped(original, replays))
 
     def begin(self, look: Look) -> None:
         """Takes the method's place. What was made with it in an earlier place serves again.
@@ -63,17 +62,15 @@ class Watch:
             look: A generator function: what stands before its `yield` runs before the method, what
                 stands behind it receives the result, unless the method raised.
         """
-        if self._watched is not None:
+        if self._place is not None:
             self._look, self._fence = look, Fence(self._what)
-            setattr(self._owner, self._name, self._watched)
+            self._place.begin()
 
     def end(self) -> None:
         """Puts back what was found, if nobody has replaced it since, and looks at nothing more."""
         self._look = None
-        if self._watched is not None and vars(self._owner).get(self._name) is self._watched:
-            delattr(self._owner, self._name)
-            if self._found_on_instance:
-                setattr(self._owner, self._name, self._original)
+        if self._place is not None:
+            self._place.end()
 
     def _wrapped(self, original: Callable[..., Any], replays: bool) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:

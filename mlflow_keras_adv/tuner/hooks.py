@@ -3,14 +3,14 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
+from mlflow_keras_adv.replacing import Replacement
 
 _logger = logging.getLogger(__name__)
 
-_ABSENT = object()
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
@@ -24,20 +24,10 @@ def hooked(owner: Any, **hooks: Callable[..., Any]) -> Iterator[None]:
             what the caller passed. Plain functions: a copy of the object, as `copy.deepcopy` makes
             it of a callback that refers to a tuner, must not copy what they hold.
     """
-    found = {name: vars(owner).get(name, _ABSENT) for name in hooks}
-    placed = {name: _before(getattr(owner, name), hook) for name, hook in hooks.items()}
-    for name, wrapper in placed.items():
-        setattr(owner, name, wrapper)
-    try:
+    with ExitStack() as stack:
+        for name, hook in hooks.items():
+            stack.enter_context(Replacement(owner, name, _before(getattr(owner, name), hook)))
         yield
-    finally:
-        for name, wrapper in placed.items():
-            if vars(owner).get(name) is not wrapper:
-                continue  # somebody has replaced ours; theirs may stay
-            if found[name] is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, found[name])
 
 
 def harmless(call: _Call) -> _Call:

@@ -13,6 +13,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 
 from mlflow_keras_adv.compat.keras_tuner import ONE_EXECUTION
 from mlflow_keras_adv.errors import expect
+from mlflow_keras_adv.replacing import Replacement
 from mlflow_keras_adv.tracking.ending import settle_ended
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import track
@@ -32,7 +33,7 @@ _searching: set[int] = set()
 
 _enabled = False
 # The `search` of all tuners as it was, and ours.
-_replaced: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+_replaced: Replacement | None = None
 
 
 def track_search(
@@ -135,11 +136,10 @@ def record_searches(*, disable: bool = False) -> None:
             with _recorded(self, type(self).__name__) if _enabled else nullcontext():
                 return original(self, *args, **kwargs)
 
-        _replaced = original, search
-        BaseTuner.search = search
+        _replaced = Replacement(BaseTuner, "search", search)
+        _replaced.begin()
     # Whoever wrapped `search` after us keeps calling ours, which then only passes the call on.
-    elif disable and _replaced is not None and BaseTuner.search is _replaced[1]:
-        BaseTuner.search = _replaced[0]
+    elif disable and _replaced is not None and _replaced.end():
         _replaced = None
 
 
