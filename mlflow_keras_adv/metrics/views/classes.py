@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax  # type: ignore[import-untyped]
 
 from mlflow_keras_adv.metrics.task import classes_of
 from mlflow_keras_adv.metrics.views.pictures import (
@@ -208,8 +209,7 @@ def probabilities(scores: Array, *, from_logits: bool | None = None) -> Array:
         from_logits = not (in_range and len(known) and abs(known.sum(axis=1).mean() - 1) <= 0.05)
     if not from_logits:
         return scores
-    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    return np.asarray(softmax(scores, axis=1))
 
 
 def calibration_table(
