@@ -208,11 +208,10 @@ class Journal:
         In a damaged segment, those before the damage, with a warning.
         """
         for segment in _segments(self.folder):
-            path = self._path(segment)
-            if segment <= self.acknowledged.segment or segment < self.acknowledged.begun:
+            path, offset = self._path(segment), self.acknowledged.begin_of(segment)
+            if offset is None:
                 path.unlink()  # its owner died between the two steps of `_delete`
                 continue
-            offset = self.acknowledged.offset if segment == self.acknowledged.begun else 0
             with path.open("rb") as file:
                 file.seek(offset)
                 while (record := _read_record(file)) is not None:
@@ -364,10 +363,10 @@ def peek(folder: Path) -> tuple[Acknowledged, list[bytes]]:
     """
     settled, records = Acknowledged.read(folder), []
     for segment in _segments(folder):
-        if segment <= settled.segment or segment < settled.begun:
+        if (begin := settled.begin_of(segment)) is None:
             continue
         with _path(folder, segment).open("rb") as file:
-            file.seek(settled.offset if segment == settled.begun else 0)
+            file.seek(begin)
             while (record := _read_record(file)) is not None:
                 records.append(record)
     return settled, records

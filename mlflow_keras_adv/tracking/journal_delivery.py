@@ -13,7 +13,7 @@ from mlflow_keras_adv.tracking.co_writers import CoWriters
 from mlflow_keras_adv.tracking.delivery import Delivery, prove
 from mlflow_keras_adv.tracking.journal import Cursor
 from mlflow_keras_adv.tracking.pending import Entry, Flush, Pending
-from mlflow_keras_adv.tracking.records import End, Points, Series
+from mlflow_keras_adv.tracking.records import End, Values
 from mlflow_keras_adv.tracking.retry import FAILURES, Retry
 from mlflow_keras_adv.tracking.sender_process import note_sent, sender_to, stop
 from mlflow_keras_adv.tracking.store import probe
@@ -77,7 +77,7 @@ class JournalDelivery(Delivery):
             except RejectedError as error:
                 _logger.debug("the values of run %s are sent here: %r", self.run_id, error)
         records = (self._pending.record_of(entry) for entry in entries)
-        values = (record for record in records if isinstance(record, Points | Series))
+        values = (record for record in records if isinstance(record, Values))
         self.send_values(chain.from_iterable(values))
 
     def warn_refused(self, name: str, reason: str) -> None:

@@ -51,6 +51,12 @@ class Acknowledged:
         new.write_text(json.dumps(vars(self)))
         new.replace(folder / _FILE)
 
+    def begin_of(self, segment: int) -> int | None:
+        """Where in a segment the first record begins that is not settled; None if all are."""
+        if segment <= self.segment or segment < self.begun:
+            return None
+        return self.offset if segment == self.begun else 0
+
     def of(self, segment: int) -> "Acknowledged":
         """A copy, as of the end of a segment."""
         return Acknowledged(

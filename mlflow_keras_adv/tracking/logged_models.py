@@ -52,8 +52,20 @@ class ModelIds:
         """A metric value, with the store's id for its model."""
         if metric.model_id is None or not metric.model_id.startswith(UID_PREFIX):
             return metric
-        model_id, on = self.true(metric.model_id), (metric.dataset_name, metric.dataset_digest)
-        return Metric(metric.key, metric.value, metric.timestamp, metric.step, model_id, *on)
+        return of_model(metric, self.true(metric.model_id))
+
+
+def of_model(point: Metric, model_id: str, *, measured_on: Metric | None = None) -> Metric:
+    """A metric value of a run as that of a model.
+
+    Args:
+        point: The value.
+        model_id: The model.
+        measured_on: A value that says on which dataset; default: `point`.
+    """
+    on = measured_on or point
+    measured = (on.dataset_name, on.dataset_digest)
+    return Metric(point.key, point.value, point.timestamp, point.step, model_id, *measured)
 
 
 def models_of(target: Target, experiment_id: str, uid: str) -> list[LoggedModel]:
@@ -338,16 +350,7 @@ def _link_metrics(target: Target, run_id: str, model_id: str, step: int) -> None
     """
     client = target.client
     linked = [
-        Metric(
-            point.key,
-            point.value,
-            point.timestamp,
-            point.step,
-            model_id,
-            point.dataset_name,
-            point.dataset_digest,
-            run_id,
-        )
+        of_model(point, model_id)
         for key in target.ask(client.get_run, run_id).data.metrics
         for point in target.ask(client.get_metric_history, run_id, key)
         if point.step == step and point.model_id is None

@@ -19,10 +19,9 @@ from mlflow_keras_adv.tracking.records import (
     Deletion,
     End,
     Model,
-    Points,
     Record,
     Refusal,
-    Series,
+    Values,
     decode,
     encode,
 )
@@ -129,7 +128,7 @@ class Entry:
     @property
     def is_values(self) -> bool:
         """Whether it is nothing but metric values."""
-        return issubclass(self.kind, Points | Series)
+        return issubclass(self.kind, Values)
 
 
 @dataclass(frozen=True)
@@ -372,7 +371,7 @@ class Pending:
 
     def _count(self, entry: Entry, change: int) -> None:
         self.points += change * entry.points
-        if not issubclass(entry.kind, Points | Series | Refusal):
+        if not issubclass(entry.kind, Values | Refusal):
             self.records += change
         self.ended = self.ended or issubclass(entry.kind, End)
 

@@ -106,16 +106,30 @@ class _WithCopy(Record):
         return replace(self, path=folder / self.path)  # type: ignore[type-var]
 
 
-@dataclass(frozen=True)
-class Points(Record):
-    """Metric values of one moment."""
-
-    metrics: Sequence[Metric]
+class Values(Record):
+    """Nothing but metric values: as many as it is long, one after another."""
 
     @property
     def points(self) -> int:  # type: ignore[override]
         """How many there are."""
-        return len(self.metrics)
+        return len(self)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Metric]:
+        raise NotImplementedError
+
+    def apply(self, run: Delivery) -> None:
+        """Logs them."""
+        run.send_values(self)
+
+
+@dataclass(frozen=True)
+class Points(Values):
+    """Metric values of one moment."""
+
+    metrics: Sequence[Metric]
 
     @property
     def names(self) -> Counter[str]:
@@ -128,10 +142,6 @@ class Points(Record):
     def __iter__(self) -> Iterator[Metric]:
         return iter(self.metrics)
 
-    def apply(self, run: Delivery) -> None:
-        """Logs them."""
-        run.send_values(self)
-
     def fields(self) -> tuple[dict[str, Any], "Sequence[np.ndarray[Any, Any]]"]:
         """A list for each value."""
         return {"metrics": [_metric_fields(metric) for metric in self.metrics]}, ()
@@ -143,7 +153,7 @@ class Points(Record):
 
 
 @dataclass(frozen=True)
-class Series(Record):
+class Series(Values):
     """Metric values of many moments. They become Python objects only as they are sent.
 
     Attributes:
@@ -155,11 +165,6 @@ class Series(Record):
     columns: Mapping[str, "np.ma.MaskedArray[tuple[int], np.dtype[np.generic]]"]
     steps: "np.ndarray[tuple[int], np.dtype[np.integer]]"
     timestamps_ms: "np.ndarray[tuple[int], np.dtype[np.integer]]"
-
-    @property
-    def points(self) -> int:  # type: ignore[override]
-        """How many values there are."""
-        return len(self)
 
     @property
     def names(self) -> Counter[str]:
@@ -179,10 +184,6 @@ class Series(Record):
                 for key, value in zip(keys, values, strict=True):
                     if value is not None:  # `tolist` makes None of what is masked
                         yield Metric(key, float(value), *moment)
-
-    def apply(self, run: Delivery) -> None:
-        """Logs them."""
-        run.send_values(self)
 
     def fields(self) -> tuple[dict[str, Any], "Sequence[np.ndarray[Any, Any]]"]:
         """The columns' types, and the arrays as they are."""

@@ -22,6 +22,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from mlflow_keras_adv.compat.mlflow import local_path
 from mlflow_keras_adv.tracking.delivery import batches
+from mlflow_keras_adv.tracking.logged_models import of_model
 from mlflow_keras_adv.tracking.names import UID_TAG, Translation
 from mlflow_keras_adv.tracking.records import (
     End,
@@ -132,7 +133,8 @@ class RecordsOfRun:
                 linked = []
                 for link in self._links.pop(_as_model_metric(point), []):
                     if str(link.model_id) in self._ids:
-                        linked.append(_of_model(point, link, self._ids[str(link.model_id)]))
+                        model_id = self._ids[str(link.model_id)]
+                        linked.append(of_model(point, model_id, measured_on=link))
                     else:
                         self._lost_links.append(f"{key} of model {link.model_id}")
                 further += linked[1:]
@@ -192,18 +194,6 @@ def links_of(models: Iterable[LoggedModel]) -> Mapping[str, Links]:
         for metric in model.metrics or []:
             links[str(metric.run_id)][_as_model_metric(metric)].append(metric)
     return links
-
-
-def _of_model(point: Metric, link: Metric, model_id: str) -> Metric:
-    return Metric(
-        point.key,
-        point.value,
-        point.timestamp,
-        point.step,
-        model_id=model_id,
-        dataset_name=link.dataset_name,
-        dataset_digest=link.dataset_digest,
-    )
 
 
 def _as_model_metric(point: Metric) -> _Point:

@@ -26,7 +26,7 @@ from mlflow_keras_adv.compat.system import after_fork_in_child, be_nice, hands_o
 from mlflow_keras_adv.tracking.delivery import Delivery, batches
 from mlflow_keras_adv.tracking.journal import Cursor
 from mlflow_keras_adv.tracking.process_end import Stage, at
-from mlflow_keras_adv.tracking.records import Points, Series, decode
+from mlflow_keras_adv.tracking.records import Values, decode
 from mlflow_keras_adv.tracking.retry import Retry
 from mlflow_keras_adv.tracking.store import PROBE_SECONDS
 from mlflow_keras_adv.tracking.target import Target
@@ -198,7 +198,7 @@ def _answer(
     try:
         with asking_once(PROBE_SECONDS):
             records = (decode(text, cursor.folder) for text in cursor.records())
-            values = (record for record in records if isinstance(record, Points | Series))
+            values = (record for record in records if isinstance(record, Values))
             for batch in batches(chain.from_iterable(values), MAX_METRICS_PER_BATCH):
                 delivery.log_batch(batch)
                 pipe.send(_TAKEN)
