@@ -56,13 +56,13 @@ def compare_with_default(
             accuracies[name].append(accuracy)
 
     gains = np.subtract(accuracies["best"], accuracies["default"])
-    spread = gains.std(ddof=1)
+    spread = float(gains.std(ddof=1))
     technique.run.set_tags({"winner": "best" if gains.mean() > 0 else "default"})
-    final = technique.finished["best"].final | {"tuned_gain_std": spread}
+    final = {**technique.finished["best"].final, "tuned_gain_std": spread}
     technique.run.log_metrics({f"final/{key}": value for key, value in final.items()})
     text = (
         "accuracy on the test split that the search gains over the default configuration, "
         f"mean of {seeds} seeds (standard deviation {spread:.2g})"
     )
     reached = [f"{np.mean(a):.1%} ± {np.std(a, ddof=1):.1%}" for a in accuracies.values()]
-    return reached, Claim("tuned_gain", text, gains.mean(), at_least=0.0)
+    return reached, Claim("tuned_gain", text, float(gains.mean()), at_least=0.0)
