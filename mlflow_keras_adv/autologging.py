@@ -1,4 +1,4 @@
-"""autolog(): one line, and every later `fit` and `tuner.search` is on record."""
+"""autolog(): records every later `fit` and `tuner.search`."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ def autolog(*, nested: bool = False, disable: bool = False) -> None:
     Args:
         nested: Give each fit inside a run a child of its own, `fit-1`, `fit-2`, …, as the folds of
             a cross-validation need.
-        disable: Records no later `fit` or `search` any more.
+        disable: Stop recording.
     """
     global _enabled, _nested, _said
     _enabled, _nested, _said = not disable, nested, False
@@ -51,7 +51,7 @@ def _place() -> AbstractContextManager[Any]:
 
 
 def _say_once(run: Run | None) -> None:
-    """What is recorded, where, and what is not: autolog is one line, and easily taken for more."""
+    """Says what is recorded, and where, and what is not, which users may expect."""
     global _said
     if _said:
         return

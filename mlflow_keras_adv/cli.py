@@ -126,7 +126,7 @@ def sync(uri: str | None) -> None:
     "--same-dataset", is_flag=True, help="The digest must be the one that the runs recorded."
 )
 @click.option("--max-flops", type=float, help="Most FLOPs of a forward pass of one sample: 5e6.")
-@click.option("--reason", default="", help="Why, for the trail.")
+@click.option("--reason", default="", help="The reason, kept in the history.")
 @click.option(
     "--yes", is_flag=True, help="Promote if all gates pass. Without it, nothing is changed."
 )
@@ -151,7 +151,7 @@ def promote(name: str, candidate: str, yes: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--reason", default="", help="Why, for the trail.")
+@click.option("--reason", default="", help="The reason, kept in the history.")
 def rollback(name: str, reason: str) -> None:
     """Make the previous champion of the registered model NAME the champion again."""
     from mlflow_keras_adv import registry
@@ -162,7 +162,7 @@ def rollback(name: str, reason: str) -> None:
 @main.command()
 @click.argument("name")
 def history(name: str) -> None:
-    """Who moved the champion of the registered model NAME, when, why and on what evidence."""
+    """Show who moved the champion of the registered model NAME, when, why and on what evidence."""
     from mlflow_keras_adv import registry
 
     for entry in registry.history(name):

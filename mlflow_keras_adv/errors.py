@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard, and what messages share."""
+"""The exception whose message is meant for the user, and helpers for messages."""
 
 import re
 
@@ -17,8 +17,8 @@ def expect(name: str, value: object, kinds: type | tuple[type, ...], expected: s
     Args:
         name: Name of the argument.
         value: What was received.
-        kinds: What it may be an instance of.
-        expected: The same for the reader, and what to do: `the id of a run: run.run_id`.
+        kinds: The types that are accepted.
+        expected: The same in words, and what to do: `the id of a run: run.run_id`.
 
     Raises:
         TypeError: It is something else.
@@ -28,12 +28,12 @@ def expect(name: str, value: object, kinds: type | tuple[type, ...], expected: s
 
 
 def not_a_run(name: str, value: object, example: str) -> None:
-    """Checks that what is logged comes first, and not the run that it is logged to.
+    """Checks that the first argument is the object to log, and not the run that it is logged to.
 
     Args:
         name: Name of the argument.
         value: What was received.
-        example: How it is called.
+        example: A correct call.
 
     Raises:
         TypeError: It is a run.
@@ -54,7 +54,7 @@ def received(value: object) -> str:
 
 
 def in_short(error: BaseException) -> str:
-    """What an exception says, in one line: of Keras' pages of arguments the sentence alone."""
+    """The message of an exception in one line, without Keras' lists of arguments."""
     text = str(error)
     bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
     text = re.sub(

@@ -1,7 +1,7 @@
-"""Packages that only an extra installs: where one lacks, a sentence says which extra brings it.
+"""Packages of the extras: where one is missing, the error names the extra that installs it.
 
-What imports such a package does it in `with extra("compression"):`, so that it is said by whatever
-asks first; who needs several of them for long work asks with `require` before it begins.
+Code that needs such a package imports it inside `with extra("compression"):`. Before long work that
+needs several of them, `require` checks the whole extra.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from mlflow_keras_adv.errors import UserError
 
-# The modules that the extras of pyproject.toml bring.
+# The modules that the extras of pyproject.toml install.
 EXTRAS = {
     "tensorflow": ("tensorflow",),
     "compression": (
@@ -25,11 +25,11 @@ EXTRAS = {
 
 
 class MissingExtraError(UserError, ImportError):
-    """Something needs a package that is not installed, and that an extra brings.
+    """A package is needed that is not installed, and that an extra installs.
 
     Args:
         name: Name of the extra.
-        packages: What lacks.
+        packages: The missing packages.
     """
 
     def __init__(self, name: str, *packages: str) -> None:
@@ -42,7 +42,7 @@ class MissingExtraError(UserError, ImportError):
 
 
 class IncompleteMlflowError(UserError, ImportError):
-    """MLflow is not installed, or only the part of it that keeps no store."""
+    """MLflow is not installed, or only mlflow-skinny, which has no store."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -52,17 +52,17 @@ class IncompleteMlflowError(UserError, ImportError):
 
 
 def require_mlflow() -> None:
-    """Asks for the whole of MLflow: mlflow-skinny has its modules, and not what they need.
+    """Checks that all of MLflow is installed: mlflow-skinny lacks what its modules need.
 
     Raises:
-        IncompleteMlflowError: There is none, or only a part.
+        IncompleteMlflowError: It is not installed, or only in part.
     """
     if any(find_spec(module) is None for module in ("mlflow", "sqlalchemy", "flask", "pandas")):
         raise IncompleteMlflowError
 
 
 def missing(name: str) -> list[str]:
-    """The modules of an extra that are not installed; none of them is imported.
+    """Finds the modules of an extra that are not installed, without importing any.
 
     Args:
         name: Name of the extra, as in pyproject.toml.
@@ -71,7 +71,7 @@ def missing(name: str) -> list[str]:
 
 
 def require(name: str) -> None:
-    """Asks for all of an extra, before anything is begun that needs it.
+    """Checks that an extra is installed as a whole, before work begins that needs it.
 
     Args:
         name: Name of the extra.
@@ -85,14 +85,14 @@ def require(name: str) -> None:
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around the imports of an extra's modules.
+    """A context for imports of an extra's modules: a missing one names the extra.
 
     Args:
         name: Name of the extra.
 
     Raises:
-        MissingExtraError: One of its modules is not installed. What else goes wrong while they are
-            imported passes through: to install the extra would not mend it.
+        MissingExtraError: One of its modules is not installed. Other errors of the import pass
+            through, because installing the extra would not fix them.
     """
     try:
         yield

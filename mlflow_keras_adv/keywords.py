@@ -1,4 +1,4 @@
-"""A keyword that a public callable does not take is answered with the one that was meant."""
+"""An unknown keyword of a public callable raises an error that suggests the right one."""
 
 import difflib
 import functools
@@ -9,16 +9,16 @@ from typing import Any
 
 
 def answers_keywords(value: Any) -> Any:
-    """Has a function, or the constructor of a class, say which keyword was meant.
+    """Makes the TypeError for an unknown keyword name the closest known one.
 
-    Python says it itself from 3.13 on, but not which keywords there are.
+    Python does so from 3.13 on, but does not list the keywords.
 
     Args:
-        value: What a public name stands for.
+        value: A function, a class or another public object.
 
     Returns:
-        The function that takes its place, in its module too, where pickle looks for it; a class is
-        changed itself. Everything else as it is.
+        A wrapped function, which also replaces the original in its module, where pickle looks for
+        it. A class is changed in place; other objects are returned unchanged.
     """
     if isinstance(value, type):
         made: Any = vars(value).get("__init__")  # an inherited one is another's

@@ -1,4 +1,4 @@
-"""when_imported: what is to be done as soon as a program imports a package, and not before."""
+"""when_imported: calls a function as soon as the program imports a package, and not before."""
 
 import importlib.util
 import logging
@@ -13,11 +13,11 @@ _logger = logging.getLogger(__name__)
 
 
 def when_imported(name: str, callback: Callable[[], None]) -> None:
-    """Calls `callback` once the module has been imported, at once if it has been.
+    """Calls a function once a module has been imported; immediately if it already has been.
 
     Args:
         name: Full name of the module.
-        callback: What fails in it is logged: no import fails because of us.
+        callback: The function. Its errors are logged, so that they do not break the import.
     """
     module = sys.modules.get(name)
     if module is not None and not getattr(module.__spec__, "_initializing", False):
@@ -29,7 +29,7 @@ def when_imported(name: str, callback: Callable[[], None]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself: it has the loader that others find say when it is done."""
+    """A finder that delegates to the others, and wraps the loader that they find."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, list[Callable[[], None]]] = {}

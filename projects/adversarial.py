@@ -1,17 +1,18 @@
-"""Adversarial training: a net that keeps its answer when an image is changed to mislead it.
+"""Adversarial training: a net whose predictions withstand images that are changed to mislead it.
 
 An attack moves every pixel by at most epsilon in the direction that raises the loss. FGSM takes one
 step, along the sign of the gradient (Goodfellow, Shlens, Szegedy 2014, arXiv:1412.6572); PGD takes
-several small ones from a random start and comes back into the epsilon box after each (Madry et al.
-2017, arXiv:1706.06083). Training on what the attack makes of each batch is the defence.
+several small ones from a random start and returns to the epsilon box after each (Madry et al. 2017,
+arXiv:1706.06083). The defence is to train on the attacked images of each batch.
 
 Three nested runs with the same keys: the standard net, one trained against FGSM, one against PGD.
-What to expect: all read clean digits about equally well; under PGD the standard net loses most of
-its accuracy and the defended ones much less. Half a minute of computing on two cores.
+What to expect: all have about the same accuracy on clean digits; under PGD the standard net loses
+most of its accuracy and the defended ones much less. Half a minute of computing on two cores.
 
     mlflow run . -e adversarial --env-manager local -P epsilon=0.2
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import keras
@@ -20,11 +21,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy
 from projects.data import Data, load
+from projects.parameters import BatchSize, Images
 
 TEST_STEPS = 10  # of the attack that all nets are tested with
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(data: Data) -> keras.Model:
@@ -41,7 +42,7 @@ def net(data: Data) -> keras.Model:
 
 @tf.function(reduce_retracing=True)
 def attack(model: keras.Model, x: Any, y: Any, epsilon: float, steps: int) -> Any:
-    """The images `x` [n, height, width, channels], misleading: FGSM if `steps` is 1, else PGD."""
+    """Attacks the images `x` [n, height, width, channels]: by FGSM if `steps` is 1, else by PGD."""
     lowest, highest = tf.maximum(x - epsilon, 0.0), tf.minimum(x + epsilon, 1.0)
     rate = epsilon
     if steps > 1:
@@ -67,10 +68,32 @@ def accuracies(model: keras.Model, x: Any, y: Any, epsilon: float) -> dict[str, 
     return {name: float(metric.result()) for name, metric in metrics.items()}
 
 
+def train(model: keras.Model, images: Data, steps: int, params: Mapping[str, Any]) -> None:
+    """Trains on the attacked images of each batch; with 0 steps, on the images themselves."""
+    optimizer, epsilon = keras.optimizers.Adam(params["lr"]), params["epsilon"]
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
+    batches = images.batches(params["batch_size"])
+
+    @tf.function
+    def train_step(x: Any, y: Any) -> None:
+        x = attack(model, x, y, epsilon, steps)
+        with tf.GradientTape() as tape:
+            loss = crossentropy(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        loop.record(loss=loss)
+
+    for _ in loop.epochs(params["epochs"]):
+        for x, y in loop.batches(batches):
+            train_step(x, y)
+        found = accuracies(model, *images.validation, epsilon)
+        loop.log(**{f"val_{name}": value for name, value in found.items()})
+
+
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 10,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 2e-3,
     epsilon: Annotated[float, Field(gt=0, le=1)] = 0.15,
     attack_steps: Annotated[int, Field(ge=2)] = 5,
@@ -79,10 +102,7 @@ def main(
     """Trains the same net on clean images, on those of FGSM and on those of PGD.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of each of the three trainings.
-        batch_size: Examples per step.
         lr: Learning rate of Adam.
         epsilon: How far a pixel may be moved, on a scale from 0 (black) to 1 (white).
         attack_steps: Steps of PGD in training; 2 or more. The test takes 10.
@@ -90,34 +110,12 @@ def main(
     """
     params = dict(locals())
     images = load(data, seed=seed)
-    batches = images.batches(batch_size)
-
-    def train(model: keras.Model, steps: int) -> None:
-        optimizer = keras.optimizers.Adam(lr)
-        loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
-
-        @tf.function
-        def train_step(x: Any, y: Any) -> None:
-            x = attack(model, x, y, epsilon, steps)
-            with tf.GradientTape() as tape:
-                loss = crossentropy(y, model(x, training=True))
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-            loop.record(loss=loss)
-
-        for _ in loop.epochs(epochs):
-            for x, y in loop.batches(batches):
-                train_step(x, y)
-            found = accuracies(model, *images.validation, epsilon)
-            loop.log(**{f"val_{name}": value for name, value in found.items()})
-
     nets = {"standard": 0, "fgsm": 1, "pgd": attack_steps}
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(nets)}
-    with mka.technique("adversarial", params, **record) as technique:
+    with mka.technique("adversarial", params, dataset=images, variants=len(nets)) as technique:
         for name, steps in nets.items():
             with technique.variant(name, params={"attack_steps": steps}):
                 model = net(images)
-                train(model, steps)
+                train(model, images, steps, params)
                 scores = accuracies(model, *images.test, epsilon)
                 technique.finish(model, *images.test, scores=scores)
 

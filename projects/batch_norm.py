@@ -1,26 +1,25 @@
-"""Batch normalization: layers whose inputs keep their scale train at rates that others do not bear.
+"""Batch normalization: nets whose layers are normalized train at rates at which others diverge.
 
-In training a layer is normalized with the mean and variance of its batch, then scaled and shifted
-by what it learns; in inference with moving averages of both, so that an image's answer does not
-depend on the images beside it. Ioffe, Szegedy 2015, arXiv:1502.03167.
+In training a layer is normalized by the mean and variance of its batch, then scaled and shifted by
+learned parameters; in inference by moving averages of both, so that the prediction for an image
+does not depend on the others in its batch. Ioffe, Szegedy 2015, arXiv:1502.03167.
 
 Four nested runs with the same keys: with and without, at a low and at a high learning rate. What to
-expect: some points at the low rate; at the high one a net that trains beside one that does not.
-Compare their curves `gradient/norm`.
-Half a minute of computing on two cores.
+expect: a gain of some points at the low rate; at the high one only the normalized net trains.
+Compare their curves `gradient/norm`. Half a minute of computing on two cores.
 
     mlflow run . -e batch_norm --env-manager local -P high_lr=0.5
 """
 
 import keras
 import numpy as np
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 from projects.data import Data, load
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+from projects.parameters import BatchSize, Examples, Seed, Target
 
 
 def net(data: Data, normalized: bool) -> keras.Model:
@@ -36,7 +35,7 @@ def net(data: Data, normalized: bool) -> keras.Model:
 
 
 def inference_difference(model: keras.Model, x: np.ndarray) -> float:
-    """What the first normalization answers in inference, against the formula in NumPy."""
+    """Difference of the first normalization in inference from the formula in NumPy."""
     layer = next(each for each in model.layers if isinstance(each, keras.layers.BatchNormalization))
     inputs = np.random.default_rng(0).normal(size=(len(x), layer.gamma.shape[0]))
     gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in layer.get_weights())
@@ -46,31 +45,26 @@ def inference_difference(model: keras.Model, x: np.ndarray) -> float:
 
 
 def dependence_on_neighbours(model: keras.Model, x: np.ndarray) -> float:
-    """Largest change of an image's logits in inference when it is alone and not among others."""
+    """Largest change of an image's logits in inference when it is alone in its batch."""
     among = keras.ops.convert_to_numpy(model(x, training=False))[:1]
     return float(np.abs(among - keras.ops.convert_to_numpy(model(x[:1], training=False))).max())
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 10,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     low_lr: PositiveFloat = 0.1,
     high_lr: PositiveFloat = 1.0,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains a net with and without batch normalization at two learning rates.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
-        batch_size: Examples per step.
-        low_lr: Learning rate of SGD that both nets bear.
-        high_lr: The one that only the normalized net does.
-        seed: Seed of weights, order of examples and choice of the validation split.
+        low_lr: Learning rate of SGD at which both nets train.
+        high_lr: Learning rate at which only the normalized net trains.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
@@ -81,20 +75,12 @@ def main(
         "normalized_high": (True, high_lr),
     }
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(nets)}
-    with mka.technique("batch_norm", params, **record) as technique:
+    with mka.technique("batch_norm", params, dataset=images, variants=len(nets)) as technique:
         for name, (normalized, lr) in nets.items():
             with technique.variant(name, params={"batch_norm": normalized}):
                 model = net(images, normalized)
                 model.compile(keras.optimizers.SGD(lr), crossentropy, metrics=["accuracy"])
-                model.fit(
-                    *images.train,
-                    batch_size=batch_size,
-                    epochs=epochs,
-                    validation_data=images.validation,
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
-                )
+                fit(model, images.train, images.validation, epochs=epochs, batch_size=batch_size)
                 technique.finish(model, *images.test)
 
         technique.compare(curves=("gradient/norm", "train/loss", "val/accuracy"))

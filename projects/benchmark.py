@@ -1,4 +1,4 @@
-"""The price of the record: what logging costs a training, and what `Loop` saves it.
+"""The cost of recording: how much time logging adds to a training, and how much `Loop` saves.
 
 Trainings of one model on the same data take turns in one process, epoch by epoch: bare `fit`, `fit`
 with `MlflowLogger`, and with the loggers that people know; then `Loop` against `fit` and against

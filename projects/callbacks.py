@@ -1,17 +1,16 @@
-"""Callbacks: what may watch, save, change and stop a training without a line in its loop.
+"""Callbacks: they observe, save, change and stop a training without a line in its loop.
 
 Keras' own: ModelCheckpoint, EarlyStopping, ReduceLROnPlateau, TensorBoard. This package's, which
 write to the run: MlflowLogger, Checkpoints, Predictions, StallAlert. And two written here: one that
-changes a setting of the loss while it trains, one that stops when the training is done by its own
-measure.
+changes a setting of the loss during the training, one that stops by its own criterion.
 
-The first shows what a compiled step demands. A Python number in a loss or layer is baked into the
-graph when that is traced; what is to change must be a variable, as it is in SmoothedCrossentropy.
+The first shows a rule of compiled steps: a Python number in a loss or layer becomes a constant of
+the graph when that is traced; a value that changes must be a variable, as in SmoothedCrossentropy.
 Label smoothing (Szegedy et al. 2015, arXiv:1512.00567) begins high, against overconfidence, and
 falls to 0 by the last epoch.
 
-One run. What to expect: training stops before the last epoch, and the model of the best one comes
-back from the run's artifacts and from ModelCheckpoint's file alike. Half a minute on two cores.
+One run. What to expect: training stops before the last epoch, and the best model can be loaded from
+the run's artifacts and from ModelCheckpoint's file alike. Half a minute on two cores.
 
     mlflow run . -e callbacks --env-manager local -P stop_at=0.99
 """
@@ -23,12 +22,13 @@ from typing import Annotated, Any
 
 import keras
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.lessons.smoothing import SmoothedCrossentropy
 from projects.data import Data, load
+from projects.parameters import BatchSize, Examples, Seed, Target
 
 
 def net(data: Data) -> keras.Model:
@@ -39,14 +39,14 @@ def net(data: Data) -> keras.Model:
 
 
 class AnnealSmoothing(keras.callbacks.Callback):
-    """Lowers the loss's smoothing in equal parts, to 0 in the last epoch, and tells the logs."""
+    """Lowers the loss's smoothing linearly to 0 in the last epoch, and adds it to the logs."""
 
     def __init__(self, loss: SmoothedCrossentropy) -> None:
         super().__init__()
         self.loss = loss
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Notes where it begins."""
+        """Reads the initial value."""
         self.start = float(self.loss.smoothing)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -55,7 +55,7 @@ class AnnealSmoothing(keras.callbacks.Callback):
         self.loss.smoothing.assign(self.start * (1 - epoch / last) if last else 0.0)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Callbacks after this one, MlflowLogger among them, find the value in the logs."""
+        """Adds the value to the logs, for the callbacks after this one, such as MlflowLogger."""
         if logs is not None:
             logs["smoothing"] = float(self.loss.smoothing)
 
@@ -68,11 +68,11 @@ class StopWhenGood(keras.callbacks.Callback):
         self.monitor, self.target, self.epochs = monitor, target, epochs
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """A callback may be used again: what counts begins anew."""
+        """Resets the count, since a callback can be used for several trainings."""
         self.in_a_row = 0
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Counts, and tells the training to stop."""
+        """Counts good epochs, and stops the training."""
         good = (logs or {}).get(self.monitor, -np.inf) >= self.target
         self.in_a_row = self.in_a_row + 1 if good else 0
         if self.in_a_row >= self.epochs:
@@ -80,35 +80,30 @@ class StopWhenGood(keras.callbacks.Callback):
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 60,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 2e-3,
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.2,
     patience: PositiveInt = 10,
     stop_at: Annotated[float, Field(gt=0, le=1)] = 0.97,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains one net with ten callbacks.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs, if nothing stops the training before.
-        batch_size: Examples per step.
         lr: Learning rate of Adam, until the plateau.
         smoothing: Smoothing of the labels in the first epoch; 0 in the last.
         patience: Epochs without a better val_loss until EarlyStopping; the rate falls after half.
         stop_at: Validation accuracy that is enough, three times in a row.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
 
     with (
-        mka.technique("callbacks", params, dataset=images.dataset, seed=seed) as technique,
+        mka.technique("callbacks", params, dataset=images) as technique,
         tempfile.TemporaryDirectory() as folder,
     ):
         file, events = Path(folder, "best.keras"), Path(folder, "tensorboard")

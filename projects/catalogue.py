@@ -1,9 +1,9 @@
-"""The catalogue's tables and pictures, written from what runs have measured, so that none can rot.
+"""Writes the tables and pictures of the catalogue from the measurements of runs.
 
 For each entry point of MLproject the newest finished run with the default parameters is looked up
-in the store. docs/techniques.md gets one row for each, projects/README.md all claims and a picture,
-which is a figure of that run. What is written stands between two markers; the rest of the files
-stays.
+in the store. docs/techniques.md gets a row for each, projects/README.md all claims and a picture,
+which is a figure of that run. They are written between two markers; the rest of the files is
+unchanged.
 
     MLFLOW_TRACKING_URI=sqlite:///mlflow.db python -m projects.catalogue
 """

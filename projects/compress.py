@@ -1,18 +1,18 @@
-r"""The whole recipe: a net is trained, pruned, clustered, quantized and put in a small file.
+r"""The whole recipe: a net is trained, pruned, clustered, quantized and converted to a small file.
 
-Each step removes another kind of redundancy, and the next one keeps what it has won: zeros stay
-zeros while the other weights move to a few values, and both stay while the net learns to live with
-eight bits (PCQAT). What is left compresses well:
+Each step removes another kind of redundancy, and the next one preserves it: zeros stay zeros while
+the other weights are clustered, and both are kept in quantization-aware training (PCQAT). The
+result compresses well:
 
     train → prune → cluster → quantization-aware training → LiteRT
 
 Han, Mao, Dally: Deep Compression, 2016, arXiv:1510.00149, whose Huffman coding is gzip here.
 
-One nested run for each step, with the file that int8 makes of it, so that the picture on the parent
-shows what each of them is worth; the smallest file within `max_accuracy_drop` is chosen, and
-`final/times_smaller` says how often it goes into the float file. What to expect: on digits int8 of
-the pruned net takes an eighth of the float file after gzip, the whole recipe a tenth. About two
-minutes of computing on two cores.
+One nested run for each step, with its int8 file, so that the picture on the parent shows the gain
+of each; the smallest file within `max_accuracy_drop` is chosen, and `final/times_smaller` is the
+ratio of the float file's size to its own. What to expect: on digits int8 of the pruned net takes an
+eighth of the float file after gzip, the whole recipe a tenth. About two minutes of computing on two
+cores.
 
     mlflow run . -e compress --env-manager local -P max_accuracy_drop=0.01
     mlflow run . -e compress --env-manager local -P model_uri=models:/digits@champion
@@ -27,16 +27,17 @@ at 95.8 % instead of 95.7 %:
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
 from projects.compressing import NETS, baseline, outcome, training
 from projects.data import load
+from projects.parameters import BatchSize, Images, Seed
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     net: Literal["convolutions", "lenet-300-100"] = "convolutions",
     model_uri: str = "",
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.8,
@@ -45,17 +46,15 @@ def main(
     epochs: PositiveInt = 15,
     prune_epochs: PositiveInt = 10,
     tune_epochs: PositiveInt = 5,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 1e-3,
     tune_lr: PositiveFloat = 1e-4,
     samples: PositiveInt = 200,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Compresses one net step by step and chooses the smallest file that is good enough.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         net: convolutions or lenet-300-100; what is trained where no model is given.
         model_uri: A logged Keras model to compress, as models:/digits@champion; empty: train one.
         sparsity: Share of each kernel that is pruned to zero.
@@ -64,18 +63,15 @@ def main(
         epochs: Epochs of the baseline.
         prune_epochs: Epochs of pruning.
         tune_epochs: Epochs of clustering, and of quantization-aware training.
-        batch_size: Examples per step.
         lr: Learning rate of Adam for the baseline and for pruning.
         tune_lr: Learning rate of Adam in the other two.
         samples: Training images that set the ranges of activations.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)
     calibration = images.x_train[:samples]
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": 8}
-    with mka.technique("compress", params, **record) as technique:
+    with mka.technique("compress", params, dataset=images, variants=8) as technique:
         trade = mka.TradeOff(technique, images)
         model = baseline(
             technique,

@@ -1,13 +1,13 @@
-"""A training loop of one's own: what `fit` does, with every line in sight.
+"""A custom training loop: every line of what `fit` does.
 
-Train and validation step are `tf.function`s around a `GradientTape`, with a loss that Keras' labels
-do not come with (focal, Lin et al. 2017, arXiv:1708.02002), metrics, gradients clipped by their
-global norm and a rate that falls from epoch to epoch. `Loop` brings what `fit` has beside the step:
-callbacks (EarlyStopping, checkpoints of the best model), progress, and the record of each step.
+Training and validation steps are `tf.function`s around a `GradientTape`, with a custom loss (focal,
+Lin et al. 2017, arXiv:1708.02002), metrics, gradients clipped by their global norm and a rate that
+falls from epoch to epoch. `Loop` adds what `fit` has around the step: callbacks (EarlyStopping,
+checkpoints of the best model), progress, and the record of each step.
 
 Two nested runs with the same keys: the loop, and `fit` with the same weights, examples, loss,
-clipping and rates. What to expect: no difference. Both make the same updates, and what is left is
-the rounding of float32. Half a minute of computing on two cores.
+clipping and rates. What to expect: no difference. Both make the same updates, up to the rounding of
+float32. Half a minute of computing on two cores.
 
     mlflow run . -e custom_loop --env-manager local -P gamma=1
 """
@@ -16,12 +16,13 @@ from typing import Annotated, Any
 
 import keras
 import tensorflow as tf
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.training.steps import clip_by_global_norm
 from projects.data import Data, load
+from projects.parameters import BatchSize, Examples, Seed, Target
 
 
 def net(data: Data) -> keras.Model:
@@ -43,7 +44,7 @@ def focal(gamma: float) -> Any:
 
 
 def callbacks() -> list[keras.callbacks.Callback]:
-    """What both trainings are given."""
+    """The callbacks of both trainings."""
     stop = keras.callbacks.EarlyStopping("val_loss", patience=5)
     return [mka.MlflowLogger(), mka.Checkpoints("val_loss"), stop]
 
@@ -86,7 +87,7 @@ def by_loop(model: keras.Model, data: Any, loss_fn: Any, rates: list[float], cli
 
 
 def by_fit(model: keras.Model, data: Any, loss_fn: Any, rates: list[float], clip: float) -> None:
-    """The same by Keras' means."""
+    """Trains in the same way by `fit`."""
     optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, global_clipnorm=clip)
     model.compile(optimizer, loss=loss_fn, metrics=["accuracy"])
     rate = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
@@ -95,29 +96,24 @@ def by_fit(model: keras.Model, data: Any, loss_fn: Any, rates: list[float], clip
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 15,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 0.1,
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9,
     gamma: NonNegativeFloat = 2.0,
     clip: PositiveFloat = 1.0,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains one net by a loop of its own and by fit, and compares the two.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training, if EarlyStopping does not end it before.
-        batch_size: Examples per step.
         lr: Learning rate of the first epoch.
         decay: What the rate is multiplied by from epoch to epoch.
         gamma: Gamma of the focal loss; 0 is cross-entropy.
         clip: Largest global norm of the gradients of a step.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
@@ -127,8 +123,7 @@ def main(
     train = train.shuffle(len(images.x_train), seed=seed, reshuffle_each_iteration=False)
     batches, weights = (train.batch(batch_size), validation.batch(batch_size)), {}
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": 2}
-    with mka.technique("custom_loop", params, **record) as technique:
+    with mka.technique("custom_loop", params, dataset=images, variants=2) as technique:
         for name, train_by in {"loop": by_loop, "fit": by_fit}.items():
             with technique.variant(name):
                 model = net(images)

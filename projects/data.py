@@ -1,7 +1,7 @@
 """Examples for the scripts: images, features or columns, with classes or with numbers to predict.
 
-`load` takes what scikit-learn has embedded, an .npz, .csv or .parquet file, a folder of images or a
-Keras dataset. A script says what it can train on; anything else is refused in a sentence.
+`load` reads datasets of scikit-learn and Keras, .npz, .csv and .parquet files, and folders of
+images. A script says what it can train on; other data are rejected with a sentence.
 """
 
 import hashlib
@@ -52,9 +52,9 @@ class Data:
         y_validation: Their labels.
         x_test: The same for every seed, so that runs with different seeds can be compared.
         y_test: Their labels.
-        classes: How many there are; 0 where numbers are to be predicted.
+        classes: Number of classes; 0 if numbers are to be predicted.
         digest: 32 hexadecimal digits that identify examples and labels; the same for every seed.
-        class_names: As the table or the folder calls them; of arrays "0", "1" and so on.
+        class_names: Names in the table or the folder; "0", "1", … for arrays.
     """
 
     name: str
@@ -85,17 +85,17 @@ class Data:
 
     @property
     def validation(self) -> tuple[Any, NDArray[Any]]:
-        """Examples and labels to choose by."""
+        """Examples and labels to validate on."""
         return self.x_validation, self.y_validation
 
     @property
     def test(self) -> tuple[Any, NDArray[Any]]:
-        """Examples and labels to judge the finished model on."""
+        """Examples and labels to test the finished model on."""
         return self.x_test, self.y_test
 
     @property
     def dataset(self) -> Dataset:
-        """What the record calls it."""
+        """Name and digest, as they are recorded."""
         return Dataset(self.name, self.digest)
 
     def batches(self, batch_size: int) -> Any:
@@ -106,14 +106,17 @@ class Data:
         return examples.shuffle(len(self.y_train)).batch(batch_size)
 
     def entrance(self, dtype: Any = None) -> list[Any]:
-        """The first layers of a dense net: images laid flat, or features as standard scores.
+        """Makes the first layers of a dense net: they flatten images, or standardize features.
 
-        What was learned of the training features, mean and variance, is in the model, which takes
-        them in their own units.
+        Mean and variance of the training features are part of the model, so that it takes features
+        in their own units.
 
         Args:
-            dtype: Policy of the layer that lays images flat. Scores are float32: half the bits
-                would not hold what some features are measured in.
+            dtype: Policy of the layer that flattens images. Features are standardized in float32,
+                because their values may exceed the range of 16 bits.
+
+        Returns:
+            The layers.
         """
         import keras  # takes seconds, too
 
@@ -163,13 +166,13 @@ def load(
         target: Column of a table that is to be predicted: texts and integers are classes, floats
             are numbers to predict. Where only numbers are taken, integers are such.
         seed: Chooses the validation examples, in the same proportions of classes as the rest.
-        kinds: The examples that the caller can train on. Columns of numbers alone are features
-            where features are taken.
-        goals: What it can learn to tell.
+        kinds: The kinds of examples that the caller can train on. If that includes features, a
+            table of numbers is read as features.
+        goals: The kinds of labels that it can learn.
 
     Raises:
-        UserError: There is no such dataset, it cannot be read or downloaded, what it holds is not
-            as described above, or is not what the caller takes.
+        UserError: There is no such dataset, it cannot be read or downloaded, it is not as described
+            above, or the caller cannot train on it.
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"seed: got {seed}, expected 0 to {LARGEST_SEED}; choose another")

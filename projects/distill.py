@@ -1,4 +1,4 @@
-"""Knowledge distillation: a small student learns from what a large teacher finds probable.
+"""Knowledge distillation: a small student learns from the probabilities of a large teacher.
 
 A label says which digit an image shows; a trained teacher also says which others it resembles.
 Divided by a temperature T before the softmax, the teacher's logits become soft targets, and the
@@ -20,16 +20,16 @@ Less than a minute of computing on two cores.
 from typing import Annotated
 
 import keras
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.extras import require
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 from projects.data import Data, load
+from projects.parameters import BatchSize, Images, Seed
 
 SAMPLES = 200  # training images that set the ranges of the quantized activations
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def teacher_net(data: Data) -> keras.Model:
@@ -55,27 +55,23 @@ def student_net(data: Data) -> keras.Model:
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 30,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 5e-3,
     temperature: PositiveFloat = 4.0,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
     quantize: bool = False,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains a teacher, a student from scratch and the same student with the teacher's help.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of each of the three trainings.
-        batch_size: Examples per step.
         lr: Learning rate of Adam.
         temperature: T, which softens teacher and student; above 0.
         alpha: Weight of the distillation part of the loss, from 0 to 1.
-        quantize: Put the distilled student into an int8 file too; needs the extra "compression".
-        seed: Seed of weights, order of examples and choice of the validation split.
+        quantize: Convert the distilled student to an int8 file too; needs the extra "compression".
     """
     params = dict(locals())
     if quantize:
@@ -84,16 +80,11 @@ def main(
 
     def train(model: keras.Model) -> None:
         model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy"])
-        model.fit(
-            *images.train,
-            batch_size=batch_size,
-            epochs=epochs,
-            validation_data=images.validation,
-            callbacks=[mka.MlflowLogger()],
-        )
+        settings = {"epochs": epochs, "batch_size": batch_size, "verbose": "auto"}
+        fit(model, images.train, images.validation, **settings)
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": 4 if quantize else 3}
-    with mka.technique("distill", params, **record) as technique:
+    count = 4 if quantize else 3
+    with mka.technique("distill", params, dataset=images, variants=count) as technique:
         with technique.variant("teacher"):
             teacher = teacher_net(images)
             train(teacher)

@@ -1,14 +1,14 @@
 """A generative adversarial network: one net draws digits, another tells them from real ones.
 
-The discriminator learns to give real images a high logit and drawn ones a low one; the generator
-learns to raise the logit of what it draws:
+The discriminator learns to give real images a high logit and generated ones a low one; the
+generator learns to raise the logits of its images:
 
     loss of D = crossentropy(1, D(real)) + crossentropy(0, D(drawn))
     loss of G = crossentropy(1, D(drawn))
 
-Two models, two optimizers and two losses take turns in one step. Both nets are told which digit is
-meant, so that the drawing can be marked: a classifier that knows real digits only is asked to read
-it. Goodfellow et al. 2014, arXiv:1406.2661; conditional: Mirza, Osindero 2014, arXiv:1411.1784.
+Two models, two optimizers and two losses alternate in one step. Both nets get the label, so that
+the result can be judged: a classifier that was trained on real digits has to recognize it.
+Goodfellow et al. 2014, arXiv:1406.2661; conditional: Mirza, Osindero 2014, arXiv:1411.1784.
 
 What to expect: noise, then blots, then digits (the image `samples` has a slider); losses that hover
 instead of falling; curves for each optimizer. Half a minute of computing on two cores.
@@ -28,6 +28,7 @@ import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.lessons.figures import tiles
 from projects.data import Data, load
+from projects.parameters import Images
 
 layers = keras.layers
 NOISE = 32  # numbers that a drawing starts from
@@ -72,7 +73,7 @@ def spread(x: Any, y: Any) -> float:
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 60,
     batch_size: PositiveInt = 32,
     lr: PositiveFloat = 1e-3,
@@ -81,8 +82,6 @@ def main(
     """Trains a generator and a discriminator against each other.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of the training.
         batch_size: Real images per step, and drawn ones.
         lr: Learning rate of both Adams.
@@ -92,8 +91,8 @@ def main(
     images = load(data, seed=seed)
     keras.utils.set_random_seed(seed)
     generator, discriminator = generator_net(images), discriminator_net(images)
-    names = generator.name, discriminator.name
-    optimizers = {name: keras.optimizers.Adam(lr, beta_1=0.5) for name in names}
+    nets = (generator, discriminator)
+    optimizers = {each.name: keras.optimizers.Adam(lr, beta_1=0.5) for each in nets}
     loop = mka.Loop(generator, optimizers=optimizers, callbacks=[mka.MlflowLogger()], verbose=2)
 
     def update(model: keras.Model, tape: tf.GradientTape, loss: Any) -> None:
@@ -123,7 +122,7 @@ def main(
     noise = rng.normal(size=(len(images.y_test), NOISE)).astype(np.float32)
     of_grid = rng.normal(size=(ROWS * classes, NOISE)), np.tile(np.arange(classes), ROWS)
 
-    with mka.technique("gan", params, dataset=images.dataset, seed=seed) as technique:
+    with mka.technique("gan", params, dataset=images) as technique:
         judge, run = judge_net(images, epochs=min(epochs, 20)), technique.run
 
         def recognised(x: Any) -> float:
@@ -143,10 +142,10 @@ def main(
         scores, inputs = {"recognised": read, "spread": differ}, [noise, images.y_test]
         technique.finish(generator, inputs, name="generator", scores=scores)
         technique.conclude(
-            f"A classifier reads {read:.1%} of the drawings as what was asked for (of real test "
-            f"images {recognised(images.x_test):.1%}); drawings of one class differ "
+            f"A classifier recognizes {read:.1%} of the generated digits (of real test "
+            f"images {recognised(images.x_test):.1%}); those of one class differ "
             f"{differ:.2f} times as much as real ones.",
-            mka.Claim("recognised", "share of drawings read as asked for", read, at_least=0.9),
+            mka.Claim("recognised", "share of generated digits recognized", read, at_least=0.9),
             mka.Claim("spread", "spread within a class, of real images 1", differ, at_least=0.6),
         )
 

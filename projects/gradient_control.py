@@ -1,17 +1,16 @@
-"""Gradient control: clipping, against explosions, and accumulation, for batches that do not fit.
+"""Gradient control: clipping against exploding gradients, accumulation for large batches.
 
 A recurrent net whose recurrent weights are too large multiplies the gradient at each time step, and
 a single batch may throw the weights far away (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063).
 Clipping limits each element of the gradient (value), each weight's gradient (norm) or all of them
 by one factor (global norm), which alone keeps the direction. Accumulation adds up the gradients of
-N micro-batches and makes the update of one batch N times as large.
+N micro-batches and makes one update, as for a batch N times as large.
 
 Images are read row by row. Nested runs with the same keys: no clipping, the three kinds, and the
 global norm again with accumulated micro-batches. What to expect: without clipping the net learns
-least; the curves `gradient/norm` and `gradient/norm_clipped` show before and after. One update from
-N micro-batches equals that of one batch up to the rounding of float32. Over a whole training of
-such a net even that grows, so the last two runs part in time.
-A minute of computing on two cores.
+least; the curves `gradient/norm` and `gradient/norm_clipped` show the norm before and after. One
+update from N micro-batches equals that of one batch up to the rounding of float32, which grows over
+the training of such a net, so that the last two runs diverge. A minute of computing on two cores.
 
     mlflow run . -e gradient_control --env-manager local -P gain=1.5
 """
@@ -21,14 +20,14 @@ from typing import Annotated, Any
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 from mlflow_keras_adv.training.steps import GradientAccumulator
 from projects.data import Data, load
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+from projects.parameters import Images, Seed
 
 
 def net(data: Data, gain: float) -> keras.Model:
@@ -56,7 +55,7 @@ def one_update(model: keras.Model, x: Any, y: Any, micro_batches: int) -> list[n
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 10,
     batch_size: PositiveInt = 32,
     micro_batches: Annotated[int, Field(ge=2)] = 4,
@@ -65,13 +64,11 @@ def main(
     clip_value: PositiveFloat = 0.05,
     clip_norm: PositiveFloat = 0.5,
     clip_global_norm: PositiveFloat = 1.0,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains one net with each kind of clipping, and compares one batch with its micro-batches.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of each training.
         batch_size: Examples per update; a multiple of micro_batches.
         micro_batches: Parts of a batch whose gradients are accumulated.
@@ -80,7 +77,6 @@ def main(
         clip_value: Limit of each element of a gradient.
         clip_norm: Limit of the norm of each weight's gradient.
         clip_global_norm: Limit of the norm of all gradients together.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     if batch_size % micro_batches:
@@ -88,7 +84,7 @@ def main(
         raise mka.UserError(f"batch_size: got {batch_size}, expected {wanted}")
     images = load(data, seed=seed)
     together: dict[str, Any] = {"global_clipnorm": clip_global_norm}
-    controls = {
+    controls: dict[str, Any] = {
         "unclipped": {},
         "value": {"clipvalue": clip_value},
         "norm": {"clipnorm": clip_norm},
@@ -96,21 +92,14 @@ def main(
         "accumulated": {**together, "gradient_accumulation_steps": micro_batches},
     }
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(controls)}
-    with mka.technique("gradient_control", params, **record) as technique:
+    with mka.technique("gradient_control", params, dataset=images, variants=5) as technique:
         for name, control in controls.items():
             with technique.variant(name):
                 model = net(images, gain)
                 optimizer = keras.optimizers.SGD(lr, momentum=0.9, **control)
                 model.compile(optimizer, crossentropy, metrics=["accuracy"])
-                model.fit(
-                    *images.train,
-                    batch_size=batch_size // (micro_batches if name == "accumulated" else 1),
-                    epochs=epochs,
-                    validation_data=images.validation,
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
-                )
+                size = batch_size // (micro_batches if name == "accumulated" else 1)
+                fit(model, images.train, images.validation, epochs=epochs, batch_size=size)
                 technique.finish(model, *images.test)
 
         model = net(images, gain)

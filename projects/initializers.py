@@ -1,4 +1,4 @@
-"""Initial weights: what decides whether a deep net gets a signal and a gradient at all.
+"""Initial weights: they decide whether signals and gradients pass through a deep net at all.
 
 Each layer multiplies the spread of what passes through it, forwards and backwards, by a factor that
 its initial weights set; over many layers, below 1 it vanishes and above 1 it explodes. Glorot and
@@ -9,8 +9,8 @@ Glorot's, and orthogonal matrices (Saxe et al. 2013, arXiv:1312.6120) keep every
 One nested run for each initializer and activation. The figure `norms_per_layer.png` on the parent
 shows, before training, the size of each layer's output and of the gradient that comes back to it.
 What to expect: zeros never do better than guessing, small normal weights vanish, large ones
-explode; He with ReLU and Glorot with tanh are level from the first layer to the last, and learn.
-A minute of computing on two cores.
+explode; He with ReLU and Glorot with tanh are level from the first layer to the last, and learn. A
+minute of computing on two cores.
 
     mlflow run . -e initializers --env-manager local -P depth=20
 """
@@ -19,14 +19,14 @@ from itertools import product
 
 import keras
 from matplotlib.figure import Figure
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.lessons.signals import Signal, signals
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 from projects.data import Data, load
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+from projects.parameters import BatchSize, Examples, Seed, Target
 
 
 def net(data: Data, activation: str, depth: int) -> keras.Model:
@@ -37,7 +37,7 @@ def net(data: Data, activation: str, depth: int) -> keras.Model:
 
 
 def initializers() -> dict[str, keras.initializers.Initializer]:
-    """By name, from none to too much."""
+    """Initializers by name, from zeros to too large weights."""
     choices = keras.initializers
     return {
         "zeros": choices.Zeros(),
@@ -60,50 +60,39 @@ def initialize(model: keras.Model, initializer: keras.initializers.Initializer) 
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 8,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 0.05,
     depth: PositiveInt = 12,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains a deep net from each kind of initial weights, with ReLU and with tanh.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
-        batch_size: Examples per step.
         lr: Learning rate of SGD.
         depth: Number of hidden layers.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
     first = images.x_train[:256], images.y_train[:256]
     kinds, norms = initializers(), {}
+    settings = {"epochs": epochs, "batch_size": batch_size}
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": 2 * len(kinds)}
-    with mka.technique("initializers", params, **record) as technique:
+    count = 2 * len(kinds)
+    with mka.technique("initializers", params, dataset=images, variants=count) as technique:
         for activation in ("relu", "tanh"):
             # Compiled once: other weights need no other graph. SGD without momentum has no state.
             model = net(images, activation, depth)
             model.compile(keras.optimizers.SGD(lr), crossentropy, metrics=["accuracy"])
             for kind, initializer in kinds.items():
-                name, settings = f"{kind}_{activation}", {"kind": kind, "activation": activation}
-                with technique.variant(name, params=settings):
+                name, own = f"{kind}_{activation}", {"kind": kind, "activation": activation}
+                with technique.variant(name, params=own):
                     initialize(model, initializer)
                     norms[name] = signals(model, *first, crossentropy)
-                    model.fit(
-                        *images.train,
-                        batch_size=batch_size,
-                        epochs=epochs,
-                        validation_data=images.validation,
-                        callbacks=[mka.MlflowLogger()],
-                        verbose=0,
-                    )
+                    fit(model, images.train, images.validation, **settings)
                     technique.finish(model, *images.test)
 
         technique.compare()

@@ -7,9 +7,9 @@ cut where validation no longer improves, which is a callback and not a schedule.
 
 One nested run each, from the same weights and the same order of examples; `learning_curves.png` on
 the parent has all their rates in one chart. What to expect: the rate is too high to be kept, so the
-constant one ends with several times the loss of the others, and some points of accuracy behind.
-At `lr=0.1` it is not, and digits are so easy that no schedule is better than the constant rate.
-A minute of computing on two cores.
+constant one ends with several times the loss of the others, and some points of accuracy behind. At
+`lr=0.1` it is not, and digits are so easy that no schedule is better than the constant rate. A
+minute of computing on two cores.
 
     mlflow run . -e lr_schedules --env-manager local -P lr=0.1
 """
@@ -20,13 +20,13 @@ from typing import Annotated, Any
 
 import keras
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 from projects.data import Data, load
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+from projects.parameters import BatchSize, Examples, Seed, Target
 
 
 def net(data: Data) -> keras.Model:
@@ -72,25 +72,20 @@ def reloaded(model: keras.Model) -> keras.Model:
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 10,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 0.3,
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains one net under each schedule and compares them.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
-        batch_size: Examples per step.
         lr: The highest rate of each schedule.
         momentum: Momentum of SGD.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
@@ -98,24 +93,18 @@ def main(
 
     plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.3, patience=2)
     losses, recorded, restored = {}, {}, {}
+    settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(rates)}
-    with mka.technique("lr_schedules", params, **record) as technique:
+    with mka.technique("lr_schedules", params, dataset=images, variants=len(rates)) as technique:
         for name, rate in rates.items():
             with technique.variant(name) as run:
                 model = net(images)
                 optimizer = keras.optimizers.SGD(rate, momentum=momentum)
                 model.compile(optimizer, crossentropy, metrics=["accuracy"])
-                history = model.fit(
-                    *images.train,
-                    batch_size=batch_size,
-                    epochs=epochs,
-                    validation_data=images.validation,
-                    callbacks=[mka.MlflowLogger(), *([plateau] if name == "plateau" else [])],
-                    verbose=0,
-                )
+                settings["callbacks"] = [plateau] if name == "plateau" else []
+                history = fit(model, images.train, images.validation, **settings).history
                 technique.finish(model, *images.test)
-            losses[name] = history.history["loss"][-1]
+            losses[name] = history["loss"][-1]
             if callable(rate):
                 recorded[name] = deviation(run, rate)
                 loaded, steps = reloaded(model).optimizer, int(model.optimizer.iterations)

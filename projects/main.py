@@ -1,9 +1,9 @@
 """A short tour: one net trained, distilled, pruned and quantized, side by side in one table.
 
-Baseline   a convolutional net, trained on the labels
-distilled  a net of a hundredth of its parameters, taught by its answers too (see `distill`)
-pruned     the baseline trained on while 80 % of each kernel become zero (see `prune`)
-quantized  the baseline as a LiteRT file of 8-bit integers (see `quantize`)
+Baseline a convolutional net, trained on the labels distilled a net of a hundredth of its
+parameters, taught by its answers too (see `distill`) pruned the baseline trained on while 80 % of
+each kernel become zero (see `prune`) quantized the baseline as a LiteRT file of 8-bit integers (see
+`quantize`)
 
 One nested run each, with the same keys: the curves of the trainings, and the finished models as
 bars. What to expect: on digits, which are easy, all four stay within a few points of accuracy;
@@ -13,16 +13,16 @@ their sizes differ by up to a hundred times. A minute of computing on two cores.
 """
 
 import keras
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy
 from projects.data import load
 from projects.distill import student_net, teacher_net
+from projects.parameters import BatchSize, Images, Seed
 
 SAMPLES = 200  # training images that set the ranges of the quantized activations
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def table(technique: mka.Technique) -> str:
@@ -38,21 +38,17 @@ def table(technique: mka.Technique) -> str:
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 20,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 5e-3,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains a net, and makes three smaller ones of it.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of each of the three trainings.
-        batch_size: Examples per step.
         lr: Learning rate of Adam.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)
@@ -68,8 +64,7 @@ def main(
         model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy"])
         model.fit(*images.train, **settings)
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": 4}
-    with mka.technique("main", params, **record) as technique:
+    with mka.technique("main", params, dataset=images, variants=4) as technique:
         with technique.variant("baseline"):
             baseline = teacher_net(images)
             train(baseline)

@@ -1,16 +1,16 @@
-"""Mixed precision: half the bits for what passes through a net, all of them for its weights.
+"""Mixed precision: 16 bits for the activations of a net, 32 bits for its weights.
 
 Layers compute in float16 or bfloat16, weights stay float32. bfloat16 has the range of float32;
 float16 ends at 65504 and loses gradients below 6e-8, so the loss is multiplied by a scale before
-the gradient is taken: halved, and the update skipped, when a gradient is not finite, doubled after
-a row of good updates. Micikevicius et al. 2018, arXiv:1710.03740.
+the gradient is taken. If a gradient is not finite the update is skipped and the scale halved; after
+a number of good updates it is doubled. Micikevicius et al. 2018, arXiv:1710.03740.
 
 Three nested runs with the same keys: float32, mixed_bfloat16, mixed_float16. What to expect: the
 same accuracy within the noise of training, half the bytes between layers, and in the float16 run
-`optimizer/loss_scale` coming down from a scale that is too high on purpose, with
-`optimizer/skipped_updates` counting. What not to expect: speed. GPUs have units for these types; a
-CPU without such instructions converts to float32 and back, and `train/step_ms` says what that
-costs. Half a minute of computing on two cores.
+`optimizer/loss_scale` falling from a value that is too high on purpose, while
+`optimizer/skipped_updates` counts. What not to expect: speed. GPUs have units for these types; a
+CPU without such instructions converts to float32 and back, and `train/step_ms` shows the cost. Half
+a minute of computing on two cores.
 
     mlflow run . -e mixed_precision --env-manager local -P initial_scale=1024
 """
@@ -19,13 +19,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 from projects.data import Data, load
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+from projects.parameters import BatchSize, Examples, Seed, Target
 
 
 def net(data: Data, policy: str) -> keras.Model:
@@ -57,48 +57,35 @@ def activation_bytes(model: keras.Model) -> float:
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 15,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 2e-3,
     initial_scale: PositiveFloat = 2.0**24,
     growth_steps: PositiveInt = 100,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains one net in float32, in mixed_bfloat16 and in mixed_float16.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
-        batch_size: Examples per step.
         lr: Learning rate of Adam.
         initial_scale: Initial scale of the loss in float16; Keras' own default is 32768.
         growth_steps: Good updates in a row after which the scale is doubled.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, target=target, seed=seed, kinds=("images", "features"))
     policies = ("float32", "mixed_bfloat16", "mixed_float16")
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(policies)}
-    with mka.technique("mixed_precision", params, **record) as technique:
+    with mka.technique("mixed_precision", params, dataset=images, variants=3) as technique:
         for policy in policies:
             name = policy.removeprefix("mixed_")
             with technique.variant(name, params={"policy": policy}):
                 model = net(images, policy)
                 adam = optimizer(policy, lr, initial_scale, growth_steps)
                 model.compile(adam, crossentropy, metrics=["accuracy"])
-                model.fit(
-                    *images.train,
-                    batch_size=batch_size,
-                    epochs=epochs,
-                    validation_data=images.validation,
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
-                )
+                fit(model, images.train, images.validation, epochs=epochs, batch_size=batch_size)
                 scores = {"activation_bytes": activation_bytes(model)}
                 technique.finish(model, *images.test, scores=scores)
 

@@ -1,16 +1,16 @@
-"""Multi-task learning: one trunk, two heads, and how to weigh two losses of different units.
+"""Multi-task learning: one trunk, two heads, and weights for two losses of different units.
 
 Each image is turned by a random angle, and one net tells both the class (crossentropy, in nats) and
-the angle (mean squared error, in square degrees, hundreds of them). Their plain sum is nearly all
-angle. Kendall, Gal, Cipolla 2018 (arXiv:1705.07115) let the net learn how uncertain each task is,
-s = log variance, and weigh by it:
+the angle (mean squared error, in square degrees, hundreds of them). The angle dominates their plain
+sum. Kendall, Gal, Cipolla 2018 (arXiv:1705.07115) let the net learn how uncertain each task is, s =
+log variance, and weigh by it:
 
     exp(-s1) * crossentropy + s1 / 2  +  exp(-s2) / 2 * squared error + s2 / 2
 
 Four nested runs with the same keys: each task alone, the plain sum, weighted by uncertainty. The
-cosine of the two tasks' gradients on the trunk says whether they pull it the same way. What to
-expect: the plain sum costs accuracy on the classes, learned weights give most of it back; the
-cosine hovers about 0: neither task helps the other. Half a minute of computing on two cores.
+cosine of the two tasks' gradients on the trunk says whether they agree. What to expect: the plain
+sum costs accuracy on the classes, learned weights restore most of it; the cosine stays near 0:
+neither task helps the other. Half a minute of computing on two cores.
 
     mlflow run . -e multitask --env-manager local -P max_angle=90
 """
@@ -25,10 +25,11 @@ from scipy.ndimage import rotate
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy
 from mlflow_keras_adv.training.steps import gradient_cosine
 from projects.data import Data, load
+from projects.parameters import BatchSize, Images
 
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 squared_error = keras.losses.MeanSquaredError()
 
 
@@ -61,9 +62,9 @@ def scores_of(model: keras.Model, x: Any, angles: Any, y: Any) -> dict[str, floa
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 20,
-    batch_size: PositiveInt = 64,
+    batch_size: BatchSize = 64,
     lr: PositiveFloat = 4e-3,
     max_angle: Annotated[float, Field(gt=0, le=180)] = 45.0,
     seed: NonNegativeInt = 0,
@@ -71,10 +72,7 @@ def main(
     """Trains each task alone and both together, with plain and with learned weights.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of each of the four trainings.
-        batch_size: Examples per step.
         lr: Learning rate of Adam.
         max_angle: Images are turned by up to so many degrees, either way.
         seed: Seed of weights, angles, order of examples and choice of the validation split.
@@ -123,8 +121,7 @@ def main(
 
     both: dict[str, Any] = {"plain_sum": (1.0, 1.0), "uncertainty": None}
     weights = {"label_only": (1.0, 0.0), "angle_only": (0.0, 1.0), **both}
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(weights)}
-    with mka.technique("multitask", params, **record) as technique:
+    with mka.technique("multitask", params, dataset=images, variants=len(weights)) as technique:
         for name, fixed in weights.items():
             with technique.variant(name):
                 model, trunk = net(images)

@@ -1,16 +1,15 @@
 """Optimizers: eleven ways to turn a gradient into an update, each from several seeds.
 
-SGD; with momentum (Polyak 1964) and Nesterov's (1983), which sum up past gradients; RMSprop
-(Hinton 2012) and Adam (Kingma, Ba 2014, arXiv:1412.6980), which divide by their recent size; Adam
-with other beta 1, beta 2 and epsilon, and AMSGrad (Reddi et al. 2018, arXiv:1904.09237); AdamW,
-which decays weights apart from the gradient (Loshchilov, Hutter 2017, arXiv:1711.05101); Lion,
-which takes only the sign (Chen et al. 2023, arXiv:2302.06675). Each at a usual learning rate.
+SGD; with momentum (Polyak 1964) and Nesterov's (1983), which sum up past gradients; RMSprop (Hinton
+2012) and Adam (Kingma, Ba 2014, arXiv:1412.6980), which divide by their recent size; Adam with
+other beta 1, beta 2 and epsilon, and AMSGrad (Reddi et al. 2018, arXiv:1904.09237); AdamW, which
+decays weights apart from the gradient (Loshchilov, Hutter 2017, arXiv:1711.05101); Lion, which
+takes only the sign (Chen et al. 2023, arXiv:2302.06675). Each at a usual learning rate.
 
 One nested run each, with the curves and the model of the first seed and the mean and the spread
-over all seeds. What to expect: plain SGD is behind in the few epochs there are, and momentum makes
-up for it at the same rate. The adaptive ones end within two or three points of each other: on data
-as easy as digits the learning rate decides more than the formula.
-A minute and a half of computing on two cores.
+over all seeds. What to expect: in so few epochs plain SGD is behind, and momentum catches up at the
+same rate. The adaptive ones end within two or three points of each other: on data as easy as digits
+the learning rate matters more than the formula. A minute and a half of computing on two cores.
 
     mlflow run . -e optimizers --env-manager local -P seeds=5
 """
@@ -21,9 +20,9 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy
 from projects.data import Data, load
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+from projects.parameters import BatchSize, Examples, Target
 
 
 def net(data: Data) -> keras.Model:
@@ -52,10 +51,10 @@ def optimizers(lr: float) -> dict[str, keras.optimizers.Optimizer]:
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 8,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 5e-3,
     seeds: PositiveInt = 3,
     seed: NonNegativeInt = 0,
@@ -63,11 +62,7 @@ def main(
     """Trains one net with each optimizer, from several seeds.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each training.
-        batch_size: Examples per step.
         lr: Learning rate of Adam; the others' follow from it.
         seeds: Trainings with each optimizer.
         seed: The first one, of weights and order of examples; and of the validation split.
@@ -77,8 +72,7 @@ def main(
     variants = optimizers(lr)
     loss, mean = {}, {}
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(variants)}
-    with mka.technique("optimizers", params, **record) as technique:
+    with mka.technique("optimizers", params, dataset=images, variants=len(variants)) as technique:
         for name, optimizer in variants.items():
             model = net(images)
             model.compile(optimizer, crossentropy, metrics=["accuracy"])

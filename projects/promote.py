@@ -1,24 +1,24 @@
-"""Promotion: which model is served is a decision, and here it is made by gates.
+"""Promotion: gates decide which model is served.
 
-A registered model is a name with numbered versions; an alias names one of them, and who loads
-`models:/digits@champion` gets what it names now. Moving the alias is the deployment. So it moves
-only if the candidate passes every gate, measured beside the champion on the same data, in one
-process, now: numbers of old runs are of other machines and other days.
+A registered model is a name with numbered versions; an alias names one of them, and loading
+`models:/digits@champion` gets that one. Moving the alias is the deployment. So it moves only if the
+candidate passes every gate, measured beside the champion on the same data and in one process, since
+the numbers of old runs come from other machines and other days.
 
-    floor, or ceiling        an accuracy that no model may be below, an error that none may exceed
-    non-inferiority          it may be worse than the champion, but by no more than a margin
+    floor, or ceiling        a least accuracy, a largest error
+    non-inferiority          it may be worse than the champion by no more than a margin
     budget                   bytes, FLOPs, and the latency relative to the champion's
     same dataset             the examples are those that both models were recorded on
-    loads and serves         a fresh process answers the model's own input example
+    loads and serves         a new process predicts for the model's own input example
 
-Non-inferiority is the trial to make where a smaller model is wanted and not a better one; on few
-images one point of accuracy may be chance, so the verdict tells McNemar's p (Psychometrika 12,
-1947). The best of many candidates on one test split is flattered by having been chosen: where it
-matters, promote on images that no candidate was scored on (`-P data=fresh.npz`, and its name).
+Non-inferiority is for promoting a smaller model that need not be better; on few images one point of
+accuracy may be chance, so the verdict has McNemar's p-value (Psychometrika 12, 1947). The score of
+the best of many candidates on one test split is optimistic, because it was chosen by it: where that
+matters, promote on images that no candidate was scored on (`-P data=fresh.npz`).
 
-What to expect: the first version passes on its floor, budget and loading; from the second on the
-champion is the measure. The evidence is on the run, the trail in `mlflow-keras-adv history digits`,
-and `mlflow-keras-adv rollback digits` takes it back. Half a minute on two cores, after
+What to expect: the first version passes its floor, budget and loading; later ones are compared with
+the champion. The evidence is on the run, `mlflow-keras-adv history digits` shows the history, and
+`mlflow-keras-adv rollback digits` undoes a promotion. Half a minute on two cores, after
 
     mlflow run . -e compress --env-manager local
     mlflow run . -e promote --env-manager local -P max_size_bytes=50000 -P dry_run=true
@@ -37,13 +37,14 @@ import mlflow_keras_adv as mka
 from mlflow_keras_adv import registry
 from mlflow_keras_adv.lessons import entry_point
 from projects.data import Kind, load
+from projects.parameters import Examples, Target
 
 
 def main(
     model: str = "digits",
     candidate: str = "best-of-experiment",
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     inputs: Literal["any", "images", "features", "columns"] = "any",
     predicts: Literal["classes", "numbers"] = "classes",
     monitor: str = "accuracy",
@@ -63,9 +64,6 @@ def main(
         candidate: models:/m-…, runs:/<run id>/<name>, models:/dev.digits@champion, or
             best-of-experiment: the best recorded value of the metric that passes the limit and the
             budget of bytes, of equals the smallest.
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         inputs: What the model takes: images, features (one array of numbers), columns (one input
             for each column of a table), or any: the first of these that the data can be.
         predicts: What the labels are.
@@ -76,7 +74,7 @@ def main(
         max_size_bytes: That the candidate's file may have.
         max_latency_ratio: Median latency of the candidate relative to the champion's.
         max_flops: FLOPs that a forward pass of one sample may take; 0 for no such gate.
-        reason: Why, for the trail.
+        reason: The reason, kept in the history.
         dry_run: Measure and judge only; the registry stays as it is.
     """
     params = dict(locals())

@@ -1,8 +1,8 @@
 """REINFORCE: a policy learns from the returns of its own actions, with a baseline against noise.
 
 The gradient of the expected return is that of log pi(action | state) times the return that followed
-the action. What the state alone lets expect can be subtracted from the return without changing the
-mean of that gradient, and takes noise out of it: a second net, the baseline, learns it.
+the action. Subtracting the return that is expected in the state does not change the mean of that
+gradient, but reduces its variance: a second net, the baseline, learns that expected return.
 
     advantage = return that followed - baseline(state)
     loss      = -mean(advantage * log pi(action | state)) - bonus * entropy(pi)
@@ -43,7 +43,7 @@ def net(outputs: int, name: str) -> keras.Model:
 
 
 def cart_poles(count: int) -> Any:
-    """So many carts that move at once."""
+    """A vector environment of this many carts."""
     with extra("rl"):
         import gymnasium
     return gymnasium.make_vec(
@@ -65,7 +65,7 @@ def main(
         epochs: Epochs of the training; an epoch is 10 batches.
         batch_size: Episodes per batch.
         lr: Learning rate of both Adams.
-        discount: What a push is worth one push earlier, from 0 to 1.
+        discount: Discount factor of a push, from 0 to 1.
         entropy_bonus: Weight of the entropy, which keeps the policy trying.
         seed: Seed of weights, actions and the carts' beginnings.
     """

@@ -1,19 +1,19 @@
-"""Saving and loading: what each way keeps, and whether a training goes on as if never interrupted.
+"""Saving and loading: what each format keeps, and whether a training can resume exactly.
 
-A training is made of more than weights: the optimizer's step and moments, the moving averages of
-batch normalization, the state of the random numbers that dropout draws.
+The state of a training is more than weights: the optimizer's step and moments, the moving averages
+of batch normalization, the random state of dropout.
 
     .keras         architecture, weights, optimizer: one file, all but the random state
-    checkpoint     the same file, kept with the run by mka.Checkpoints, back with mka.load_best
-    .weights.h5    here: numbers for a net that one builds anew, and compiles with a new optimizer
-    SavedModel     `export` writes a graph for serving; no Python is needed to run it, nor is there
-                   anything left to train
+    checkpoint     the same file, kept with the run by mka.Checkpoints, loaded by mka.load_best
+    .weights.h5    weights for a net that is built again and compiled with a new optimizer
+    SavedModel     `export` writes a graph for serving, which needs no Python code and cannot be
+                   trained
 
-Four nested runs with the same keys: a training that is never interrupted, and three that are, half
-way, and go on from what was saved. What to expect: `.keras` and checkpoint go on exactly, to the
-last bit; without the optimizer's state the predictions are kept, but the training goes another way.
-So it does with dropout, which begins its random numbers anew after loading: try dropout=0.3. Half a
-minute of computing on two cores.
+Four nested runs with the same keys: a training without interruption, and three that are interrupted
+half way and resumed from the saved state. What to expect: from `.keras` and from the checkpoint the
+training resumes bit for bit; without the optimizer's state the predictions are kept, but the
+training takes another course. So it does with dropout, whose random state is not saved: try
+dropout=0.3. Half a minute of computing on two cores.
 
     mlflow run . -e save_load --env-manager local -P dropout=0.3
 """
@@ -29,6 +29,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
 from projects.data import Data, load
+from projects.parameters import BatchSize, Examples, Target
 
 
 def net(data: Data, dropout: float) -> keras.Model:
@@ -40,17 +41,17 @@ def net(data: Data, dropout: float) -> keras.Model:
 
 
 def compiled(model: keras.Model, lr: float) -> keras.Model:
-    """The model with an optimizer that knows nothing yet."""
+    """Compiles the model with a new optimizer."""
     crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(lr), loss=crossentropy, metrics=["accuracy"])
     return model
 
 
 def main(
-    data: str = "digits",
-    target: str = "",
+    data: Examples = "digits",
+    target: Target = "",
     epochs: PositiveInt = 10,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 2e-3,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     seed: NonNegativeInt = 0,
@@ -58,11 +59,7 @@ def main(
     """Interrupts a training half way, goes on from what was saved, and compares.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), breast_cancer, a folder of images,
-            or the path of an .npz, .csv or .parquet file.
-        target: Column to tell of a .csv or .parquet file.
         epochs: Epochs of each of the four trainings; they are interrupted after half of them.
-        batch_size: Examples per step.
         lr: Learning rate of Adam.
         dropout: Share of the hidden units that is dropped in each step, from 0 to below 1.
         seed: Seed of weights, dropout and choice of the validation split.
@@ -89,9 +86,8 @@ def main(
         )
         return model
 
-    record = {"dataset": images.dataset, "seed": seed, "variants": 4}
     with (
-        mka.technique("save_load", params, **record) as technique,
+        mka.technique("save_load", params, dataset=images, variants=4) as technique,
         tempfile.TemporaryDirectory() as temporary,
     ):
         folder = Path(temporary)

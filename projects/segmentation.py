@@ -1,13 +1,13 @@
-"""Segmentation: a class for each pixel, by a net that remembers where things were.
+"""Segmentation: a class for each pixel, by a net with skip connections.
 
-Digits lie on a canvas full of noise, and each pixel is to be told as stroke or as background. A net
-that sees much of the canvas at once has made it small, and has lost where exactly a stroke ends.
-The U-Net (Ronneberger, Fischer, Brox 2015, arXiv:1505.04597) hands what it had at each size over to
-the way back, past the narrow middle: concatenation of equal sizes, the skip connections.
+Digits lie on a noisy canvas, and each pixel is to be classified as stroke or background. A net that
+sees much of the canvas at once has reduced its resolution, and has lost the exact ends of strokes.
+The U-Net (Ronneberger, Fischer, Brox 2015, arXiv:1505.04597) concatenates the features of each
+resolution with those of the same size on the way back: the skip connections.
 
-Nine pixels of ten are background, so a net that sees no stroke at all is right on most of them. The
-measure is the IoU (intersection over union) of the strokes: pixels that are both told and true,
-divided by those that are either.
+Nine pixels of ten are background, so a net that predicts no stroke at all is right on most of them.
+The metric is the IoU (intersection over union) of the strokes: the pixels that are both predicted
+and true, divided by those that are either.
 
 Two nested runs with the same keys: the net with its skip connections, and without. What to expect:
 without them it finds the digits, but draws blots where they are. A minute of computing on two
@@ -18,39 +18,21 @@ cores.
 
 import keras
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import registry
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.canvases import canvases
+from mlflow_keras_adv.lessons.figures import pictures_figure
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 from projects.data import load
 
-INK = 0.3  # brightness from which a pixel of an image is a stroke
 SHOWN = 5  # canvases of the figure
 
 
-def canvases(
-    x: np.ndarray, count: int, noise: float, digits: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images of twice and a half their side with some of `x` on each, and 1 where a stroke is."""
-    rng = np.random.default_rng(seed)
-    height, width, channels = x.shape[1:]
-    # A multiple of 8, since the net halves it three times.
-    size = [-(-5 * side // 16) * 8 for side in (height, width)]
-    drawn = np.zeros((count, *size, channels), np.float32)
-    for canvas in drawn:
-        for image in x[rng.integers(len(x), size=digits)]:
-            top, left = rng.integers(np.subtract(size, (height, width)) + 1)
-            part = canvas[top : top + height, left : left + width]
-            np.maximum(part, image, out=part)
-    strokes = (drawn.max(axis=-1) > INK).astype(np.int32)
-    drawn += rng.normal(0, noise, drawn.shape).astype(np.float32)
-    return drawn.clip(0, 1), strokes
-
-
 def net(input_shape: tuple[int, ...], skips: bool, filters: int) -> keras.Model:
-    """Three times half the size, and back; it gives a logit for background and for stroke."""
+    """A U-Net of three resolutions; it gives logits for background and stroke."""
     layers = keras.layers
 
     def convolved(x: keras.KerasTensor, count: int) -> keras.KerasTensor:
@@ -70,21 +52,6 @@ def net(input_shape: tuple[int, ...], skips: bool, filters: int) -> keras.Model:
             x = layers.Concatenate()([x, handed[halved]])
         x = convolved(x, filters * 2**halved)
     return keras.Model(canvas, layers.Conv2D(2, 1)(x))
-
-
-def overlays(models: dict[str, keras.Model], x: np.ndarray, y: np.ndarray) -> Figure:
-    """Some canvases, their strokes, and what each net takes for strokes."""
-    rows = {"canvas": x.mean(axis=-1), "strokes": y}
-    rows |= {name: np.argmax(model(x), axis=-1) for name, model in models.items()}
-    figure = Figure(figsize=(2 * len(x), 2 * len(rows)), layout="constrained")
-    for axes, (name, pictures) in zip(
-        figure.subplots(len(rows), len(x)), rows.items(), strict=True
-    ):
-        axes[0].set_ylabel(name)
-        for panel, picture in zip(axes, pictures, strict=True):
-            panel.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            panel.set(xticks=[], yticks=[])
-    return figure
 
 
 def main(
@@ -108,48 +75,40 @@ def main(
         lr: Learning rate of Adam.
         examples: Canvases to train on; half as many to validate on, and to test on.
         digits: Images on each canvas.
-        noise: Standard deviation of what is added to each pixel, whose brightness is 0 to 1.
+        noise: Standard deviation of the noise of each pixel, whose brightness is from 0 to 1.
         filters: Filters of the first convolution; each that follows has twice as many.
         seed: Seed of weights, canvases, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)
-    few, knobs = max(1, examples // 2), (noise, digits)
-    train = canvases(images.x_train, examples, *knobs, seed)
-    validation = canvases(images.x_validation, few, *knobs, seed + 1)
-    test = canvases(images.x_test, few, *knobs, 0)  # the same for every seed
+    few, knobs = max(1, examples // 2), {"noise": noise, "images": digits}
+    train = canvases(images.x_train, examples, **knobs, seed=seed)
+    validation = canvases(images.x_validation, few, **knobs, seed=seed + 1)
+    test = canvases(images.x_test, few, **knobs, seed=0)  # the same for every seed
 
-    dataset = registry.Samples(*test, name=f"{images.name} on canvases").dataset
-
+    dataset = registry.Samples(*test, name=f"{images.name} on canvases")
     models = {}
-    record = {"dataset": dataset, "seed": seed, "variants": 2}
-    with mka.technique("segmentation", params, **record) as technique:
+    with mka.technique("segmentation", params, dataset=dataset, variants=2) as technique:
         for name in ("skips", "plain"):
             with technique.variant(name):
                 model = models[name] = net(train[0].shape[1:], name == "skips", filters)
                 iou = keras.metrics.IoU(2, target_class_ids=[1], sparse_y_pred=False, name="iou")
-                crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
                 model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy", iou])
-                model.fit(
-                    *train,
-                    batch_size=batch_size,
-                    epochs=epochs,
-                    validation_data=validation,
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
-                )
+                fit(model, train, validation, epochs=epochs, batch_size=batch_size)
                 technique.finish(model, *test)
 
         technique.compare(monitor="val/iou", mode="max", curves=("train/loss", "val/iou"))
-        shown = [part[:SHOWN] for part in test]
-        technique.run.log_figure(overlays(models, *shown), "strokes.png")
+        x, strokes = (part[:SHOWN] for part in test)
+        shown = {"canvas": x.mean(axis=-1), "strokes": strokes}
+        shown |= {name: np.argmax(model(x), axis=-1) for name, model in models.items()}
+        technique.run.log_figure(pictures_figure(shown), "strokes.png")
         iou, right = technique.final("iou"), technique.final("accuracy")
         told = np.argmax(models["skips"].predict(test[0], verbose=0), axis=-1) == 1
         true = test[1] == 1
         counted = (told & true).sum() / (told | true).sum()
         technique.conclude(
             f"IoU of the strokes {iou['skips']:.2f} with skip connections and {iou['plain']:.2f} "
-            f"without; pixels told right {right['skips']:.1%} and {right['plain']:.1%} (all for "
+            f"without; pixel accuracy {right['skips']:.1%} and {right['plain']:.1%} (all "
             f"background: {1 - true.mean():.1%}).",
             mka.Claim(
                 "gain", "IoU that skip connections add", iou["skips"] - iou["plain"], at_least=0.1

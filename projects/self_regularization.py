@@ -1,36 +1,37 @@
-"""A regularizer and a loss term of one's own, and what each of them adds to the loss.
+"""A custom regularizer and a custom loss term, and what each of them adds to the loss.
 
-Two ways to tell Keras what else a net should be, beside right:
+Keras has two ways of adding a term to the loss:
 
-- a `Regularizer` is asked about a weight. This one wants the columns of a kernel orthonormal, so
-  that no unit repeats another (Brock et al. 2016, arXiv:1609.07093);
-- a layer that calls `add_loss` speaks about what passes through it. This one wants each unit to be
-  active for few images: the KL divergence of its mean activation from a target (Ng: Sparse
-  autoencoder, CS294A lecture notes, 2011).
+- a `Regularizer` computes a penalty of a weight. This one makes the columns of a kernel
+  orthonormal, so that no unit repeats another (Brock et al. 2016, arXiv:1609.07093);
+- a layer calls `add_loss` with a penalty of its activations. This one makes each unit active for
+  few images, by the KL divergence of its mean activation from a target (Ng: Sparse autoencoder,
+  CS294A lecture notes, 2011).
 
-Keras adds both to the loss in `fit`; a loop adds `model.losses`. Here each is recorded apart. Four
-nested runs with the same keys: plain, orthogonal, sparse, both. What to expect: weights and
-activations as wished, and no gain in accuracy: on digits, orthonormal weights cost two points.
-Half a minute of computing on two cores.
+Keras adds both to the loss in `fit`; a loop adds `model.losses`. Here each is recorded separately.
+Four nested runs with the same keys: plain, orthogonal, sparse, both. What to expect: the weights
+and activations change as intended, without a gain in accuracy: on digits, orthonormal weights cost
+two points. Half a minute of computing on two cores.
 
     mlflow run . -e self_regularization --env-manager local -P target=0.05
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.training import crossentropy
 from projects.data import Data, load
+from projects.parameters import BatchSize, Images, Seed
 
 ops = keras.ops
 UNITS = 48
-
-crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Orthogonal(keras.regularizers.Regularizer):
@@ -45,12 +46,12 @@ class Orthogonal(keras.regularizers.Regularizer):
         return self.weight * ops.sum(ops.square(errors))
 
     def get_config(self) -> dict[str, Any]:
-        """What a saved model needs to make it again."""
+        """The arguments, which a saved model keeps."""
         return {"weight": self.weight}
 
 
 class SparseActivations(keras.layers.Layer):
-    """Passes activations from 0 to 1 on, and adds to the loss how far from sparse they are."""
+    """Returns activations from 0 to 1 unchanged, and adds a loss for activity above the target."""
 
     def __init__(self, target: float, weight: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -65,7 +66,7 @@ class SparseActivations(keras.layers.Layer):
         return activations
 
     def get_config(self) -> dict[str, Any]:
-        """What a saved model needs to make it again."""
+        """The arguments, which a saved model keeps."""
         return {**super().get_config(), "target": self.target, "weight": self.weight}
 
 
@@ -77,6 +78,34 @@ def net(data: Data, orthogonal: float, sparse: float, target: float) -> keras.Mo
     return keras.Sequential([keras.Input(data.input_shape), *body, layers.Dense(data.classes)])
 
 
+def train(model: keras.Model, images: Data, params: Mapping[str, Any]) -> float:
+    """Returns the largest share of the loss that is in none of the recorded parts."""
+    optimizer = keras.optimizers.Adam(params["lr"])
+    loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
+    hidden, sparsity = model.get_layer("hidden"), model.get_layer("sparse")
+    batches = images.batches(params["batch_size"])
+
+    @tf.function
+    def train_step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            label_loss = crossentropy(y, model(x, training=True))
+            loss = label_loss + tf.add_n(model.losses)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        of_weights = hidden.kernel_regularizer(hidden.kernel)
+        of_activations = tf.add_n(sparsity.losses)
+        unexplained = tf.abs(loss - label_loss - of_weights - of_activations) / loss
+        optimizer.apply(gradients, model.trainable_variables)
+        loop.record(loss=loss, crossentropy=label_loss, unexplained=unexplained)
+        loop.record(orthogonal_term=of_weights, sparse_term=of_activations)
+
+    for _ in loop.epochs(params["epochs"]):
+        for x, y in loop.batches(batches):
+            train_step(x, y)
+        logits = model.predict(images.x_validation, batch_size=256, verbose=0)
+        loop.log(val_accuracy=np.mean(logits.argmax(axis=1) == images.y_validation))
+    return max(loop.history["unexplained"])
+
+
 def measured(model: keras.Model, x: Any) -> dict[str, float]:
     """Frobenius norm of WᵀW - I, and the mean activation of the hidden units."""
     hidden = model.get_layer("hidden")
@@ -86,69 +115,35 @@ def measured(model: keras.Model, x: Any) -> dict[str, float]:
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 20,
-    batch_size: PositiveInt = 32,
+    batch_size: BatchSize = 32,
     lr: PositiveFloat = 5e-3,
     orthogonal: NonNegativeFloat = 3e-4,
     sparse: NonNegativeFloat = 0.05,
     target: Annotated[float, Field(gt=0, lt=1)] = 0.1,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains the same net without, with either and with both terms.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of each of the four trainings.
-        batch_size: Examples per step.
         lr: Learning rate of Adam.
         orthogonal: Weight of the regularizer.
         sparse: Weight of the term on the activations.
-        target: Mean activation that it asks of each unit, between 0 and 1.
-        seed: Seed of weights, order of examples and choice of the validation split.
+        target: Mean activation of each unit that it aims at, between 0 and 1.
     """
     params = dict(locals())
     images = load(data, seed=seed)
-    batches = images.batches(batch_size)
-
-    def train(model: keras.Model) -> float:
-        """Returns the largest share of the loss that is in none of the parts recorded."""
-        optimizer = keras.optimizers.Adam(lr)
-        loop = mka.Loop(model, optimizers=optimizer, callbacks=[mka.MlflowLogger()], verbose=0)
-        hidden, sparsity = model.get_layer("hidden"), model.get_layer("sparse")
-
-        @tf.function
-        def train_step(x: Any, y: Any) -> None:
-            with tf.GradientTape() as tape:
-                label_loss = crossentropy(y, model(x, training=True))
-                loss = label_loss + tf.add_n(model.losses)
-            gradients = tape.gradient(loss, model.trainable_variables)
-            of_weights = hidden.kernel_regularizer(hidden.kernel)
-            of_activations = tf.add_n(sparsity.losses)
-            unexplained = tf.abs(loss - label_loss - of_weights - of_activations) / loss
-            optimizer.apply(gradients, model.trainable_variables)
-            loop.record(loss=loss, crossentropy=label_loss, unexplained=unexplained)
-            loop.record(orthogonal_term=of_weights, sparse_term=of_activations)
-
-        for _ in loop.epochs(epochs):
-            for x, y in loop.batches(batches):
-                train_step(x, y)
-            logits = model.predict(images.x_validation, batch_size=256, verbose=0)
-            loop.log(val_accuracy=np.mean(logits.argmax(axis=1) == images.y_validation))
-        return max(loop.history["unexplained"])
-
     single: dict[str, Any] = {"orthogonal": (orthogonal, 0.0), "sparse": (0.0, sparse)}
     weights = {"plain": (0.0, 0.0), **single, "both": (orthogonal, sparse)}
     unexplained = []
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(weights)}
-    with mka.technique("self_regularization", params, **record) as technique:
+    with mka.technique("self_regularization", params, dataset=images, variants=4) as technique:
         for name, chosen in weights.items():
             with technique.variant(name, params={"terms": str(chosen)}):
                 model = net(images, *chosen, target)
-                unexplained.append(train(model))
-                scores = measured(model, images.x_test)
-                technique.finish(model, *images.test, scores=scores)
+                unexplained.append(train(model, images, params))
+                technique.finish(model, *images.test, scores=measured(model, images.x_test))
 
         technique.compare()
         plain, both = (technique.finished[name].final for name in ("plain", "both"))

@@ -1,12 +1,12 @@
-"""Sequences: a small Transformer looks where it must, however far, and never at the padding.
+"""Sequences: a small Transformer attends to any distance, but never to the padding.
 
-Each sequence is of words, and somewhere among them stands one key. The tag of a word is
-(word + key) mod 4, so whoever tags it must have found the key, before it or behind it. There is no
-`--data`: the sequences are generated, for their rule has to be known.
+Each sequence consists of words, with one key somewhere among them. The tag of a word is (word +
+key) mod 4, so a model must find the key, before or behind the word. There is no `--data`: the
+sequences are generated, because their rule has to be known.
 
-Sequences of different lengths are padded to one, and a mask goes with them from the embedding on:
-attention does not look at padding (Vaswani et al. 2017, arXiv:1706.03762), and neither loss nor
-metrics count it. A mask that was lost on the way would make no noise, so two claims are about it.
+Sequences of different lengths are padded to one length, with a mask from the embedding on:
+attention ignores the padding (Vaswani et al. 2017, arXiv:1706.03762), and so do loss and metrics. A
+lost mask would cause no error, so two claims test it.
 
 Two nested runs with the same keys and the same weights to begin with: attention to the whole
 sequence, and to a window of `reach` words on either side, which is what convolutions see. What to
@@ -25,27 +25,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 import mlflow_keras_adv as mka
 from mlflow_keras_adv import registry
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.sequences import KEYS, PADDING, WORDS, accuracies, sequences
+from mlflow_keras_adv.lessons.training import crossentropy, fit
 
-KEYS, WORDS, PADDING = 4, 24, 0  # 1 to KEYS are the keys, the numbers after them the words
-SHORTEST, HEADS = 6, 2
-
-
-def sequences(count: int, longest: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sequences padded to `longest` [count, longest], their tags, and where each has its key."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(SHORTEST, longest + 1, count)
-    words, keys = rng.integers(WORDS, size=(count, longest)), rng.integers(KEYS, size=count)
-    places, rows = rng.integers(lengths), np.arange(count)
-    tokens, tags = words + 1 + KEYS, (words + keys[:, None]) % KEYS
-    tokens[rows, places], tags[rows, places] = keys + 1, keys
-    padding = np.arange(longest) >= lengths[:, None]
-    tokens[padding], tags[padding] = PADDING, 0
-    return tokens.astype(np.int32), tags.astype(np.int32), places
+HEADS = 2
 
 
 @keras.saving.register_keras_serializable(package="projects")
 class Block(keras.layers.Layer):
-    """A block of a Transformer's encoder, whose attention reaches `reach` places; 0 is all."""
+    """A block of a Transformer's encoder that attends to `reach` positions either way; 0: all."""
 
     def __init__(self, width: int, reach: int = 0, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -64,7 +52,7 @@ class Block(keras.layers.Layer):
         self.narrow.build((*input_shape[:-1], 2 * self.width))
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
-        """Each place is told by what it sees: words, near enough, never padding."""
+        """Each position attends to the words within reach, never to padding."""
         places = keras.ops.arange(keras.ops.shape(inputs)[1])
         apart = keras.ops.abs(places[:, None] - places[None, :])
         seen = (apart <= self.reach if self.reach else apart >= 0)[None]
@@ -75,31 +63,20 @@ class Block(keras.layers.Layer):
         return hidden + self.narrow(self.wide(self.second(hidden)))
 
     def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
+        """The arguments of the constructor."""
         return {**super().get_config(), "width": self.width, "reach": self.reach}
 
 
 def net(width: int, reach: int) -> keras.Model:
     """Tags sequences of any length; it gives logits.
 
-    It knows no places, since a word's tag does not depend on its own.
+    It has no positional encoding, since a tag does not depend on the position of its word.
     """
     layers = keras.layers
     tokens = keras.Input((None,), dtype="int32")
     embedded = layers.Embedding(1 + KEYS + WORDS, width, mask_zero=True)(tokens)
     hidden = layers.LayerNormalization()(Block(width, reach)(embedded))
     return keras.Model(tokens, layers.Dense(KEYS)(hidden))
-
-
-def accuracies(
-    model: keras.Model, x: np.ndarray, y: np.ndarray, places: np.ndarray, reach: int
-) -> dict[str, float]:
-    """Accuracy on all words and keys, and on words within reach of the key and beyond."""
-    right = model.predict(x, batch_size=256, verbose=0).argmax(axis=-1) == y
-    words = x != PADDING
-    far = np.abs(np.arange(x.shape[1]) - places[:, None]) > reach
-    parts = {"counted": words, "near": words & ~far, "far": words & far}
-    return {f"accuracy_{name}": float(right[part].mean()) for name, part in parts.items()}
 
 
 def main(
@@ -128,23 +105,15 @@ def main(
     few = max(32, examples // 4)
     train, validation = sequences(examples, longest, seed + 1), sequences(few, longest, seed + 2)
     test = sequences(few, longest, 0)  # the same for every seed
-    dataset = registry.Samples(*test[:2], name="keys").dataset
+    dataset = registry.Samples(*test[:2], name="keys")
 
     models = {}
-    with mka.technique("sequence", params, dataset=dataset, seed=seed, variants=2) as technique:
+    with mka.technique("sequence", params, dataset=dataset, variants=2) as technique:
         for name, seen in (("whole", 0), ("window", reach)):
             with technique.variant(name, params={"seen": seen}):
                 model = models[name] = net(width, seen)
-                crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
                 model.compile(keras.optimizers.Adam(lr), crossentropy, metrics=["accuracy"])
-                model.fit(
-                    *train[:2],
-                    batch_size=batch_size,
-                    epochs=epochs,
-                    validation_data=validation[:2],
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
-                )
+                fit(model, train[:2], validation[:2], epochs=epochs, batch_size=batch_size)
                 technique.finish(model, *test[:2], scores=accuracies(model, *test, reach))
 
         technique.compare()
@@ -159,7 +128,7 @@ def main(
         )
         gain = accuracy["whole"] - accuracy["window"]
         technique.conclude(
-            f"Words tagged right: {accuracy['whole']:.1%} with attention to the whole sequence, "
+            f"Correct tags: {accuracy['whole']:.1%} with attention to the whole sequence, "
             f"{accuracy['window']:.1%} in a window, of those beyond {reach} words from the key "
             f"{far['window']:.1%}.",
             mka.Claim("gain", "accuracy that attention to the whole adds", gain, at_least=0.3),

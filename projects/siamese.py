@@ -1,7 +1,7 @@
-"""Siamese nets: an embedding in which images of one class lie close together and others apart.
+"""Siamese nets: an embedding in which images of one class are close, and others are far apart.
 
-The same net embeds both images of a pair, and the loss looks at their distance only. Every batch
-holds all pairs of its images, and all triplets:
+The same net embeds both images of a pair, and the loss depends only on their distance. It is
+computed over all pairs of images in a batch, or over all triplets:
 
     contrastive   d² for a pair of one class, max(0, margin - d)² for one of two classes
     triplet       max(0, margin + d(farthest of the same class) - d(nearest of another))
@@ -10,9 +10,9 @@ Hadsell, Chopra, LeCun: Dimensionality reduction by learning an invariant mappin
 al. 2015, arXiv:1503.03832; of hardest triplets: Hermans et al. 2017, arXiv:1703.07737.
 
 Three nested runs with the same keys: the best linear projection that knows the labels (LDA),
-contrastive, triplet. `embeddings.png` shows the points, and k-NN reads test images from their two
-numbers. What to expect: islands where LDA mixes the classes. Half a minute of computing on two
-cores.
+contrastive, triplet. `embeddings.png` shows the points, and k-NN classifies test images by their
+two coordinates. What to expect: separate clusters where LDA mixes the classes. Half a minute of
+computing on two cores.
 
     mlflow run . -e siamese --env-manager local -P dimensions=8
 """
@@ -20,14 +20,15 @@ cores.
 from typing import Annotated, Any
 
 import keras
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from pydantic import Field, PositiveFloat, PositiveInt
 from sklearn.neighbors import KNeighborsClassifier
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.lessons import entry_point
 from mlflow_keras_adv.lessons.figures import embeddings_figure
+from mlflow_keras_adv.lessons.linear import lda_net
 from projects.data import Data, load
+from projects.parameters import Images, Seed
 
 ops = keras.ops
 MARGIN = 1.0
@@ -65,41 +66,27 @@ def triplet(y: Any, points: Any) -> Any:
     return ops.mean(ops.relu(MARGIN + farthest - nearest))
 
 
-def lda_net(data: Data, dimensions: int) -> keras.Model:
-    """The linear projection that separates the classes best, as a net."""
-    flat = data.x_train.reshape(len(data.x_train), -1)
-    lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=dimensions)
-    lda.fit(flat, data.y_train)
-    dense = keras.layers.Dense(dimensions, use_bias=False)
-    net = keras.Sequential([keras.Input(data.input_shape), keras.layers.Flatten(), dense])
-    dense.set_weights([lda.scalings_[:, :dimensions]])
-    return net
-
-
 def knn_accuracy(net: keras.Model, data: Data, x: Any, y: Any) -> float:
-    """How often the 5 nearest training images tell the class."""
+    """Accuracy of a classifier by the 5 nearest training images."""
     points, known = (net.predict(each, batch_size=512, verbose=0) for each in (x, data.x_train))
     return float(KNeighborsClassifier(5).fit(known, data.y_train).score(points, y))
 
 
 def main(
-    data: str = "digits",
+    data: Images = "digits",
     epochs: PositiveInt = 30,
     batch_size: Annotated[int, Field(ge=2)] = 64,
     lr: PositiveFloat = 1e-3,
     dimensions: Annotated[int, Field(ge=2, le=9)] = 2,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> None:
     """Trains an embedding with the contrastive and with the triplet loss, beside LDA.
 
     Args:
-        data: digits, keras:mnist (or another of keras.datasets), a folder of images, or the path of
-            an .npz file.
         epochs: Epochs of each of the two trainings.
         batch_size: Images per step, all of whose pairs are looked at; 2 or more.
         lr: Learning rate of Adam.
         dimensions: Dimensions of the embedding, from 2 to 9; fewer than there are classes.
-        seed: Seed of weights, order of examples and choice of the validation split.
     """
     params = dict(locals())
     images = load(data, seed=seed)
@@ -126,11 +113,14 @@ def main(
 
     losses = {"lda": None, "contrastive": contrastive, "triplet": triplet}
     points = {}
-    record = {"dataset": images.dataset, "seed": seed, "variants": len(losses)}
-    with mka.technique("siamese", params, **record) as technique:
+    with mka.technique("siamese", params, dataset=images, variants=len(losses)) as technique:
         for name, loss in losses.items():
             with technique.variant(name):
-                net = embedding_net(images, dimensions) if loss else lda_net(images, dimensions)
+                net = (
+                    embedding_net(images, dimensions)
+                    if loss
+                    else lda_net(*images.train, dimensions)
+                )
                 if loss:
                     train(net, loss)
                 scores = {"accuracy": knn_accuracy(net, images, *images.test)}

@@ -1,17 +1,16 @@
-"""Tables: columns of numbers and of texts, made ready inside the model that is served.
+"""Tables: columns of numbers and texts, preprocessed inside the model that is served.
 
-Twelve measurements of each wine are known, each in its own unit, and its colour as a word; the net
-is to tell which of three growers made it. A net wants numbers about 0 of about 1. What makes them
-so has been learned from the training rows (means and variances, the vocabulary), and belongs to the
-model: Normalization and StringLookup are layers of it. Whoever asks it sends a row as the table has
-it, by the names of its columns, and nobody has to rebuild the preparation elsewhere, slightly
-otherwise.
+Each wine has twelve measurements in different units, and its colour as a word; the net predicts
+which of three growers made it. A net needs inputs near 0 of similar scale. The preprocessing is
+learned from the training rows (means, variances, the vocabulary) and is part of the model, as
+layers Normalization and StringLookup. So the served model takes a row as the table has it, by the
+names of its columns, and no other program has to repeat the preprocessing.
 
 Two nested runs with the same keys: the numbers as they come, and normalized; the words are looked
 up in both. Beside them stands scikit-learn's logistic regression, or ridge regression where the
-target is a number. What to expect: unprepared, the column of large numbers drowns the others;
-prepared, the net is about as good as scikit-learn, which is hard to beat on so few rows. A word
-that it has never seen is answered as any other such word. Half a minute of computing on two cores.
+target is a number. What to expect: unprepared, the column of large numbers dominates the others;
+prepared, the net is about as good as scikit-learn, which is hard to beat on so few rows. All words
+that it has never seen are treated alike. Half a minute of computing on two cores.
 
     mlflow run . -e tabular --env-manager local -P data=houses.csv -P target=price
 
@@ -22,17 +21,14 @@ from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-from sklearn.compose import make_column_transformer
-from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_keras_adv as mka
 from mlflow_keras_adv.evaluation.fresh_process import predict_in_new_process
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.lessons.linear import linear_errors
+from mlflow_keras_adv.lessons.training import fit
 from projects.data import Data, load
 
 
@@ -76,32 +72,6 @@ def compiled(model: keras.Model, data: Data, lr: float) -> keras.Model:
     return model
 
 
-def errors_without_net(data: Data) -> tuple[float, float]:
-    """The share of wrong classes, or the mean absolute error, on the test split.
-
-    Returns:
-        The error of scikit-learn's linear model, and of giving every row the same answer.
-    """
-    train, test = (
-        pd.DataFrame({name: values[:, 0] for name, values in x.items()})
-        for x in (data.x_train, data.x_test)
-    )
-    texts = texts_of(data)
-    numbers = [name for name in train if name not in texts]
-    ready = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore"), texts), (StandardScaler(), numbers)
-    )
-    linear = LogisticRegression(max_iter=2000) if data.classes else RidgeCV(np.logspace(-2, 3, 20))
-    answers = make_pipeline(ready, linear).fit(train, data.y_train).predict(test)
-    usual = np.bincount(data.y_train).argmax() if data.classes else np.median(data.y_train)
-
-    def error(answers: Any) -> float:
-        off = answers != data.y_test if data.classes else np.abs(answers - data.y_test)
-        return float(np.mean(off))
-
-    return error(answers), error(usual)
-
-
 def main(
     data: str = "wine",
     target: str = "",
@@ -127,33 +97,25 @@ def main(
     rows = load(data, target=target, seed=seed, kinds=("columns",), goals=goals)
     validation = tf.data.Dataset.from_tensor_slices(rows.validation).batch(256)
 
-    record = {"dataset": rows.dataset, "seed": seed, "variants": 2}
-    with mka.technique("tabular", params, **record) as technique:
+    with mka.technique("tabular", params, dataset=rows, variants=2) as technique:
         for name in ("raw", "prepared"):
             with technique.variant(name):
                 model = compiled(net(rows, units, prepared=name == "prepared"), rows, lr)
-                model.fit(
-                    rows.batches(batch_size),
-                    epochs=epochs,
-                    validation_data=validation,
-                    shuffle=False,  # the batches are shuffled
-                    callbacks=[mka.MlflowLogger()],
-                    verbose=0,
-                )
+                fit(model, rows.batches(batch_size), validation, epochs=epochs, shuffle=False)
                 finished = technique.finish(model, *rows.test)
 
         score, mode = ("accuracy", "max") if rows.classes else ("mae", "min")
         technique.compare(monitor=f"val/{score}", mode=mode)
         final = technique.final(score)
         error = {name: 1 - value if rows.classes else value for name, value in final.items()}
-        error["linear"], usual = errors_without_net(rows)
+        error["linear"], usual = linear_errors(rows.train, rows.test, classes=rows.classes > 0)
         few = {name: values[:16] for name, values in rows.x_test.items()}
         here, there = model(few), predict_in_new_process(finished.info.model_uri, few)
         away = mka.largest_difference(here, there) / np.abs(here).max()
         claims = [
             mka.Claim(
                 "gain",
-                "error that preparing takes away, relative to that of the same answer for all",
+                "error that preprocessing removes, relative to that of a constant prediction",
                 (error["raw"] - error["prepared"]) / usual,
                 at_least=0.1,
             ),
@@ -179,7 +141,7 @@ def main(
         shown = ", ".join(f"{name} {value:.3g}" for name, value in error.items())
         technique.conclude(
             f"{'Wrong classes' if rows.classes else 'Mean absolute error'} on the test split "
-            f"({goal}): {shown}; the same answer for all {usual:.3g}.",
+            f"({goal}): {shown}; a constant prediction {usual:.3g}.",
             *claims,
         )
 

@@ -4,7 +4,9 @@ README is a page here too. The Python and shell blocks of a page are one script,
 page, in a fresh folder with a fresh store. What is not run so is in `ELSEWHERE`, with the reason.
 """
 
+import ast
 import functools
+import inspect
 import re
 import runpy
 import shlex
@@ -15,17 +17,25 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import keras
+import keras_tuner
 import mlflow
+import pydantic
 import pytest
+import tensorflow as tf
 import yaml
 from click.testing import CliRunner
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv.callbacks.base import RunCallback
 from mlflow_keras_adv.cli import main
 from mlflow_keras_adv.evaluation.options import Options
 from mlflow_keras_adv.lessons import entry_point
+from mlflow_keras_adv.metrics import flops
+from mlflow_keras_adv.training import steps
+from mlflow_keras_adv.training.recorder import StepRecorder
 from tests.mlflow_run import new_shell
 
 ROOT = Path(__file__).parent.parent
@@ -250,3 +260,107 @@ def test_the_project_of_the_page_runs(tmp_path: Path, store: str, experiment: st
     assert [run.info.status for run in found] == ["FINISHED"]
     assert found[0].data.params["epochs"] == "1"
     assert "gradient/norm" in found[0].data.metrics
+
+
+# The prose of these is checked beside the code: its calls are the mistakes themselves.
+OF_MISTAKES = {"mistakes.md"}
+BESIDE = ("../CONTRIBUTING.md", "../projects/README.md")
+# What prose calls by a short name.
+MODULES = {
+    "mka": mka,
+    "mlflow_keras_adv": sys.modules["mlflow_keras_adv"],
+    "registry": mka.registry,
+    "entry_point": entry_point,
+    "keras": keras,
+    "mlflow": mlflow,
+    "tf": tf,
+    "run": mka.Run,
+    "loop": mka.Loop,
+    "technique": mka.Technique,
+    "recorder": StepRecorder,
+    "model": keras.Model,
+    "MlflowClient": mlflow.MlflowClient,
+    "Pruned": import_module("mlflow_keras_adv.compression.pruning").Pruned,
+}
+# Where a bare name may come from.
+HOMES = (
+    *(mka, mka.registry, mka.compression, mka.litert, mka.Technique, steps, flops, keras_tuner),
+    *(keras, keras.callbacks, keras.layers, keras.losses, keras.metrics, keras.models, keras.utils),
+    *(tf, tf.distribute, mlflow, mlflow.keras, pydantic, keras.Model, import_module("builtins")),
+)
+FILES = {"csv", "db", "json", "md", "parquet", "py", "txt", "yaml"}  # how names of files end
+BY_NAME = {"RunCallback": RunCallback, "MLproject": None, "WandbMetricsLogger": None}
+
+
+def said_in_prose(page: str) -> list[ast.expr]:
+    """Names and calls between single backticks."""
+    text = FENCE.sub("", (DOCS / page).read_text())
+    found = []
+    for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
+        try:
+            found.append(ast.parse(code.replace("(…, ", "(").replace("…", "..."), mode="eval").body)
+        except SyntaxError:
+            continue
+    return found
+
+
+def resolved(node: ast.expr) -> Any:
+    """The object that a name or a dotted name stands for; None for what is no name of code."""
+    if isinstance(node, ast.Attribute):
+        if node.attr in FILES:
+            return None
+        owner: Any = None
+        if isinstance(node.value, ast.Name):
+            owner = MODULES.get(node.value.id)
+        elif isinstance(node.value, ast.Attribute):
+            owner = resolved(node.value)
+        if owner is None:
+            return None
+        known = getattr(owner, node.attr, None)
+        if known is None and isinstance(owner, ModuleType):
+            known = import_module(f"{owner.__name__}.{node.attr}")
+        if known is None and node.attr not in getattr(owner, "__annotations__", {}):
+            raise AttributeError(f"{owner!r} has no {node.attr}")
+        return known
+    if isinstance(node, ast.Name) and re.match(r"[A-Z]+[a-z]", node.id):
+        if node.id in BY_NAME:
+            return BY_NAME[node.id]
+        known = next((getattr(each, node.id) for each in HOMES if hasattr(each, node.id)), None)
+        if known is None:
+            raise AttributeError(f"{node.id} is in no package that the pages speak of")
+        return known
+    return None
+
+
+def check_name(node: ast.expr) -> None:
+    """The name exists, and what is called takes these keywords."""
+    if not isinstance(node, ast.Call):
+        resolved(node)
+        return
+    called = resolved(node.func)
+    if called is None and isinstance(node.func, ast.Name):
+        found = [getattr(each, node.func.id) for each in HOMES if hasattr(each, node.func.id)]
+        called = found[0] if found else None
+    if called is None or not getattr(called, "__module__", "").startswith("mlflow_keras_adv"):
+        return
+    taken = inspect.signature(called).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        unknown = {each.arg for each in node.keywords} - set(taken)
+        assert not unknown, f"{ast.unparse(node)}: {called.__qualname__} does not take {unknown}"
+
+
+@pytest.mark.parametrize(
+    "page", ["../CONTRIBUTING.md", *(p for p in PAGES if p not in OF_MISTAKES)]
+)
+def test_what_prose_names_exists(page: str) -> None:
+    for node in said_in_prose(page):
+        check_name(node)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["MlflowLogger(layers=True)", "mka.tracks", "Pruned.size", "RunLogger", "run.log_metric()"],
+)
+def test_a_name_that_does_not_exist_is_found(code: str) -> None:
+    with pytest.raises((AssertionError, AttributeError, ModuleNotFoundError)):
+        check_name(ast.parse(code, mode="eval").body)

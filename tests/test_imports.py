@@ -73,8 +73,8 @@ ROOMS = {
     ),
     "tuner/": (MEETING | {"keras_tuner", "sklearn"}, {"callbacks", "flavors", "tracking"}),
     "lessons/": (
-        MEETING | {"pydantic"},
-        {"comparison", "compression", "evaluation", "metrics", "tflite", "tracking"},
+        MEETING | {"pydantic", "sklearn"},
+        {"callbacks", "comparison", "compression", "evaluation", "metrics", "tflite", "tracking"},
     ),
     "plugins/": (STORE, {"evaluation", "tracking"}),
 }

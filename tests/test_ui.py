@@ -153,7 +153,9 @@ def test_the_lines_of_readme_lead_to_the_curves(
     tmp_path: Path,
     pytestconfig: pytest.Config,
 ) -> None:
-    (written,) = re.findall(r"<http://127\.0\.0\.1:5000(/#/\S+)>", (ROOT / "README.md").read_text())
+    (written,) = re.findall(
+        r"<http://127\.0\.0\.1:5000(/#/\S+)>", (ROOT / "docs" / "index.md").read_text()
+    )
     page.set_viewport_size({"width": 1400, "height": 930})
     link = page.get_by_role("link", name=runs["parent"].info.run_name, exact=True)
     parent = page.get_by_role("row").filter(has=link)

@@ -45,13 +45,14 @@ def _sparing(hook: _Hook) -> _Hook:
 
 
 class RunCallback(keras.callbacks.Callback, AsksForTheEnd):
-    """A callback that writes to a run, and never ends the training it looks at.
+    """A callback that writes to a run, and never ends the training that it observes.
 
-    What fails in one of its hooks is logged, once for each hook, and the training goes on; only a
-    `UserError` at its begin is raised. It learns of the end of the training however it ends. A copy
-    or a pickle of it is made of the arguments that it was made of: no run, session or model is in.
+    Errors in its hooks are logged, once for each hook, and the training continues; only a
+    `UserError` at the beginning is raised. It gets to know the end of the training, however it
+    ends. A copy or a pickle contains only the constructor's arguments: no run, session or model.
 
-    A subclass has `begin`, for what it needs in a training, and `end`, for what is left to write.
+    A subclass has `begin`, which acquires what it needs in a training, and `end`, which writes the
+    rest.
 
     Args:
         run: The run to write to, or its id. Default: the current run when the training begins.
@@ -99,7 +100,7 @@ class RunCallback(keras.callbacks.Callback, AsksForTheEnd):
 
     @keeps_random_state()
     def leave(self) -> None:
-        """Leaves a training that ended or raised, and writes what there is."""
+        """Leaves a training that ended or raised, and writes the values so far."""
         if (joined := self._joined) is None:
             return
         try:
@@ -109,21 +110,21 @@ class RunCallback(keras.callbacks.Callback, AsksForTheEnd):
         self.end(joined)
 
     def begin(self, joined: "Joined") -> None:
-        """What a training begins with.
+        """Begins a training.
 
         Args:
             joined: The training.
         """
 
     def end(self, joined: "Joined") -> None:
-        """What is left to write when a training has ended.
+        """Writes the rest when a training has ended.
 
         Args:
             joined: The training, which is left already.
         """
 
     def receive(self, readings: Readings, steps: "np.ndarray[Any, Any]") -> None:
-        """Takes what the steps have written.
+        """Receives the values of steps.
 
         Args:
             readings: Their values.
@@ -197,7 +198,7 @@ class Joined:
         self._session.observe_layers()
 
     def batch_begin(self, batch: int) -> None:
-        """To be called at the begin of each batch by who wants every row of the readings."""
+        """Must be called at the beginning of each batch by callbacks that need every row."""
         self._session.steps_begin(steps_per_execution(self._model), batch)
 
     def step(self) -> int:

@@ -1,4 +1,4 @@
-"""best_of: what the callbacks of a training that has ended know about its best epoch."""
+"""best_of: the best epoch of a training, according to its callbacks."""
 
 import math
 import sys
@@ -11,21 +11,21 @@ from mlflow_keras_adv.callbacks.monitor import number_in
 
 
 def best_of(callbacks: Any) -> dict[str, float]:
-    """What Keras' `EarlyStopping` and `ModelCheckpoint(save_best_only=True)` have found.
+    """Reads the results of Keras' `EarlyStopping` and `ModelCheckpoint(save_best_only=True)`.
 
     Call it after `fit` has returned: weights are restored at the end of a training, and not at all
     if it raised.
 
     Args:
-        callbacks: What was passed to `fit`: a list, a single callback, a `CallbackList`, or None.
+        callbacks: The callbacks of `fit`: a list, a single callback, a `CallbackList`, or None.
 
     Returns:
         Values about the finished model, by metric key, to be logged at step 0. Epochs count from 1,
-        as `train/epoch` does. Empty without such callbacks, or where their value never came.
+        as `train/epoch` does. Empty without such callbacks, or if they never got a value.
 
-        - `final/best/<monitor>`: best value of what is monitored; of several callbacks that monitor
-          the same, that of the first.
-        - `final/best_epoch`: its epoch, as the first `EarlyStopping` says.
+        - `final/best/<monitor>`: best value of the monitored metric; if several callbacks monitor
+          it, that of the first.
+        - `final/best_epoch`: its epoch, according to the first `EarlyStopping`.
         - `final/restored_epoch`: the epoch whose weights the model has, if any were restored.
         - `final/stopped_epoch`: the last epoch, if the training was stopped early.
     """

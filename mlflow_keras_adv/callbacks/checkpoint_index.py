@@ -1,4 +1,4 @@
-"""What a run holds of checkpoints: the list of them, their files, and how the worse ones go."""
+"""The checkpoints of a run: their list, their files, and the deletion of the worse ones."""
 
 import hashlib
 import logging

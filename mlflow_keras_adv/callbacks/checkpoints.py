@@ -1,4 +1,4 @@
-"""Checkpoints: the best models of a training, kept with the run, and back in one call."""
+"""Checkpoints: keeps the best models of a training with the run, and load_best() loads them."""
 
 import math
 import re
@@ -29,12 +29,12 @@ class Checkpoints(RunCallback):
     """Keeps the best `keep` models of a run as `.keras` files among its artifacts.
 
     A file holds the weights, the architecture and, if the model is compiled, its optimizer with its
-    state: `load_best(run)` goes on where it stood. A model that a `Loop` trains is saved with its
-    optimizer if it was compiled with it. `checkpoints/index.json` lists the files, best first.
+    state: training can continue from `load_best(run)`. A model that a `Loop` trains is saved with
+    its optimizer if it was compiled with it. `checkpoints/index.json` lists the files, best first.
 
-    What no file holds is the state of random numbers: Keras 3.15 does not save that of dropout and
-    of other layers that draw. A training without them goes on to the last bit, if its examples come
-    in the same order; one with dropout goes on with other masks.
+    The file does not contain the random state: Keras 3.15 does not save that of dropout and other
+    random layers. A training without them continues bit for bit, if its examples come in the same
+    order; one with dropout continues with other masks.
 
     Keras' `SwapEMAWeights` validates the averaged weights. For checkpoints of those, put this
     callback behind a `SwapEMAWeights(swap_on_epoch=True)`, as with `ModelCheckpoint`.
@@ -42,7 +42,8 @@ class Checkpoints(RunCallback):
     Args:
         monitor: Name of the value in the epoch's logs that decides. NaN and infinity never win.
         mode: "min", "max" or "auto"; see `Monitor`.
-        keep: How many to keep in the run, over all its trainings; worse ones are deleted.
+        keep: Number of checkpoints to keep in the run, over all its trainings; worse ones are
+            deleted.
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
             run; without any, nothing is saved and that is logged.
 
@@ -116,15 +117,14 @@ def load_best(
     Args:
         run: The run, or its id. Default: the current run.
         monitor: The value by which it was chosen, needed if the run has checkpoints by several.
-        custom_objects: Classes and functions that the model needs and Keras does not know.
+        custom_objects: Custom classes and functions that the model needs, by name.
 
     Returns:
         The compiled model, with the weights and the optimizer of that epoch.
 
     Raises:
         TypeError: The run is no run.
-        UserError: If no run is open, or it has no such checkpoint, or the file is not the one that
-            was saved.
+        UserError: No run is open, it has no such checkpoint, or the file has changed since.
     """
     run = run_of(run, "load_best")
     run.flush(GRACE_SECONDS)

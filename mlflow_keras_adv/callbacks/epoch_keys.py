@@ -1,4 +1,4 @@
-"""EpochKeys: under which metric keys the logs of an epoch are recorded."""
+"""EpochKeys: maps the logs of an epoch to metric keys."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +54,7 @@ class EpochKeys:
         self._in_validation |= {str(name) for name in logs}
 
     def values(self, logs: Mapping[str, Any]) -> dict[str, Any]:
-        """What to record of the logs of `on_epoch_end`, by metric key.
+        """Selects the values to record from the logs of `on_epoch_end`, by metric key.
 
         None of the keys is one of `PACE`. What is no number is handed on, to be refused by name.
         """

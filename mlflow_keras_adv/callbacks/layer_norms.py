@@ -23,19 +23,19 @@ MAX_NAMED = 100
 
 
 class LayerNorms(RunCallback):
-    """Keeps the L2 norm of each layer's gradient at each update, and of its weights per epoch.
+    """Records the L2 norm of each layer's gradient at each update, and of its weights per epoch.
 
     At the end of the training the run gets `gradients/layers.parquet` (columns `step`, `layer`,
-    `gradient_norm`, `weight_norm`; NaN where one was not taken at that step) and a heat map of the
-    gradient norms, `gradients/layers.png`. A second training of the run writes `layers-2`. Norms
-    are those of the unscaled gradients, before clipping: of all layers, however many, so that the
-    root of the sum of their squares is `gradient/norm`. What float8 layers learn without a gradient
-    (scales, ranges) has none. A hundred layers would be a hundred charts, so they are metrics only
-    if asked for.
+    `gradient_norm`, `weight_norm`; NaN if one was not measured at that step) and a heat map of the
+    gradient norms, `gradients/layers.png`. A second training of the run writes `layers-2`. The
+    norms are those of the unscaled gradients of all layers, before clipping, so that the root of
+    the sum of their squares is `gradient/norm`. Variables of float8 layers that are updated without
+    a gradient (scales, ranges) have none. A hundred layers would be a hundred charts, so the norms
+    are logged as metrics only with `as_metrics=True`.
 
     Args:
-        max_steps: Steps that are kept: of a longer training every second, fourth, … one.
-        as_metrics: Log them as metrics `gradient/layer/<path>` too, at each update.
+        max_steps: Number of steps to keep; of a longer training every second, fourth, … one.
+        as_metrics: Whether to log them as metrics `gradient/layer/<path>` too, at each update.
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
             run; without any, nothing is recorded and that is logged.
 

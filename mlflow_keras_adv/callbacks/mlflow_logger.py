@@ -1,4 +1,4 @@
-"""MlflowLogger: a training's record, by the conventions of this package, in an MLflow run."""
+"""MlflowLogger: records a training in an MLflow run, by the conventions of this package."""
 
 import logging
 import time
@@ -61,14 +61,14 @@ class MlflowLogger(RunCallback):
     library versions as tags, the model's summary and the whole configuration as artifacts.
 
     The values are written inside the compiled step and read in bulk; training never waits for the
-    store. They are handed to the run at most `HAND_IN_SECONDS` (5) after they were produced, or at
-    the end of the call of the compiled step that produced them, and before the model is saved. The
-    callback may be copied and pickled: before training it holds only its argument.
+    store. They are passed to the run at most `HAND_IN_SECONDS` (5) after they were computed, or at
+    the end of the compiled call that computed them, and before the model is saved. The callback can
+    be copied and pickled: before training it contains only its arguments.
 
-    A training that was killed goes on by the same command with the run's id, if it has Keras'
-    `BackupAndRestore`: from the step of the checkpoint, or anew from step 1 if there is none. The
-    run's tags `superseded…` say which points no longer count. Put `BackupAndRestore` behind this
-    callback, so that an epoch's values are on record before its checkpoint.
+    A killed training with Keras' `BackupAndRestore` continues if the same command is run with the
+    run's id: from the step of the checkpoint, or from step 1 if there is none. The run's tags
+    `superseded…` say which points no longer count. Put `BackupAndRestore` behind this callback, so
+    that the values of an epoch are recorded before its checkpoint.
 
     Example:
         ```python
@@ -79,13 +79,13 @@ class MlflowLogger(RunCallback):
     Args:
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
             run, else a run of its own that ends with the training.
-        class_names: Names of the classes: a metric with a value for each of them, as
+        class_names: Names of the classes: a metric with a value for each of them, such as
             `F1Score(average=None)`, becomes the curves `val/f1/<class>`; without names `val/f1/0`,
             `val/f1/1`, ….
-        flops: Whether to count the floating-point operations of a step of `fit` (forward, backward,
-            metrics and optimizer), as `train/step_flops`, and from the time that the steps of each
-            epoch took `train/flops_per_second`. The step is traced once more for it at the end of
-            the first epoch, which takes as long as it did before the first step.
+        flops: Whether to record the floating-point operations of a step of `fit` (forward,
+            backward, metrics and optimizer) as `train/step_flops`, and `train/flops_per_second` in
+            each epoch. For this the step is traced again at the end of the first epoch, which takes
+            as long as before the first step.
 
     Raises:
         ValueError: If two classes have the same name.
@@ -150,7 +150,7 @@ class MlflowLogger(RunCallback):
 
     @keeps_random_state()
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Leaves the model as it was found. The run goes on until `fit` returns."""
+        """Restores the model. The run continues until `fit` returns."""
         if self._record is not None:
             record, self._record = self._record, None
             record.finish()

@@ -1,4 +1,4 @@
-"""Monitor: the value by which a training is judged, and which way is better."""
+"""Monitor: a value of the epoch's logs, and whether it is better lower or higher."""
 
 import logging
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class Monitor:
 
     Args:
         name: Its name in the logs.
-        mode: "min" or "max", which is better; "auto" asks Keras' metric of that name, and takes
-            every loss for one to minimize.
+        mode: "min" or "max": whether lower or higher is better; "auto": as Keras' metric of that
+            name; a loss is minimized.
 
     Raises:
         ValueError: If `mode` is none of these.

@@ -1,4 +1,4 @@
-"""Predictions: what the model makes of a few samples, epoch by epoch, without subclassing."""
+"""Predictions: figures and a table of the model's predictions for a few samples, per epoch."""
 
 import logging
 import re
@@ -39,7 +39,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Predictions(RunCallback):
-    """Shows what a model answers on a fixed sample while it is trained.
+    """Shows the predictions of a model for fixed samples while it is trained.
 
     Figures with a step slider in the MLflow UI, and at the end of the training the table
     `predictions.json` (`predictions-2.json` of a second training in the run) with a row per sample,
@@ -59,26 +59,26 @@ class Predictions(RunCallback):
     - forecast: `series`, `error_per_step`; `absolute_error`, `error/1`, …
     - reconstruction: `pairs`; `absolute_error`, `squared_error`.
 
-    The task is told by the loss and the shapes, and where the loss does not say it by the labels; a
-    forecast only by you, as it has the shapes of a regression. Where it is open nothing is shown,
-    and a warning says so. The tag `task.predictions` says which it was. Each output of a model with
-    several has its figures `predictions/<output>/…` and its table `predictions/<output>.json`. What
-    is masked, or weighs nothing, is not shown.
+    The task follows from the loss and the shapes, or from the labels if the loss does not tell; a
+    forecast must be given, because it has the shapes of a regression. If the task is unknown,
+    nothing is shown, with a warning. The tag `task.predictions` names the task. With several
+    outputs, each has figures `predictions/<output>/…` and a table `predictions/<output>.json`.
+    Values that are masked, or have weight 0, are not shown.
 
     Args:
-        x: The samples, as `model.predict` takes them. Shape `[n, height, width]` or
-            `[n, height, width, 1 or 3]` to be shown as images. Choose some hundred that are not
-            trained on. A finite dataset brings its labels and weights.
+        x: Samples, in the form that `model.predict` accepts. Shape `[n, height, width]` or
+            `[n, height, width, 1 or 3]` to be shown as images. Choose a few hundred that are not
+            trained on. A finite dataset has its own labels and weights.
         y: Their labels, in the structure of the outputs: classes or one-hot, numbers, 0 and 1.
-            None: the samples themselves, of an autoencoder.
-        sample_weight: As `fit` takes it.
+            None: the samples themselves, for an autoencoder.
+        sample_weight: As in `fit`.
         task: One of the tasks above, or a dict by output.
         class_names: Names of the classes, labels, tags or targets, in the order of the model's
             outputs; of several outputs a dict.
-        max_images: Most epochs of the run of which images are logged: spread evenly over the
-            training, the first and the last among them. A further training in a run that has
-            them all gets only the last. A store keeps two files for each image.
-        every: Images of every n-th epoch at most.
+        max_images: Largest number of epochs of the run with images: spread evenly over the
+            training, including the first and the last. A further training in a run that has this
+            number gets only the last one. A store keeps two files for each image.
+        every: Smallest number of epochs between two with images.
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active
             run; without any, nothing is predicted and that is logged.
 
@@ -201,7 +201,7 @@ class Predictions(RunCallback):
         return seen(known, x, y, sample_weight, answers, masks)
 
     def _say(self, run: Run, found: Seen) -> None:
-        """What the answers were taken for, on the run; what cannot be shown once, in the log."""
+        """Tags the run with the task, and logs once which outputs cannot be shown."""
         if found.kinds and (said := found.said()) != self._tagged:
             self._tagged = said
             run.set_tags({TASK_TAG: said})

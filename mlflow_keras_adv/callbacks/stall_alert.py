@@ -1,4 +1,4 @@
-"""StallAlert: says so when a training no longer learns."""
+"""StallAlert: warns of a training that no longer improves, or has bad gradients."""
 
 import logging
 import math
@@ -31,15 +31,15 @@ class StallAlert(RunCallback):
     - `nan_loss`: the loss of a batch or an epoch, or `monitor`, is NaN or infinite.
 
     The run's tag `alert` holds the kinds, in the order in which they came, and `alert.step` their
-    steps. The steps are looked at in bulk, so an alert comes some seconds after its step.
+    steps. Steps are read in bulk, so an alert comes some seconds after its step.
 
     Args:
         monitor: Name of the value in the epoch's logs that should improve.
         mode: "min", "max" or "auto"; see `Monitor`.
         patience: Epochs without improvement until the alert.
-        min_delta: Least change that is an improvement, in the unit of `monitor`.
-        vanishing: Norm below which gradients count as vanished.
-        exploding: Norm above which gradients count as exploded.
+        min_delta: Smallest change that counts as an improvement, in the unit of `monitor`.
+        vanishing: Norm below which gradients count as vanishing.
+        exploding: Norm above which gradients count as exploding.
         window: Number of consecutive updates.
         stop: Whether an alert stops the training.
         run: The run to write to, or its id. Default: the innermost `track`, else MLflow's active

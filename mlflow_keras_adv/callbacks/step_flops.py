@@ -23,7 +23,7 @@ class StepFlops:
         self._counted: dict[int, Flops] = {}
 
     def of_largest(self, sizes: Mapping[int, int]) -> Flops:
-        """Of a step with the largest batch, counted once for each size.
+        """The operations of a step with the largest batch, counted once for each size.
 
         Args:
             sizes: How many batches of so many examples the epoch had, at least one.
@@ -37,7 +37,7 @@ class StepFlops:
         return self._counted[size]
 
     def of_epoch(self, sizes: Mapping[int, int]) -> float:
-        """Of all steps of an epoch; a smaller batch is counted in proportion."""
+        """The operations of all steps of an epoch; a smaller batch is counted in proportion."""
         examples = sum(size * count for size, count in sizes.items())
         return self.of_largest(sizes).total * examples / max(sizes)
 

@@ -1,1 +1,1 @@
-"""Comparison of any runs: a table, a page to read from disk, MLflow's own charts prepared."""
+"""Compares any runs: a table, a page to read from disk, and a prepared view of MLflow's charts."""

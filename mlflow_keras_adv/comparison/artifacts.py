@@ -12,7 +12,7 @@ from mlflow_keras_adv.comparison.groups import Group
 
 _logger = logging.getLogger(__name__)
 
-# What is read of the store at most.
+# Limits of what is read from the store.
 MAX_FOLDERS = 8
 MAX_BYTES = 8_000_000
 # Often only one seed has logged figures; so many runs of a variant are asked.
@@ -24,7 +24,7 @@ Places = Mapping[str, Mapping[int, tuple[str, str]]]
 
 
 class Artifacts:
-    """What the runs of variants have logged.
+    """The artifacts that the runs of variants have logged.
 
     Args:
         groups: The variants.
@@ -36,13 +36,14 @@ class Artifacts:
         self._listed: dict[str, list[str]] = {}
 
     def by_name(self, choose: Callable[[Sequence[str]], Mapping[str, str]]) -> Places:
-        """Where artifacts of one name are, the commonest first.
+        """Finds artifacts by name.
 
         Args:
-            choose: From the paths of a run to the paths that are asked for, by name.
+            choose: From all paths of a run to the wanted paths, by name.
 
         Returns:
-            The places in one run of each variant, the oldest that has any.
+            By name, the most frequent first: run and path in each variant, of the oldest run that
+            has one.
         """
         places: dict[str, dict[int, tuple[str, str]]] = {}
         for number, group in enumerate(self._groups):
@@ -54,10 +55,10 @@ class Artifacts:
         return dict(sorted(places.items(), key=lambda item: (-len(item[1]), item[0])))
 
     def download(self, run_id: str, path: str, folder: str) -> Path:
-        """Fetches one of them into a folder.
+        """Downloads an artifact into a folder.
 
         Raises:
-            OSError: If it cannot be had.
+            OSError: It cannot be downloaded.
         """
         try:
             return Path(self._client.download_artifacts(run_id, path, folder))

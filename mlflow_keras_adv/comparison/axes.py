@@ -1,4 +1,4 @@
-"""Axes of a chart: from values to places on the page, and the ticks between."""
+"""Axes of a chart: they map values to positions on the page, and have ticks."""
 
 import math
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from mlflow_keras_adv.comparison.texts import short_number
 
-# An infinity stands as 1.8e308 in the store: it is no place on a page.
+# The store keeps an infinity as 1.8e308, which cannot be drawn.
 _FAR = 1e300
 # As for the figures of a search: what spans this much and is above 0 is drawn by its logarithm.
 _LOG_RATIO = 50
@@ -21,10 +21,10 @@ class Axis:
     Attributes:
         low: Least value, or its logarithm.
         high: Greatest value, or its logarithm; above `low`.
-        log: Whether places go by the logarithm.
-        start: Place of `low`, in units of the drawing.
-        end: Place of `high`.
-        unit: Ends the name of the metric that is drawn: `_bytes`.
+        log: Whether the axis is logarithmic.
+        start: Position of `low`, in units of the drawing.
+        end: Position of `high`.
+        unit: The end of the metric's name that tells its unit: `_bytes`.
     """
 
     low: float
@@ -35,13 +35,13 @@ class Axis:
     unit: str = ""
 
     def place(self, value: float) -> float:
-        """Where a value is drawn."""
+        """The position of a value."""
         height = math.log10(value) if self.log else value
         share = (height - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Places and labels, about five."""
+        """Positions and labels of about five ticks."""
         if self.log:
             low, high = 10**self.low, 10**self.high
             found = LogLocator(numticks=6).tick_values(low, high)
@@ -69,18 +69,18 @@ def axis(
     margin: float = 0.05,
     unit: str = "",
 ) -> Axis | None:
-    """An axis on which all of the values that can be drawn have a place.
+    """Makes an axis for all of the values that can be drawn.
 
     Args:
-        values: What is to be drawn.
-        start: Place of the least, in units of the drawing.
-        end: Place of the greatest.
-        log: Whether by the logarithm. Default: if that shows more.
-        margin: Room beside the values, as a share of what they span.
+        values: The values.
+        start: Position of the least, in units of the drawing.
+        end: Position of the greatest.
+        log: Whether the axis is logarithmic. Default: if that shows more.
+        margin: Room beside the values, as a share of their range.
         unit: See `Axis`.
 
     Returns:
-        None if there is nothing to draw.
+        The axis; None if there is nothing to draw.
     """
     drawn = [value for value in values if is_place(value)]
     if not drawn:

@@ -1,4 +1,4 @@
-"""What a few seeds say: how sure a mean is, and whether two variants differ by more than chance."""
+"""Statistics over a few seeds: confidence intervals of means, and tests of two variants."""
 
 import math
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much the means of two variants differ.
+    """The difference of the means of two variants.
 
     Attributes:
-        mean: The first's minus the second's.
-        p: How likely seeds alone put two equal variants that far apart, either way: Student's
-            paired test where both were trained with the same seeds, else Welch's.
+        mean: The mean of the first minus that of the second.
+        p: The two-sided p-value of the difference: Student's paired t-test if both were trained
+            with the same seeds, else Welch's.
         paired: Whether it is the paired test.
-        seeds: How many runs of each.
+        seeds: Number of runs of each.
     """
 
     mean: float
@@ -32,10 +32,10 @@ class Difference:
 
 
 def interval(group: Group, key: str) -> tuple[float, float] | None:
-    """The 95 % confidence interval of a metric's mean over seeds, of Student's t.
+    """Computes the 95 % confidence interval of a metric's mean over seeds, by Student's t.
 
     Returns:
-        None of fewer than two seeds, or where one is no finite number.
+        Its bounds; None for fewer than two seeds, or if a value is not finite.
     """
     values = np.array([value for _, value in _values(group, key)])
     if len(values) < 2 or not np.isfinite(values).all():
@@ -47,10 +47,11 @@ def interval(group: Group, key: str) -> tuple[float, float] | None:
 
 
 def differ(groups: Sequence[Group], key: str) -> Difference | None:
-    """Whether the first of two variants differs from the second by more than seeds explain.
+    """Tests whether two variants differ by more than their seeds explain.
 
     Returns:
-        None unless there are two variants with two seeds each, all of finite numbers.
+        The difference; None unless there are two variants with two seeds or more each, and all
+        values are finite.
     """
     if len(groups) != 2:
         return None
@@ -76,7 +77,7 @@ def differ(groups: Sequence[Group], key: str) -> Difference | None:
 
 
 def _values(group: Group, key: str) -> list[tuple[str, float]]:
-    """Seed and value of each run that has the metric; "" of one without a seed."""
+    """Seed and value of each run that has the metric; "" for a run without a seed."""
     runs = [run for run in group.runs if key in run.data.metrics]
     return [(_seed(run), float(run.data.metrics[key])) for run in runs]
 

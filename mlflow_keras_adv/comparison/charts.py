@@ -24,10 +24,10 @@ class Mark:
     Attributes:
         kind: `line`, `thin`, `band`, `dot` or `front`.
         colour: Number of the variant's colour; -1 for one that has none.
-        path: For a line or a band, what an SVG path is made of.
-        x: Place of a dot.
-        y: Place of a dot.
-        title: What is said where one points at it.
+        path: The SVG path of a line or a band.
+        x: Position of a dot.
+        y: Position of a dot.
+        title: The tooltip.
     """
 
     kind: str
@@ -44,11 +44,11 @@ class Chart:
 
     Attributes:
         title: Name of the metric.
-        x_label: What the lower axis shows.
-        y_label: What the left axis shows, where the title does not say it.
+        x_label: Label of the lower axis.
+        y_label: Label of the left axis, if the title does not say it.
         x_axis: The lower axis.
         y_axis: The left axis.
-        marks: What is drawn, the lowest first.
+        marks: The marks, in drawing order.
     """
 
     title: str
@@ -71,18 +71,18 @@ def curves_chart(
     like: Chart | None = None,
     colours: Sequence[int] | None = None,
 ) -> Chart | None:
-    """One line per variant; over several seeds their mean, in a band of one standard deviation.
+    """Draws a line per variant: the mean over seeds, in a band of one standard deviation.
 
     Args:
         key: Name of the metric.
         groups: The variants.
         histories: Curves by run.
-        title: Instead of the name of the metric.
-        like: A chart whose axes it shall have.
+        title: Title. Default: the name of the metric.
+        like: A chart whose axes to use.
         colours: Numbers of the variants' colours. Default: in their order.
 
     Returns:
-        None if no run has a curve.
+        The chart; None if no run has a curve.
     """
     shown = colours or range(len(groups))
     found = {
@@ -120,17 +120,17 @@ def curves_chart(
 def cost_chart(
     score: str, cost: str, groups: Sequence[Group], coloured: int, sign: int
 ) -> Chart | None:
-    """A dot per variant, its score over its cost, and the line of those that none beats in both.
+    """Draws score against cost, a dot per variant, with the Pareto front.
 
     Args:
         score: Metric of the left axis.
         cost: Metric of the lower axis; less is better.
         groups: The variants.
-        coloured: The first so many have colours.
-        sign: 1 if a higher score is better, -1 if a lower.
+        coloured: Number of variants, the first ones, that have colours.
+        sign: 1 if a higher score is better, -1 if a lower one is.
 
     Returns:
-        None if fewer than two variants have both.
+        The chart; None if fewer than two variants have both metrics.
     """
     places: list[tuple[float, float, int, Group]] = []
     for index, group in enumerate(groups):
@@ -155,7 +155,7 @@ def cost_chart(
 
 
 def _line(series: "pd.Series[float]", x_axis: Axis, y_axis: Axis) -> str:
-    """The path of a curve, broken where a value has no place."""
+    """The path of a curve, with gaps where a value cannot be drawn."""
     path, pen = [], "M"
     for x, y in series.items():
         if is_place(y) and (y > 0 or not y_axis.log):

@@ -46,7 +46,7 @@ _ROWS, _COLUMNS = 20, 7
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` has found.
+    """The result of `compare`.
 
     Attributes:
         sentence: The result, in Markdown.
@@ -54,7 +54,7 @@ class Comparison:
         html: The page.
         run_id: The run that holds `comparison/report.html` and `comparison/table.json`, or None.
         address: MLflow's chart page of these runs, or None; see `comparison.view.view_address`.
-        where: The line that `compare` has printed: where page, run and charts can be opened.
+        where: The line that `compare` has printed, with the addresses of page, run and charts.
     """
 
     sentence: str
@@ -65,7 +65,7 @@ class Comparison:
     where: str = ""
 
     def __str__(self) -> str:
-        """The first columns and rows, for a terminal: what strangers wrote is made harmless."""
+        """The first columns and rows, for a terminal, without control characters."""
         columns = [each for each in self.table if each not in ("run_ids", "params")]
         shown = self.table[columns[:_COLUMNS]].head(_ROWS)
         lines = [[safe(each, 24) for each in columns[:_COLUMNS]]]
@@ -95,20 +95,20 @@ def compare(
 ) -> Comparison:
     """Compares runs, prints where MLflow shows their charts, and logs the page and the table.
 
-    Runs that differ in the seed alone are one variant, with a mean and a spread.
+    Runs that differ only in the seed are one variant, with a mean and a standard deviation.
 
     Args:
-        runs: Ids of runs. One with nested runs stands for these.
+        runs: Ids of runs. A run with nested runs is replaced by these.
         experiments: Names or ids of experiments.
-        filter_string: As for `mlflow.search_runs`; holds for the experiments and for nested runs.
+        filter_string: As in `mlflow.search_runs`; applies to the experiments and to nested runs.
         by: Params that make a variant, `name` for the run's name. Default: name and all params.
-        monitor: Metric that decides: the variants are sorted by it. Default: `final/accuracy`, else
-            another one that most of them have; without such, nothing is ranked.
-        mode: Whether more ("max") or less ("min") of it is better; "auto": as the runs have
-            recorded it, or as a common name says.
-        max_runs: At most this many runs are compared, the newest.
-        output: Where to write the page, too.
-        log: Whether to log it: to the run that this thread is in, else to a new one.
+        monitor: The metric by which the variants are sorted. Default: `final/accuracy`, else
+            another one that most of them have; if there is none, they are not sorted.
+        mode: Whether higher ("max") or lower ("min") is better; "auto": as recorded by the runs, or
+            by a common name.
+        max_runs: Largest number of runs, of which the newest are compared.
+        output: A file to which the page is written, too.
+        log: Whether to log it: to the current run of this thread, else to a new one.
 
     Returns:
         The table and the page.
@@ -242,7 +242,7 @@ def _sentence(groups: Sequence[Group], score: str | None) -> str:
 
 
 def _chance(groups: Sequence[Group], score: str) -> list[str]:
-    """How likely the difference of two variants is chance, in a sentence."""
+    """A sentence about the significance of the difference of two variants."""
     found = differ(groups, score)
     if found is None:
         return []
@@ -253,7 +253,7 @@ def _chance(groups: Sequence[Group], score: str) -> list[str]:
 
 
 def _doubts(selection: Selection) -> list[str]:
-    """Why a comparison may not hold: other data, runs that have not ended."""
+    """Reasons to doubt a comparison: different data, runs that have not ended."""
     found = []
     data = {
         (each.dataset.name, each.dataset.digest)

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed are one variant, with a mean and a spread."""
+"""Runs that differ only in the seed form one variant, with a mean and a standard deviation."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ from mlflow_keras_adv.comparison.selection import Selection
 
 _SEED = re.compile(r"(?:^|[._/])(?:random_)?seed$")
 _SEED_IN_NAME = re.compile(r"[-_. /]*\bseed[-_ =]?\d+$", re.IGNORECASE)
-# What MLflow calls a run that nobody named: "bold-cat-123".
+# MLflow's name for a run that was given none: "bold-cat-123".
 _MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d{1,3}")
 
 
@@ -22,9 +22,9 @@ class Value:
     """A metric of a variant.
 
     Attributes:
-        mean: Over the runs that have it; NaN if one of them is.
-        std: Sample standard deviation; NaN of a single run.
-        count: How many runs have it.
+        mean: Mean over the runs that have it; NaN if a value is.
+        std: Sample standard deviation; NaN for a single run.
+        count: Number of runs that have it.
     """
 
     mean: float
@@ -37,9 +37,9 @@ class Group:
     """One variant.
 
     Attributes:
-        name: No other variant has it.
+        name: A unique name.
         runs: One for each seed, the oldest first.
-        params: What its runs have in common, from their parents too.
+        params: Params that its runs have in common, those of their parents included.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Group:
     params: dict[str, str]
 
     def value(self, key: str) -> Value | None:
-        """A metric, by its last value in each run; None if no run has it."""
+        """Summarizes a metric by its last value in each run; None if no run has it."""
         values = [run.data.metrics[key] for run in self.runs if key in run.data.metrics]
         if not values:
             return None
@@ -57,7 +57,7 @@ class Group:
 
 
 def group_by_seed(selection: Selection, by: Sequence[str] = ()) -> list[Group]:
-    """The variants, in the order of their first runs.
+    """Groups runs into variants, in the order of their first runs.
 
     Args:
         selection: The runs.
@@ -78,13 +78,13 @@ def group_by_seed(selection: Selection, by: Sequence[str] = ()) -> list[Group]:
 
 
 def differing(params: Sequence[dict[str, str]]) -> list[str]:
-    """The keys whose values are not the same everywhere, seeds left out, in alphabetical order."""
+    """The keys whose values differ, without seeds, in alphabetical order."""
     keys = sorted({key for each in params for key in each})
     return [key for key in keys if not is_seed(key) and len({each.get(key) for each in params}) > 1]
 
 
 def is_seed(key: str) -> bool:
-    """Whether a param is called a seed: `seed`, `data.seed`, `random_seed`."""
+    """Whether a param is a seed by its name: `seed`, `data.seed`, `random_seed`."""
     return bool(_SEED.search(key))
 
 
@@ -115,7 +115,7 @@ def _common(runs: Sequence[Run], selection: Selection) -> dict[str, str]:
 def _unlike(
     names: list[str], params: Sequence[dict[str, str]], members: Sequence[Sequence[Run]]
 ) -> list[str]:
-    """Names of which none occurs twice: by up to three params, at last by an id."""
+    """Makes names unique: by up to three params, finally by an id."""
     shared = {name for name, count in Counter(names).items() if count > 1}
     for name in shared:
         places = [place for place, each in enumerate(names) if each == name]

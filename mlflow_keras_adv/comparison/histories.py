@@ -1,4 +1,4 @@
-"""Curves of many runs, read with few calls: evenly picked points, as MLflow's charts show them."""
+"""Reads curves of many runs with few calls: evenly sampled points, as in MLflow's charts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.compat.mlflow import metric_intervals, picked
 
-# Of each curve; of more a chart of this size shows nothing.
+# Points per curve; a chart of this size cannot show more.
 POINTS = 200
 
 # MLflow's own limit of one request.
@@ -21,7 +21,7 @@ Curves = dict[str, dict[str, "pd.Series[float]"]]
 
 
 def read_curves(run_ids: Sequence[str], keys: Sequence[str]) -> Curves:
-    """The histories of metrics.
+    """Reads the histories of metrics.
 
     Args:
         run_ids: Ids of runs.

@@ -1,4 +1,4 @@
-"""Tables that several runs have logged under one name, cut to what a page can show."""
+"""Tables that several runs have logged under one name, cut to the size of a page."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from mlflow_keras_adv.comparison.texts import number
 
 _logger = logging.getLogger(__name__)
 
-# What is put into a page at most: of each variant a table, and of a table so much.
+# Limits for a page: a table per variant, and these parts of it.
 MAX_TABLES = 4
 MAX_ROWS = 16
 MAX_COLUMNS = 10
@@ -55,12 +55,12 @@ class TableSeries:
 
 
 def read_tables(artifacts: Artifacts) -> tuple[list[TableSeries], list[str]]:
-    """The tables of one run of each variant, the commonest first.
+    """Reads the tables of one run of each variant, the most frequent names first.
 
     A table is a `.json` file as `mlflow.log_table` writes it: `columns`, and `data` row by row.
 
     Returns:
-        The tables, and what was left out, in sentences.
+        The tables, and sentences about those that were left out.
     """
     found: list[TableSeries] = []
     left_out = 0

@@ -1,7 +1,7 @@
-"""The page of a comparison: one HTML file, without a script and without anything from elsewhere.
+"""The page of a comparison: one HTML file without scripts and external resources.
 
-All that is in it was written by somebody: Jinja escapes every value, and the page's own policy lets
-a browser load nothing and run nothing.
+Names and values in it may come from anybody: Jinja escapes them, and the content security policy of
+the page keeps a browser from loading or running anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from mlflow_keras_adv.comparison.table import better, metric_keys
 from mlflow_keras_adv.comparison.texts import number, safe, with_spread
 from mlflow_keras_adv.tracking.directions import Mode
 
-# What a page shows; the table that is logged beside it has all of it.
+# Limits of the page; the table that is logged with it has everything.
 MAX_COLOURS = 10
 MAX_METRICS = 24
 MAX_PARAMS = 24
@@ -37,19 +37,19 @@ GRADIENTS = ("gradient/norm", "gradient/norm_clipped", "optimizer/learning_rate"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a page is made of.
+    """The contents of a page.
 
     Attributes:
         title: Its first line.
-        made: When, in words.
+        made: The time at which it was made, in words.
         groups: The variants, the best first.
-        score: The metric that they are sorted by.
-        directions: Which way metrics are better, as the runs have recorded it.
+        score: The metric by which they are sorted.
+        directions: Whether metrics are better lower or higher, as recorded by the runs.
         curves: Histories of the first `MAX_COLOURS` variants.
         pictures: Pictures of the first `MAX_COLOURS` variants.
-        tables: The same.
+        tables: Tables of the first `MAX_COLOURS` variants.
         experiments: Names by id.
-        notes: What a reader has to know, in sentences.
+        notes: Sentences about the comparison for its readers.
         address: The prepared view in MLflow.
     """
 
@@ -112,13 +112,13 @@ def render(contents: Contents) -> str:
 
 
 def curve_keys(groups: Sequence[Group]) -> list[str]:
-    """The metrics whose curves the page shows, of those that the runs have."""
+    """Chooses the metrics whose curves the page shows."""
     keys = {key for group in groups for run in group.runs for key in run.data.metrics}
     return [key for key in (*CURVES, "batch/loss", *GRADIENTS) if key in keys]
 
 
 def _tiles(contents: Contents) -> list[dict[str, Any]]:
-    """Which variant is the best by the score, the smallest, the fastest."""
+    """Tiles for the variant with the best score, the smallest and the fastest one."""
     tiles: list[dict[str, Any]] = []
     for key in (contents.score, "final/gzip_bytes", "final/latency_ms_p50"):
         having = [

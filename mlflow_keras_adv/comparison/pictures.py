@@ -15,7 +15,7 @@ from mlflow_keras_adv.compat.mlflow import image_key
 
 _logger = logging.getLogger(__name__)
 
-# What is put into a page at most.
+# Limits for a page.
 MAX_PICTURES = 6
 SIDE = 720
 
@@ -38,13 +38,13 @@ class Picture:
 
 
 def read_pictures(artifacts: Artifacts) -> tuple[list[Picture], list[str]]:
-    """The pictures of one run of each variant, the oldest that has any; the commonest come first.
+    """Reads the pictures of one run of each variant, the oldest that has any.
 
-    Each is decoded and drawn anew, of at most `SIDE` pixels: what a file claims to be does not
-    reach the page.
+    Each is decoded and encoded again with at most `SIDE` pixels: the bytes of a file, whatever they
+    are, do not reach the page.
 
     Returns:
-        The pictures, and what was left out, in sentences.
+        The pictures, the most frequent names first, and sentences about those that were left out.
     """
     places = artifacts.by_name(_named)
     notes, found = [], []

@@ -1,4 +1,4 @@
-"""Comparison of runs: one table, one picture, one sentence, on the run that is their parent."""
+"""Comparison of nested runs: a table, a figure and a sentence on their parent run."""
 
 import logging
 import math
@@ -25,14 +25,14 @@ _logger = logging.getLogger(__name__)
 
 @keeps_random_state()
 def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
-    """The finished models side by side.
+    """Tabulates the `final/…` metrics of runs.
 
     Args:
-        runs: Ids of the runs by the name they are to have in the table.
+        runs: Ids of the runs by their names in the table.
 
     Returns:
         One row per run: `variant`, then the `final/…` metrics under their own names, in the order
-        of the first run that has them. NaN where a run has none.
+        of the first run that has them; NaN where a run has none.
     """
     client = MlflowClient()
     return _table({name: client.get_run(run_id).data.metrics for name, run_id in runs.items()})
@@ -40,19 +40,19 @@ def comparison_table(runs: Mapping[str, str]) -> pd.DataFrame:
 
 @keeps_random_state()
 def curve(key: str, *, run: Run | str | None = None) -> "pd.Series[float]":
-    """A metric as it stands in the store.
+    """Reads the history of a metric from the store.
 
     Args:
         key: Name of the metric.
-        run: A run that has ended, or its id; what an open one has handed in may be on its way.
-            Default: the current run.
+        run: A run that has ended, or its id; the last values of an open run may not have arrived
+            yet. Default: the current run.
 
     Returns:
-        Values by step, in the order of the steps; empty where the run has no such metric.
+        Values by step, in the order of the steps; empty if the run has no such metric.
 
     Raises:
         TypeError: The key is no text, or the run no run.
-        UserError: The store knows no such run, or none was given and none is open.
+        UserError: The store has no such run, or none was given and none is open.
     """
     not_a_run("key", key, "curve(key, run=run)")
     expect("key", key, str, "the name of a metric: 'train/loss'")
@@ -73,10 +73,10 @@ def curve(key: str, *, run: Run | str | None = None) -> "pd.Series[float]":
 
 @keeps_random_state()
 def learning_curves(runs: Mapping[str, str], keys: Sequence[str]) -> Figure:
-    """One panel per metric key, one line per run, over the training batches consumed.
+    """Draws a panel per metric key and a line per run, over the training batches consumed.
 
     Args:
-        runs: Ids of the runs by the name they are to have in the legend.
+        runs: Ids of the runs by their names in the legend.
         keys: Metric keys; a run that lacks one has no line in that panel.
     """
     figure = Figure(figsize=(5.5 * len(keys), 4), layout="constrained")
@@ -112,32 +112,32 @@ def log_comparison(
     mode: AskedMode = "auto",
     curves: Sequence[str] = (),
 ) -> str:
-    """Puts what its nested runs found on the parent run.
+    """Compares nested runs, and logs the comparison to their parent.
 
     Logs the table `comparison.json`, the figure `learning_curves.png`, the `final/…` metrics of the
-    winner (a parent without metrics shows an empty chart page) and the tag `winner`. The line with
-    which the run's `track` ends says where MLflow's own chart page shows the nested runs. While the
-    store does not answer, nothing is compared and a warning says so: the values are in journals,
-    and can be compared once they are delivered.
+    winner (a parent without metrics shows an empty chart page) and the tag `winner`. The line that
+    `track` prints at the end of the run has the address of MLflow's chart page of the nested runs.
+    While the store does not answer, nothing is compared and a warning says so: the values are in
+    journals, and can be compared once they are delivered.
 
     Args:
-        variants: The nested runs, or their ids, by name. One that has not ended is waited for
-            until what it was handed is in the store.
+        variants: The nested runs, or their ids, by name. If one has not ended, this waits until the
+            values logged so far are in the store.
         run: The parent, or its id. Default: the current run.
-        candidates: Names among which the winner is chosen. Default: all.
-        monitor: Metric whose last value decides; of equals the one with fewer
-            `final/gzip_bytes`. A validation metric: choosing by the test split would flatter it.
-            Default: `val/accuracy`, else `val/loss`.
-        mode: Whether the highest ("max") or the lowest ("min") wins; "auto": as the runs have
-            recorded it, or as a common name says.
+        candidates: Names of the variants that can win. Default: all.
+        monitor: The metric whose last value decides; ties go to the variant with fewer
+            `final/gzip_bytes`. It should be a validation metric: a choice by the test split would
+            bias its result. Default: `val/accuracy`, else `val/loss`.
+        mode: Whether the highest ("max") or the lowest ("min") wins; "auto": as recorded by the
+            runs, or by a common name.
         curves: Metric keys of the figure's panels. Default: `train/loss` and `monitor`.
 
     Returns:
-        The winner's name; of several candidates none, "", while the store does not answer.
+        The winner's name; "" if there are several candidates and the store does not answer.
 
     Raises:
-        ValueError: If no candidate has the metric `monitor`, or it is not known which way it
-            is better.
+        ValueError: No candidate has the metric `monitor`, or it is unknown whether that is better
+            lower or higher.
         TypeError: The parent is no run, or the variants no dict of runs.
         UserError: No run is open.
     """
@@ -160,7 +160,7 @@ def compare_variants(
     mode: AskedMode,
     curves: Sequence[str],
 ) -> tuple[str, str]:
-    """What `log_comparison` does; returns the metric that has decided, too."""
+    """Like `log_comparison`; also returns the metric that has decided."""
     given = asked(mode)
     if not answers(run.tracking_uri):
         _logger.warning(

@@ -1,4 +1,4 @@
-"""Which runs are compared: of ids, of experiments, of a search; parents give way to their runs."""
+"""Selects the runs to compare: by id, experiment or search; parents are replaced by their runs."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,9 +30,9 @@ class Selection:
 
     Attributes:
         runs: The runs, the newest first.
-        parents: Runs in which some of them are nested, by id; their params hold for those too.
+        parents: The parents of nested runs among them, by id; their params apply to those too.
         experiments: Names of the experiments, by id.
-        notes: What was left out, in sentences.
+        notes: Sentences about the runs that were left out.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Selection:
     notes: list[str] = field(default_factory=list)
 
     def params(self, run: Run) -> dict[str, str]:
-        """The params of a run, and those that it has from its parent."""
+        """The params of a run and of its parent."""
         parent = self.parents.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
         return (dict(parent.data.params) if parent else {}) | dict(run.data.params)
 
@@ -54,19 +54,22 @@ def select_runs(
     *,
     without: str = "",
 ) -> Selection:
-    """Reads the runs that are to be compared; the metrics of all of them come with few calls.
+    """Reads the runs to compare, with few calls.
 
     Args:
-        run_ids: Ids of runs. One with nested runs stands for these.
-        experiments: Names or ids of experiments. Their runs with nested runs among them are left
-            out, since they repeat the numbers of a winner, and so are earlier comparisons.
-        filter_string: As for `mlflow.search_runs`; holds for the experiments, and for the nested
-            runs that a run stands for.
-        max_runs: At most this many, the newest.
-        without: Id of a run of the experiments that is not compared: the one that will hold it.
+        run_ids: Ids of runs. A run with nested runs is replaced by these.
+        experiments: Names or ids of experiments. Runs whose nested runs are selected are left out,
+            since they repeat the numbers of a winner, and so are earlier comparisons.
+        filter_string: As in `mlflow.search_runs`; applies to the experiments, and to the nested
+            runs that replace a run.
+        max_runs: Largest number of runs, of which the newest are selected.
+        without: Id of a run that is left out: the one to which the comparison is logged.
+
+    Returns:
+        The runs, their parents and experiments.
 
     Raises:
-        UserError: Nothing is named or found, or the store does not answer, does not know what is
+        UserError: Nothing is named or found, the store does not answer, does not have what is
             named, or rejects the filter.
     """
     # A single name is one, not its letters.

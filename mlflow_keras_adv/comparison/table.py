@@ -9,18 +9,18 @@ from mlflow_keras_adv.comparison.chance import interval
 from mlflow_keras_adv.comparison.groups import Group, differing
 from mlflow_keras_adv.tracking.directions import Mode, direction
 
-# What comes first in a table; curves of batches and the machine's load are no result.
+# The metrics that come first in a table; curves of batches and system metrics are no results.
 _ORDER = ("final/", "val/", "train/", "")
 _NO_RESULT = ("batch/", "gradient/", "optimizer/", "system/", "final/claim/")
 _SCORES = ("final/accuracy", "val/accuracy", "trial/score")
-# What a model takes: the axis of a chart, and no measure of how good it is.
+# Costs of a model: axes of charts, not measures of its quality.
 _COST = re.compile(
     r"_bytes$|_ms(_|$)|latency|flops|parameters|nonzeros|sparsity|/epoch$|per_second$"
 )
 
 
 def metric_keys(groups: Sequence[Group]) -> list[str]:
-    """The metrics that say how a run ended: `final/…`, `val/…`, `train/…`, then the others."""
+    """The metrics of the end of a run: `final/…`, `val/…`, `train/…`, then the others."""
     keys = {key for group in groups for run in group.runs for key in run.data.metrics}
     results = [key for key in keys if not key.startswith(_NO_RESULT)]
     place = {
@@ -30,15 +30,15 @@ def metric_keys(groups: Sequence[Group]) -> list[str]:
 
 
 def better(key: str, directions: Mapping[str, Mode]) -> int:
-    """Which values of a metric are better: 1 the higher, -1 the lower, 0 unknown."""
+    """Whether a metric is better higher (1) or lower (-1); 0 if unknown."""
     return {"max": 1, "min": -1, None: 0}[direction(key, directions)]
 
 
 def deciding_metric(groups: Sequence[Group], directions: Mapping[str, Mode]) -> str | None:
-    """The metric that the variants are sorted by unasked: one that most of them have.
+    """Finds the metric by which the variants are sorted by default: one that most of them have.
 
     Returns:
-        None where nobody knows of any which way it is better.
+        Its name; None if there is no metric that is known to be better lower or higher.
     """
     keys = metric_keys(groups)
     having = {key: sum(group.value(key) is not None for group in groups) for key in keys}
@@ -52,7 +52,7 @@ def deciding_metric(groups: Sequence[Group], directions: Mapping[str, Mode]) -> 
 def sort_groups(
     groups: Sequence[Group], score: str | None, directions: Mapping[str, Mode]
 ) -> list[Group]:
-    """The best first; what has no such metric, or NaN, comes last."""
+    """Sorts variants, the best first; those without the metric, or with NaN, come last."""
 
     def place(group: Group) -> tuple[bool, float]:
         value = group.value(score) if score else None

@@ -1,4 +1,4 @@
-"""What is written in the page: numbers that can be read, and text that strangers have chosen."""
+"""Numbers and texts as the page shows them."""
 
 import math
 
@@ -9,11 +9,11 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def number(value: float, key: str = "") -> str:
-    """A number with four digits; bytes with their unit, counts in full.
+    """Formats a number with four digits, bytes with their unit, counts in full.
 
     Args:
         value: The number.
-        key: Name of the metric, whose end says the unit.
+        key: Name of the metric, whose end tells the unit.
     """
     if math.isnan(value):
         return "NaN"

@@ -1,9 +1,9 @@
-"""MLflow's own chart page, prepared: the compared runs in one list, the right charts first.
+"""Prepares MLflow's chart page: the compared runs in one list, the relevant charts first.
 
-The state of that page is an experiment tag which MLflow 3.17 reads for `?viewStateShareKey=…`. That
-is nowhere documented: a browser test holds it, and without the tag the address still opens the
-charts of these runs. The page never takes from a tag which rows are expanded; but under a filter,
-sorted by anything else than the start, nested runs stand in one list with all others.
+The state of that page is an experiment tag that MLflow 3.17 reads for `?viewStateShareKey=…`. It is
+undocumented: a browser test checks it, and without the tag the address still opens the charts of
+these runs. A tag cannot say which rows are expanded; but with a filter, and sorted by anything but
+the start time, the page shows nested runs in one list with the others.
 """
 
 import base64
@@ -46,18 +46,18 @@ def view_address(
     directions: Mapping[str, Mode],
     parent_run_id: str | None = None,
 ) -> str | None:
-    """Prepares the chart page, and says where it is.
+    """Prepares the chart page, and returns its address.
 
     Args:
-        runs: The runs that are compared, as the store has them.
+        runs: The compared runs, as read from the store.
         name: Name of the view, in the list of saved views.
         score: Metric to sort by, the best first.
-        directions: Which way metrics are better.
-        parent_run_id: Where given, all runs nested in this one are shown; else the first 100.
+        directions: Whether metrics are better lower or higher.
+        parent_run_id: If given, all runs nested in this one are shown; else the first 100.
 
     Returns:
-        The whole address on a server, else what follows the address of an `mlflow ui`: `/#/…`. None
-        where there is no store that answers now.
+        The address on a server, else the part of it that follows the address of an `mlflow ui`:
+        `/#/…`. None if no store answers.
     """
     client = MlflowClient()
     if not runs or is_offline() or not answers(client.tracking_uri):

@@ -1,4 +1,4 @@
-"""Which charts MLflow's page shows of a comparison, as its saved views describe them."""
+"""Charts of a comparison, in the format of MLflow's saved views."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ State = dict[str, Any]
 
 
 def chart_state(metrics: Collection[str], params: Sequence[str], score: str | None) -> State:
-    """The part of a view that says what is drawn.
+    """Makes the part of a view that describes its charts.
 
-    Chosen charts come first; those that MLflow makes of the other metrics stay below, closed.
+    Chosen charts come first; MLflow's charts of the other metrics stay below, collapsed.
 
     Args:
         metrics: Names of all metrics of the runs.

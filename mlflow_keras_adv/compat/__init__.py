@@ -1,5 +1,5 @@
-"""What differs between the releases of other packages: one function each, and nothing elsewhere.
+"""Differences between releases of other packages, and their private names: a function for each.
 
-A module here is named after the package that it is about. Each function says from which release on
-it is needless. Modules of the store side know no Keras.
+A module is named after its package. Each function says from which release on it is no longer
+needed. Modules of the store side know no Keras.
 """

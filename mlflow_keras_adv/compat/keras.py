@@ -211,7 +211,7 @@ def outputs_of(model: Any) -> Any:
 
 
 def consumers_of(layer: Any) -> list[Any]:
-    """What takes the results of a layer, a call after the other."""
+    """The consumers of a layer's results, call by call."""
     return [node.operation for node in layer._outbound_nodes]
 
 
@@ -251,7 +251,7 @@ def compiled_loss(model: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> A
 
 
 def direction_of(metric: Any) -> Literal["min", "max"] | None:
-    """Which way a metric is better, where Keras says it: to EarlyStopping and ModelCheckpoint."""
+    """Whether a metric is better lower or higher, as Keras tells EarlyStopping."""
     directions: dict[Any, Literal["min", "max"]] = {"down": "min", "up": "max"}
     return directions.get(getattr(metric, "_direction", None))
 
@@ -267,7 +267,7 @@ def trained_by(optimizer: Any) -> Sequence[Any]:
 
 
 def iterations_of(optimizer: Any) -> Any:
-    """What counts the calls of an optimizer of Keras 3 or tf_keras; None before it is made.
+    """The counter of an optimizer's calls, of Keras 3 or tf_keras; None before it is made.
 
     Not `iterations`, which counts updates under accumulation, and makes it in tf_keras.
     """
@@ -275,12 +275,12 @@ def iterations_of(optimizer: Any) -> Any:
 
 
 def learning_rate_of(optimizer: Any) -> Any:
-    """What an optimizer was given as its learning rate: a number's variable, or a schedule."""
+    """The learning rate that an optimizer was given: the variable of a number, or a schedule."""
     return optimizer._learning_rate
 
 
 def initial_epoch_of(model: Any) -> int | None:
-    """Where BackupAndRestore has `fit` go on; None if it has said nothing."""
+    """The epoch at which BackupAndRestore resumes `fit`; None if it does not resume."""
     found = getattr(model, "_initial_epoch", None)
     return None if found is None else int(found)
 

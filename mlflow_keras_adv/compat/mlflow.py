@@ -222,7 +222,7 @@ def chosen_experiment_id() -> str | None:
 
 
 def active_experiment_id() -> str:
-    """That of `mlflow.start_run`, which is created if only the environment names it."""
+    """The experiment of `mlflow.start_run`, which is created if only the environment names it."""
     return str(fluent._get_experiment_id())
 
 
@@ -302,7 +302,7 @@ def delete_artifact(client: MlflowClient, run_id: str, artifact_file: str) -> No
 def answer_of_server(
     uri: str, endpoint: str, *, seconds: float, params: Mapping[str, object] | None = None
 ) -> Any:
-    """What a server answers to one GET, whatever it is, with the login that MLflow has for it.
+    """A server's response to one GET, with the login that MLflow has for it.
 
     Args:
         uri: A tracking URI.
@@ -333,5 +333,5 @@ def raise_what_it_says(response: Any, endpoint: str) -> None:
 
 
 def local_path(uri: str) -> Path:
-    """Where a folder of this machine is, by its URI."""
+    """The path of a local folder, by its URI."""
     return Path(file_utils.local_file_uri_to_path(uri))

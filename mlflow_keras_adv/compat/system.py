@@ -1,4 +1,4 @@
-"""What an operating system may not have: the locks, forks and priorities of POSIX.
+"""Features that an operating system may lack: the locks, forks and priorities of POSIX.
 
 Without them, on Windows say, nothing forks, and values are sent by the training's own process.
 """

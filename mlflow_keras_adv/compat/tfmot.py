@@ -1,4 +1,4 @@
-"""What is used of tfmot, of which some names are not public; imported without its old warning."""
+"""The names of tfmot that are used here, some of them private; imported without its warning."""
 
 import warnings
 from typing import Any

@@ -1,4 +1,4 @@
-"""A model in, a smaller model or a `.tflite` file out, and what each of them weighs and takes."""
+"""Compression: makes a smaller model or a `.tflite` file of a model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whether a quantized file is near enough to its source, by what the source is for."""
+"""Checks whether a quantized file is close enough to its source, by the task of the source."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a conversion gives: a `.tflite` file, and how it compares with what it was made of."""
+"""The result of a conversion: a `.tflite` file, and its differences from its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,25 +12,27 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A `.tflite` file that LiteRT has run, and how it compares with its source on the same data.
+    """A `.tflite` file that LiteRT has run, compared with its source on the same data.
 
     Attributes:
         content: The file.
-        scheme: How its numbers are stored: "float32", or the name of the scheme.
-        difference: The root of the mean square of what its answers and its source's differ by, in
-            parts of that of the source's answers; the worst of the outputs.
-        difference_max: The largest that they differ by, relative to the source's largest answer;
-            the worst of the outputs.
-        agreement: Share of the decisions in which it is as its source; the worst of the outputs
-            that decide, among classes or yes and no; None if none does.
-        float_layers: Layers that the scheme could not quantize, by name; empty where it is not
+        scheme: The format of its numbers: "float32", or the name of the scheme.
+        difference: Root mean square difference of its outputs from those of its source, relative to
+            the root mean square of the latter; of several outputs the worst.
+        difference_max: Largest difference, relative to the source's largest output; of several
+            outputs the worst.
+        agreement: Share of equal decisions (classes, or yes and no); of several outputs with
+            decisions the worst; None if there is none.
+        float_layers: Names of the layers that the scheme could not quantize; empty if that is not
             known layer by layer.
-        expected: What the source answers on the data, by the outputs' names.
-        feeds: The data, by the inputs' names.
-        trained_difference: How far a file from training is from the trained model with its
-            rounding: root mean square, relative to the largest answer. None for others.
-        operations: In a float file, for each layer with kernels the names of its operations.
-        losses: What the source was compiled with, by the outputs' names; empty if it was not.
+        expected: The outputs of the source for the data, by name.
+        feeds: The data, by the names of the inputs.
+        trained_difference: For a file from quantization-aware training, its root mean square
+            difference from the trained model with rounding, relative to the largest output; else
+            None.
+        operations: In a float file, the names of the operations of each layer with kernels.
+        losses: The compiled losses of the source, by the names of the outputs; empty if it was not
+            compiled.
     """
 
     content: bytes
@@ -49,7 +51,7 @@ class Artifact:
         """Writes the file.
 
         Args:
-            path: Where to; its folder exists.
+            path: Path of the file, in an existing folder.
 
         Returns:
             The path.

@@ -1,8 +1,8 @@
-"""The bridge: a Keras 3 model as a tf_keras model and back, proved equal on a batch.
+"""The bridge: converts a Keras 3 model to a tf_keras model and back, and checks it on a batch.
 
-tfmot prunes, clusters and trains quantized only what tf_keras made. Both libraries compute with
-TensorFlow, so a model of stock layers is the same function in either; what cannot be carried is
-refused by name, never approximated.
+tfmot supports only models of tf_keras. Both libraries compute with TensorFlow, so a model of stock
+layers is the same function in either; layers that cannot be converted are rejected by name, never
+approximated.
 """
 
 from functools import cache
@@ -171,7 +171,7 @@ def _replay(
 
 
 def _call_operation(operation: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """What an operation of `keras.ops` does, by a layer of tf_keras."""
+    """Calls an operation of `keras.ops` as a layer of tf_keras."""
     kind = type(operation).__name__
     layers = tf_keras.layers
     if kind in _MERGES and len(args) == 2 and all(is_symbolic(each) for each in args):

@@ -1,4 +1,4 @@
-"""Which channels of a model's layers can be removed, and where each of them is read.
+"""Finds the channels of a model's layers that can be removed, and the weights that read them.
 
 Every number on the last axis of a tensor carries a label: the channel of the layer that it comes
 from, or none. Labels are followed through the graph to the weights that read them. Where they end
@@ -49,7 +49,7 @@ _NONE = -1  # the label of what cannot be removed
 
 @dataclass(eq=False)
 class ChannelGraph:
-    """What can be removed, and what reads it.
+    """The removable channels, and the weights that read them.
 
     Attributes:
         channels: How many channels each layer has that has its own.
@@ -63,7 +63,7 @@ class ChannelGraph:
     _first: dict[str, int] = field(default_factory=dict)
 
     def removed(self, channels: Mapping[str, np.ndarray]) -> np.ndarray:
-        """By label, whether it is removed.
+        """Whether a channel is removed, by label.
 
         Args:
             channels: Which channels of each pruned layer go.
@@ -206,7 +206,7 @@ def without_reading(layer: Any, gone_in: np.ndarray) -> list[np.ndarray]:
 
 
 def importance(layer: Any, normalization: Any = None) -> np.ndarray:
-    """How much each channel of a layer weighs: the sum of its weights' absolute values.
+    """The importance of each channel of a layer: the sum of its absolute weights.
 
     Args:
         layer: A prunable one.

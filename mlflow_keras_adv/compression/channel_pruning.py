@@ -1,4 +1,4 @@
-"""Pruning of whole channels: the model computes less, and so is faster, not only smaller."""
+"""Pruning of whole channels: the model has fewer operations, so it becomes smaller and faster."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class ChannelsOfLayer:
 
 @dataclass(frozen=True, eq=False)
 class ChannelsPruned:
-    """A model with fewer channels, and what that is worth.
+    """A model with fewer channels, and its latency and size compared with the original.
 
     Attributes:
         model: A smaller Keras 3 model, not compiled.
@@ -82,16 +82,16 @@ def prune_channels(
     optimizer: keras.optimizers.Optimizer | None = None,
     **fit: Any,
 ) -> ChannelsPruned:
-    """Makes a model with fewer channels in its layers, and trains it on.
+    """Makes a model with fewer channels in its layers, and fine-tunes it.
 
-    The channels of each Dense layer and convolution whose weights are the smallest in sum are
-    removed, and with them what reads them in a normalization, a depthwise convolution and the next
-    layers, also behind pooling, Flatten and Concatenate. Where channels meet others, as in a
-    residual sum, are an output of the model or pass a layer that mixes them, their layer is kept
-    whole; `ChannelsPruned.layers` says why.
+    The channels of each Dense layer and convolution with the smallest sums of absolute weights are
+    removed, together with the weights that read them in a normalization, a depthwise convolution
+    and the next layers, also behind pooling, Flatten and Concatenate. A layer is kept whole if its
+    channels are added to others (as in a residual sum), are an output of the model or pass a layer
+    that mixes them; `ChannelsPruned.layers` says why.
 
-    Before the training the smaller model is proved to compute what the given one computes if nobody
-    reads the channels that are removed.
+    Before the training it is checked that the smaller model computes the same as the given one with
+    the removed channels ignored.
 
     Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, 2017,
     arXiv:1608.08710.
@@ -110,11 +110,11 @@ def prune_channels(
         channels: Share of the channels to remove, above 0 and below 1, of every layer that can lose
             some; or one for each of some layers by name, when the others are left as they are. One
             channel at least is left.
-        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
-            with.
+        loss: As in `compile`, like the next three. Default of each: the one that `model` was
+            compiled with.
         loss_weights: Weights of several losses.
-        metrics: An empty list: none.
-        weighted_metrics: An empty list: none.
+        metrics: Metrics; [] for none.
+        weighted_metrics: Metrics with sample weights; [] for none.
         optimizer: A Keras 3 optimizer, of which a fresh one is made. Default: Adam(0.001).
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose.

@@ -1,4 +1,4 @@
-"""Clustering: a model is trained on while the weights of a kernel share a few values."""
+"""Clustering: fine-tunes a model while the weights of a kernel share a few values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,11 +75,11 @@ def cluster(
     optimizer: keras.optimizers.Optimizer | None = None,
     **fit: Any,
 ) -> Clustered:
-    """Trains a copy of a model on while the weights of each kernel share a few values.
+    """Fine-tunes a copy of a model while the weights of each kernel share a few values.
 
-    The values, centroids of the kernel's weights, are trained; at the end the different ones are
-    counted. If zeros are a cluster of their own in a kernel, as after pruning, they stay
-    zeros. The file compresses better; it does not get smaller, nor the model faster, by itself.
+    The values, centroids of the kernel's weights, are trained; at the end the distinct values are
+    counted. If zeros form a cluster of their own in a kernel, as after pruning, they stay zeros.
+    The file compresses better, but is not smaller before compression, and the model is not faster.
 
     Han, Mao, Dally: Deep Compression, 2016, arXiv:1510.00149, section 3.
 
@@ -91,12 +91,12 @@ def cluster(
             kinds are taken as `validation_data`, a generator with `validation_steps`.
         clusters: Different values in a kernel, 3 or more, of every layer that tfmot can cluster; or
             for each of some layers by name, when the others are left as they are.
-        initialization: Where the centroids start. Default: KMEANS_PLUS_PLUS.
-        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
-            with.
+        initialization: Initial centroids. Default: KMEANS_PLUS_PLUS.
+        loss: As in `compile`, like the next three. Default of each: the one that `model` was
+            compiled with.
         loss_weights: Weights of several losses.
-        metrics: An empty list: none.
-        weighted_metrics: An empty list: none.
+        metrics: Metrics; [] for none.
+        weighted_metrics: Metrics with sample weights; [] for none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras.
@@ -163,7 +163,7 @@ def cluster(
 def _returned(
     wrapped: tf_keras.Model, sample: Any, like: keras.Model, chosen: Mapping[str, int]
 ) -> keras.Model:
-    """What has been clustered, as a model of Keras 3."""
+    """The clustered model, converted to Keras 3."""
     stripped = tfmot.clustering.keras.strip_clustering(wrapped)
     check_weights(stripped)  # NaN is equal to nothing
     prove_graph("strip_clustering", wrapped, stripped)
@@ -192,7 +192,7 @@ def _chosen(
 
 
 def _usable(model: keras.Model, name: str, count: int, preserved: bool) -> int:
-    """How many of `count` clusters tfmot can start: no more than there are weights to share out."""
+    """The number of clusters that tfmot can start with: at most the number of weights."""
     values = [np.asarray(each) for each in kernels(model)[name]]
     fewest = min(np.count_nonzero(each) + 1 if preserved else each.size for each in values)
     return max(2, min(count, int(fewest)))

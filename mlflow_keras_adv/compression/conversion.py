@@ -1,4 +1,4 @@
-"""A Keras model as a float `.tflite` file, and any such file held against its source."""
+"""Converts a Keras model to a float `.tflite` file, and compares a file with its source."""
 
 import tempfile
 import warnings
@@ -30,7 +30,7 @@ _BATCH = 32
 
 @keeps_random_state()
 def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Artifact:
-    """Converts a model to a float32 `.tflite` file, one that computes in 16 bits too.
+    """Converts a model to a float32 `.tflite` file, also one that computes in 16 bits.
 
     Args:
         model: A built Keras 3 model; it stays as it is.
@@ -39,11 +39,11 @@ def convert(model: keras.Model, x: Any, *, batch_size: int | None = None) -> Art
             `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator, with or without labels, of
             which 1,000 samples are taken at most. Where the number of samples a call has to be
             fixed, every other axis that the model leaves free gets the size it has here.
-        batch_size: Samples a call of the file, if it is to be fixed. By default it is free; 1 for a
-            model that LiteRT cannot run otherwise, such as one with an LSTM.
+        batch_size: Fixed number of samples per call. By default it is free, or 1 for a model that
+            LiteRT cannot run otherwise, such as one with an LSTM.
 
     Returns:
-        The file, and how far it is from the model on the samples.
+        The file, compared with the model on the samples.
 
     Raises:
         TypeError: `x` is something else.
@@ -137,7 +137,7 @@ def compare(
 
 
 def losses_of(model: keras.Model) -> dict[str, Any]:
-    """What a model was compiled with, by the names that its outputs have in a file."""
+    """The compiled losses of a model, by the names of its outputs in a file."""
     return losses_by_output(criteria_of(model))
 
 
@@ -202,7 +202,7 @@ def arrays_by_name(model: keras.Model, runner: LiteRTModel, x: Any) -> Arrays:
 
 
 def answers_of(model: keras.Model, x: Any) -> Arrays:
-    """What the model answers, by the names that TensorFlow gives outputs in a signature."""
+    """The outputs of the model, by TensorFlow's names for outputs in a signature."""
     count = len(keras.tree.flatten(x)[0])
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, count, _BATCH):

@@ -1,4 +1,4 @@
-"""A second model with the same layers and weights, free of what the first was trained with."""
+"""Copies a model without its optimizer and compile arguments."""
 
 import tempfile
 import warnings

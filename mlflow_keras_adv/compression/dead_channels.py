@@ -1,4 +1,4 @@
-"""Biases of channels whose weights are zero or next to it, which LiteRT's quantizer gets wrong.
+"""Corrects the biases of channels whose weights are (almost) zero, which LiteRT quantizes wrongly.
 
 It gives such a channel the scale 1e-9 / 127 for want of a range. The bias is stored in steps of the
 input's scale times that, and the number of steps no longer fits: a bias of 1 comes out as a large

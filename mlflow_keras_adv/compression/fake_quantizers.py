@@ -1,4 +1,4 @@
-"""The rounding that tfmot puts into a model for quantization-aware training: seen, and set.
+"""Measures and sets the ranges of tfmot's rounding in quantization-aware training.
 
 tfmot starts every range of activations at -6 to 6 and moves it by a thousandth a step: after a
 short training, numbers far smaller than 6 are still rounded in steps made for it. Here the ranges
@@ -67,7 +67,7 @@ def with_borders(model: tf_keras.Model, left: Collection[str]) -> tf_keras.Model
     borders: dict[int, Any] = {}
 
     def taken(symbol: Any, is_left: bool) -> Any:
-        """What a layer gets for a tensor of the old graph."""
+        """The input of a layer for a tensor of the old graph."""
         value = values.get(id(symbol), symbol)
         if is_left or id(symbol) not in makers or not symbol.dtype.is_floating:
             return value
@@ -92,7 +92,7 @@ def with_borders(model: tf_keras.Model, left: Collection[str]) -> tf_keras.Model
 
 
 def _activations() -> Any:
-    """What tfmot rounds activations with."""
+    """The quantizers with which tfmot rounds activations."""
     return tfmot.quantization.keras.quantizers.MovingAverageQuantizer(
         num_bits=8, per_axis=False, symmetric=False, narrow_range=False
     )

@@ -1,4 +1,4 @@
-"""The training in which a compressed model finds its way back, in Keras 3 or in tf_keras."""
+"""Fine-tuning of a compressed model, in Keras 3 or in tf_keras."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,16 +25,16 @@ _NOT_OURS = {
 
 
 class FineTuning:
-    """What a training needs, known before it starts; the model comes last.
+    """The arguments of a training, checked before it starts; the model is given last.
 
     Args:
         model: The Keras 3 model to compress. What it was compiled with is used, but for the
             optimizer.
         train: As `training_data.EXPECTED` says.
-        loss: As of `compile`; None: the model's own. So are the next three.
+        loss: As in `compile`, like the next three. None: the model's own.
         loss_weights: Weights of several outputs.
-        metrics: An empty list: none.
-        weighted_metrics: An empty list: none.
+        metrics: Metrics; [] for none.
+        weighted_metrics: Metrics with sample weights; [] for none.
         optimizer: A Keras 3 optimizer, of which a fresh one of the same settings is made; None:
             Adam.
         learning_rate: Learning rate of that Adam.
@@ -94,7 +94,7 @@ class FineTuning:
             self._judge.try_on(model(self.sample, training=False), *expected)
 
     def for_tf_keras(self) -> dict[str, Any]:
-        """What the training in tf_keras needs of tf_keras.
+        """The compile arguments of the training in tf_keras.
 
         Raises:
             UserError: tf_keras has no such optimizer or callback.

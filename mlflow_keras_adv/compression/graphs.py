@@ -1,4 +1,4 @@
-"""What a model's graph is made of, asked of Keras 3 and of tf_keras in one way."""
+"""Layers and calls in a model's graph, in the same form for Keras 3 and tf_keras."""
 
 import itertools
 from collections.abc import Collection, Iterator

@@ -1,4 +1,4 @@
-"""A model of tf_keras in training, judged by Keras 3: its losses, its metrics, its names."""
+"""A tf_keras model that is trained with the losses and metrics of Keras 3."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -54,7 +54,7 @@ def judged(model: tf_keras.Model, judge: Judge, like: keras.Model) -> tf_keras.M
 
 
 def names_of_outputs(model: keras.Model) -> list[str]:
-    """What the outputs of a Sequential or functional model are called, in the flat order.
+    """The names of the outputs of a Sequential or functional model, in the flat order.
 
     Those of a dict have its keys, others the names of the layers that they come from.
     """

@@ -1,4 +1,4 @@
-"""One layer, regularizer, optimizer or other stock object of one Keras as the same of the other."""
+"""Translates stock objects (layers, regularizers, optimizers, …) between Keras 3 and tf_keras."""
 
 import inspect
 import warnings
@@ -155,7 +155,7 @@ def _rebuild(
 
 
 def _value(instance: Any, key: str, value: Any, direction: Direction, what: str) -> Any:
-    """What the target's constructor gets for a key of the source's config."""
+    """The argument of the target's constructor for a key of the source's config."""
     if key.endswith("activation") and callable(own := getattr(instance, key, None)):
         return _activation(own, direction, what)
     if key == "axis" and type(instance).__name__ == "BatchNormalization" and np.size(value) == 1:

@@ -1,4 +1,4 @@
-"""Pruning in Keras 3 itself, for what has no graph that tfmot could be shown."""
+"""Pruning in Keras 3 itself, for models that cannot be converted for tfmot."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def prune(
     initial: Mapping[str, float],
     plan: Renewals,
 ) -> tuple[keras.Model, list[float]]:
-    """Trains `model` on under masks.
+    """Fine-tunes a model under masks.
 
     The optimizer applies a variable's constraint after each update, inside the compiled step; there
     the mask is multiplied in.

@@ -1,4 +1,4 @@
-"""Which weights are set to zero: the smallest ones, by share or m of every n."""
+"""Masks that zero the smallest weights: a share of them, or m of every n."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ Target = float | tuple[int, int]
 
 
 def check_target(target: Target) -> None:
-    """Refuses what is no sparsity.
+    """Rejects an invalid sparsity.
 
     Raises:
         ValueError: Not a share above 0 and below 1, nor two whole numbers 0 < m < n.
@@ -27,7 +27,7 @@ def check_target(target: Target) -> None:
 
 
 def share(target: Target) -> float:
-    """The share of zeros that a target stands for."""
+    """The share of zeros of a target."""
     return target[0] / target[1] if isinstance(target, tuple) else float(target)
 
 
@@ -43,11 +43,11 @@ def fits(shape: tuple[int, ...], target: Target) -> bool:
 
 
 def smallest(values: np.ndarray, sparsity: float) -> np.ndarray:
-    """Where the smallest absolute values are not; of equal ones the first go first.
+    """Makes a mask that zeroes the smallest absolute values; ties are zeroed in index order.
 
     Args:
         values: Weights of any shape.
-        sparsity: Share to set to zero, from 0 to below 1; one weight stays at least.
+        sparsity: Share to set to zero, from 0 to below 1; at least one weight is kept.
 
     Returns:
         Mask of the shape and dtype of `values`: 0 or 1.
@@ -60,12 +60,12 @@ def smallest(values: np.ndarray, sparsity: float) -> np.ndarray:
 
 
 def smallest_of_groups(values: np.ndarray, zeros: int, group: int) -> np.ndarray:
-    """Where the `zeros` smallest of every `group` inputs are not, for each output.
+    """Makes a mask that zeroes the `zeros` smallest of every `group` inputs, for each output.
 
     Args:
         values: Kernel of shape (…, inputs, outputs); `group` divides the inputs.
-        zeros: How many of each group are set to zero.
-        group: Consecutive inputs.
+        zeros: Number of zeros in each group.
+        group: Number of consecutive inputs in a group.
 
     Returns:
         Mask of the shape and dtype of `values`: 0 or 1.

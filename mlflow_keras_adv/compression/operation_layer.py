@@ -1,4 +1,4 @@
-"""A function of tensors as a layer of tf_keras that can be copied by its configuration.
+"""A tf_keras layer that computes a function, and can be copied by its configuration.
 
 tf_keras' `Lambda` is written down as bytecode, which it refuses to read again, and tfmot copies a
 model by its configuration.
@@ -30,7 +30,7 @@ class OperationLayer(tf_keras.layers.Layer):
         _functions[id(function)] = function
 
     def call(self, inputs: Any) -> Any:
-        """What the function makes of the inputs."""
+        """Applies the function."""
         return self.function(inputs)
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Masks past tfmot's wrappers, which hand them to layers that take none, and lose them behind."""
+"""Passes padding masks around tfmot's wrappers, which drop them or give them to other layers."""
 
 import inspect
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Models that compute in 16 bits: the same in float32, and how far the two may be apart.
+"""Converts models that compute in 16 bits to float32, with a tolerance for the difference.
 
 LiteRT's kernels and tfmot's rounding are made for float32. The weights of a model of a mixed policy
 are float32 anyway.
@@ -21,7 +21,7 @@ _POLICIES = {*_TOLERANCES, *(f"mixed_{name}" for name in _TOLERANCES)}
 
 
 def half_tolerance(model: keras.Model) -> float:
-    """How far a model may be from the same in float32, relative to the largest answer.
+    """The accepted difference of a model from its float32 copy, relative to the largest output.
 
     Returns:
         0 for a model that computes in float32 throughout.

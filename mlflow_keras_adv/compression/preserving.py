@@ -1,4 +1,4 @@
-"""What pruning and clustering have won, kept while a model is trained quantized.
+"""Preserves zeros and clusters of a model during quantization-aware training.
 
 tfmot's clustering is used in the layers that it knows. Its other ways are not: they refuse
 layers that they do not know instead of leaving them alone, share one setting among all layers, so
@@ -128,7 +128,7 @@ class Preserving(tf_keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def without_warning(self) -> Iterator[None]:
-        """Without tf_keras' warning that a kernel has no gradient, where that is as it should be.
+        """Silences tf_keras' warning about kernels without gradients, which are intended here.
 
         What is trained are the clusters; the kernel is computed from them in each step.
         """
@@ -195,7 +195,7 @@ class Preserving(tf_keras.callbacks.Callback):
 
 
 def _clusters_of(layer: Any) -> list[Any]:
-    """What tfmot holds of the clustered kernels of a layer."""
+    """The clustering objects of tfmot for the kernels of a layer."""
     if not isinstance(layer, QuantizeWrapper):
         return []
     return [held for _, _, held in rounded_weights(layer) if _CENTROIDS in held]

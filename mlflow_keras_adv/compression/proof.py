@@ -1,9 +1,9 @@
-"""The proof that a step of compression has changed nothing but what it is for.
+"""Checks that a step of compression has changed nothing else.
 
-A model goes through many hands: the bridge, tfmot's wrappers, its quantizing, its stripping, the
-converter. After each of them three things are held against the model from before: the graph (every
-call of every layer, and what feeds it, in order), the weights, and the outputs on data. What cannot
-be proved is refused by name, before any training.
+A model passes several steps: the bridge, tfmot's wrapping, quantizing and stripping, the converter.
+After each of them the model is compared with the one before: its graph (every call of every layer,
+with its inputs in order), its weights, and its outputs on data. A difference is an error that names
+the layer, before any training.
 """
 
 from collections import Counter
@@ -274,7 +274,7 @@ def _compare_outputs(step: str, one: Any, other: Any, sample: Any, tolerance: fl
 
 
 def answers_of(model: Any, sample: Any) -> list[np.ndarray]:
-    """What a model of either library answers, flat; tfmot's rounding is left out."""
+    """The outputs of a model of either library, flat and without tfmot's rounding."""
     tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, sample)
     with without_rounding():
         # Said aloud: without it both libraries run augmentation layers in training mode.

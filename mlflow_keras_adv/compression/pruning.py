@@ -1,4 +1,4 @@
-"""Pruning: a model is trained on while its smallest weights are set to zero."""
+"""Pruning: fine-tunes a model while its smallest weights are set to zero."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,14 +45,13 @@ class PrunedLayer:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """A pruned model and how it came about.
+    """A pruned model, and the curve of its sparsity.
 
     Attributes:
         model: A Keras 3 model like the one given, not compiled.
         layers: Every layer with kernels, those that were left as they are too.
         steps: Batches consumed, int64 [steps]: 1, 2, ….
-        sparsity: Share of zeros, measured in the masks of the pruned layers, after each of them;
-            float64 [steps].
+        sparsity: Share of zeros in the masks of the pruned layers after each step, float64 [steps].
         engine: "tfmot", or "masks in Keras 3" for what tfmot cannot prune.
     """
 
@@ -79,11 +78,11 @@ def prune(
     optimizer: keras.optimizers.Optimizer | None = None,
     **fit: Any,
 ) -> Pruned:
-    """Trains a copy of a model on while its smallest weights are set to zero, layer by layer.
+    """Fine-tunes a copy of a model while its smallest weights are set to zero, layer by layer.
 
-    Every kernel is pruned to the target by itself; biases, normalization and depthwise kernels are
-    left. On which steps the masks are renewed follows from the length of the training, and the
-    zeros of each layer are counted at the end: what is returned has the sparsity asked for.
+    Every kernel is pruned to the target separately; biases, normalization and depthwise kernels are
+    not pruned. The steps on which the masks are updated follow from the length of the training, and
+    the zeros of each layer are counted at the end, so that the result has the given sparsity.
 
     Zhu, Gupta: To prune, or not to prune, 2017, arXiv:1710.01878.
 
@@ -101,17 +100,17 @@ def prune(
             a `keras.utils.PyDataset`; or a generator of batches, with `steps_per_epoch`. The same
             kinds are taken as `validation_data`, a generator with `validation_steps`.
         sparsity: A share of zeros above 0 and below 1; or (m, n) for m zeros in every n consecutive
-            inputs, such as (2, 4), from the first step on, in the layers whose inputs n divides; or
-            a dict of these for some layers by name, and the others are left as they are.
+            inputs, such as (2, 4), from the first step on, in the layers whose number of inputs is
+            a multiple of n; or a dict of these for some layers by name; the others are not pruned.
         schedule: How the share grows from the model's own to the target: `polynomial`, `constant`
             or another function from progress to progress, 0 to 1.
         begin: Share of the training before the first zeros.
-        end: Share of the training after which the masks stay as they are and the rest recovers.
-        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
-            with.
+        end: Share of the training after which the masks are fixed, and the other weights recover.
+        loss: As in `compile`, like the next three. Default of each: the one that `model` was
+            compiled with.
         loss_weights: Weights of several losses.
-        metrics: An empty list: none.
-        weighted_metrics: An empty list: none.
+        metrics: Metrics; [] for none.
+        weighted_metrics: Metrics with sample weights; [] for none.
         optimizer: A Keras 3 optimizer, of which a fresh one is made. Default: Adam(0.001).
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras where tfmot can prune

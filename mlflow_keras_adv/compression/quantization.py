@@ -1,4 +1,4 @@
-"""Quantization after training: a float model in, a smaller `.tflite` file out, without training.
+"""Quantization after training: makes a smaller `.tflite` file of a float model.
 
 A scheme is a function: the float file and samples in, the quantized file out. Those here are of
 LiteRT's quantizer; another one needs no registration.
@@ -65,24 +65,23 @@ def quantize(
     """Quantizes a model, runs the file once and compares it with its source.
 
     Args:
-        model: A built Keras 3 model, which stays as it is, or what `convert` made of it: with
-            several schemes the conversion is done once.
+        model: A built Keras 3 model, which stays as it is, or the `Artifact` of `convert`, so that
+            several schemes share one conversion.
         scheme: One of the functions of this module, or another of that kind.
-        x: Samples of real data, the more like those of use the better; some hundred of the
-            training split are enough. They set the ranges of activations, where the scheme needs
-            them, and file and source are compared on them. In any form that `convert` takes. With
-            an `Artifact` its own samples are used.
+        x: Representative samples, in any form that `convert` takes; a few hundred of the training
+            split are enough. They set the ranges of activations, if the scheme needs them, and file
+            and source are compared on them. With an `Artifact` its own samples are used.
         batch_size: See `convert`.
         layers: Which layers to quantize, by name, of an inner model's `inner.dense`; the others
             stay in float. Default: all that the scheme can.
-        min_agreement: The least share of the decisions in which a model that decides, among classes
-            or yes and no, must be as its source, from 0 to 1. Default: 0.9. A loss says that it
-            decides, or probabilities that sum to 1; to give a share says so of scores of classes.
-        max_difference: What `difference` of the outputs may be. Default: 0.1 if no output decides,
-            else any.
+        min_agreement: Smallest accepted share of equal decisions of a classifier and its file, from
+            0 to 1. Default: 0.9. A model is a classifier by its loss, or if it gives probabilities
+            that sum to 1; passing a share declares scores to be those of classes.
+        max_difference: Largest accepted `difference` of the outputs. Default: 0.1 for a model that
+            is no classifier, else any.
 
     Returns:
-        The file, which LiteRT has run, and how it compares.
+        The file, which LiteRT has run, compared with its source.
 
     Raises:
         TypeError: `x` is something else.
@@ -351,7 +350,7 @@ def _quantized(quantizer: Quantizer, ranges: Any = None, *, left: Sequence[str] 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without a progress bar, and without LiteRT's warning that every tensor is kept a moment."""
+    """Silences the progress bar, and LiteRT's warning that all tensors are preserved."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", ".*experimental_preserve_all_tensors")
         yield

@@ -1,4 +1,4 @@
-"""Quantization-aware training: a model learns to live with the steps of int8, by tfmot."""
+"""Quantization-aware training to int8, by tfmot."""
 
 import math
 import re
@@ -73,10 +73,10 @@ def quantize_aware(
     optimizer: keras.optimizers.Optimizer | None = None,
     **fit: Any,
 ) -> Artifact:
-    """Trains a copy of a model on with int8 rounding in place, and converts it to an int8 file.
+    """Fine-tunes a copy of a model with int8 rounding, and converts it to an int8 file.
 
-    In the forward pass weights and activations are rounded to the steps of int8, whose ranges are
-    found in training; gradients pass as if they were not.
+    In the forward pass weights and activations are rounded to int8 steps, whose ranges are found in
+    training; gradients ignore the rounding (straight-through estimator).
 
     Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference, 2018, arXiv:1712.05877.
@@ -93,15 +93,15 @@ def quantize_aware(
         layers: Which layers with weights to quantize, by name, of an inner model's `inner.dense`;
             the others train on in float, and stay so in the file unless what they take and give is
             rounded. Default: all that tfmot can.
-        io: What the file takes and gives: "float32", "int8" or "uint8".
-        min_agreement: The least share of the decisions in which the file must be as `model`, from 0
-            to 1; see `quantize`. Default: any, since it has been trained further.
-        max_difference: What `difference` of the outputs may be. Default: any.
-        loss: As of `compile`; so are the next three. Default of each: what `model` was compiled
-            with.
+        io: The dtype of the file's inputs and outputs: "float32", "int8" or "uint8".
+        min_agreement: Smallest accepted share of equal decisions of file and `model`, from 0 to 1;
+            see `quantize`. Default: any, since the file was trained further.
+        max_difference: Largest accepted `difference` of the outputs. Default: any.
+        loss: As in `compile`, like the next three. Default of each: the one that `model` was
+            compiled with.
         loss_weights: Weights of several losses.
-        metrics: An empty list: none.
-        weighted_metrics: An empty list: none.
+        metrics: Metrics; [] for none.
+        weighted_metrics: Metrics with sample weights; [] for none.
         optimizer: A Keras 3 optimizer, of which one of tf_keras is made. Default: Adam(0.0001).
         **fit: Further arguments of `fit`: epochs (1), batch_size (32), validation_data, callbacks,
             class_weight, verbose. The model in training is one of tf_keras.
@@ -314,7 +314,7 @@ def _some(batches: Iterator[Any]) -> Any:
 
 
 def _trained_answers(model: tf_keras.Model, x: Any) -> list[np.ndarray]:
-    """What the trained model answers with its rounding, in the order of its outputs."""
+    """The outputs of the trained model with its rounding, in order."""
     return [np.asarray(each) for each in keras.tree.flatten(model(x, training=False))]
 
 

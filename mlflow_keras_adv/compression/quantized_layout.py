@@ -1,4 +1,4 @@
-"""How tfmot lays a graph out for int8, with the graph kept as it is.
+"""Applies tfmot's quantization layout without changing the graph.
 
 tfmot replaces patterns of layers in the config of a model: a SeparableConv2D becomes two layers, a
 Concatenate passes quantizing on to what feeds it. Version 0.8.1 looks up the layers that feed a
@@ -26,7 +26,7 @@ from mlflow_keras_adv.compression.proof import is_wrapper
 
 
 def quantize_apply(annotated: Any, scheme: Any) -> Any:
-    """What tfmot's function of this name does, but for what the model computes and trains.
+    """Like tfmot's function of this name, without changing what the model computes and trains.
 
     Args:
         annotated: A model that is annotated for quantizing.

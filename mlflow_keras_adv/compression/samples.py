@@ -1,4 +1,4 @@
-"""Samples of real data, in whatever form Keras takes data, as the arrays that a model takes."""
+"""Converts samples, in any form that Keras accepts, to the input arrays of a model."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -61,7 +61,7 @@ def read_samples(model: keras.Model, x: Any) -> Any:
 
 
 def _of_one_input(model: keras.Model, x: Any) -> Any:
-    """What may be meant by a list or tuple, where there is one input."""
+    """The possible meanings of a list or tuple for a model with one input."""
     if isinstance(x, tuple) and 2 <= len(x) <= 3 and all(hasattr(each, "shape") for each in x):
         return x[0]  # with its labels, as Keras' fit reads it
     if not isinstance(x, (list, tuple)) or not x or not all(hasattr(e, "shape") for e in x):
@@ -94,7 +94,7 @@ def _joined(model: keras.Model, parts: Iterator[Any], *, labelled: bool = True) 
 
 
 def _ranks(model: keras.Model) -> list[int] | None:
-    """How many axes each input has, that of the samples included."""
+    """The number of axes of each input, including that of the samples."""
     inputs = getattr(model, "inputs", None)
     if not inputs or any(each.shape is None for each in inputs):
         return None

@@ -1,4 +1,4 @@
-"""How sparsity grows while a model is pruned, and on which steps."""
+"""Sparsity schedules: how the sparsity grows while a model is pruned, and on which steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _RENEWALS = 30
 
 
 def constant(_progress: float) -> float:
-    """The target at once: 1, whatever the progress.
+    """Returns 1 at any progress: the target is reached at once.
 
     Args:
         _progress: Not used.
@@ -25,7 +25,7 @@ def constant(_progress: float) -> float:
 
 
 def polynomial(progress: float, *, power: float = 3.0) -> float:
-    """Fast at first, while there is much to spare, then slower: `1 - (1 - progress) ** power`.
+    """Grows fast at first, then slower: `1 - (1 - progress) ** power`.
 
     Zhu, Gupta: To prune, or not to prune, 2017, arXiv:1710.01878, equation 1. For another power:
     `functools.partial(polynomial, power=2)`.

@@ -1,4 +1,4 @@
-"""The share of zeros in a model's masks, after each step of a training."""
+"""Records the share of zeros in a model's masks after each step of a training."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ class SparsityCurve:
         self.values: list[float] = []
 
     def after_batch(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """To be called after each batch, by either Keras."""
+        """Must be called after each batch, by either Keras."""
         if len(self.values) + 1 in self._due:
             self._latest = zero_share([np.asarray(mask) for mask in self._masks])
         self.values.append(self._latest)

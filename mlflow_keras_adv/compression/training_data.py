@@ -1,4 +1,4 @@
-"""What a model is trained on, read before it is: how many batches, and some of its inputs."""
+"""Reads training data before the training: the number of batches, and some of the inputs."""
 
 import itertools
 import math

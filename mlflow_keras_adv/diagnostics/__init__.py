@@ -1,1 +1,1 @@
-"""What can be asked of a tracking store before a training relies on it."""
+"""Checks of a tracking store, before a training relies on it."""

@@ -35,11 +35,11 @@ _ONE_ATTEMPT = {
 
 
 def examine(uri: str | None = None, *, say: Callable[[str], None]) -> bool:
-    """Runs a tiny trial in a store, deletes it again, and says in a table how each step went.
+    """Tries a store with a tiny run, model and version, deletes them, and prints a table of steps.
 
-    The trial is recorded where a training would be: in the experiment of MLFLOW_EXPERIMENT_NAME or
-    MLFLOW_EXPERIMENT_ID, or in the default one where that does not exist yet. It is deleted also
-    after Ctrl-C, SIGTERM or a step that failed. A store that does not answer ends the examination
+    The run is recorded where a training would be: in the experiment of MLFLOW_EXPERIMENT_NAME or
+    MLFLOW_EXPERIMENT_ID, or in the default one if that does not exist yet. Everything is deleted
+    also after Ctrl-C, SIGTERM or a failed step. If the store does not answer, the examination ends
     within seconds.
 
     Args:
@@ -47,7 +47,7 @@ def examine(uri: str | None = None, *, say: Callable[[str], None]) -> bool:
         say: Receives each line.
 
     Returns:
-        Whether all that a training needs works. What cannot be deleted is a warning only.
+        Whether everything works that a training needs. A failed deletion is only a warning.
     """
     client = MlflowClient(uri, uri) if uri else MlflowClient()
     say(f"store     {without_password(client.tracking_uri)}")
@@ -65,10 +65,10 @@ def examine(uri: str | None = None, *, say: Callable[[str], None]) -> bool:
 
 
 class _Examination:
-    """Tries steps as long as the store answers, and says a row of the table for each.
+    """Tries steps as long as the store answers, and prints a row of the table for each.
 
     Args:
-        uri: The store, to see after a failure whether it still answers.
+        uri: The store, which is asked after a failure whether it still answers.
         say: Receives each line.
 
     Attributes:
@@ -85,7 +85,7 @@ class _Examination:
         self.try_step(Check("reach the store", self._reach, None, ""))
 
     def try_step(self, step: Check) -> None:
-        """Tries a step if what it needs worked."""
+        """Tries a step if the step that it needs has worked."""
         if self._gone:
             return
         if step.needs is not None and step.needs not in self._worked:
@@ -130,9 +130,9 @@ class _Examination:
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Makes a call on a thread, and waits for it no longer.
+    """Makes a call on a thread, and waits for it for a limited time.
 
-    After Ctrl-C the call is waited for too: what it made is to be known, and deleted.
+    After Ctrl-C it still waits, so that whatever the call creates is known and can be deleted.
 
     Raises:
         TimeoutError: If it takes longer.
@@ -164,7 +164,7 @@ def _within(seconds: float, call: Callable[[], object]) -> None:
 
 
 def _reason(error: Exception, right: str) -> str:
-    """One line: for a login what to set or to ask for, for the rest what the store said."""
+    """One line: for a login the variable or right that is missing, else the store's message."""
     if isinstance(error, MlflowException):
         status, text = error.get_http_status_code(), error.message
     else:
@@ -197,7 +197,7 @@ def _versions(uri: str) -> Iterator[str]:
 
 @contextmanager
 def _one_attempt() -> Iterator[None]:
-    """Has MLflow ask once within the block, whatever the environment says of retries."""
+    """Turns off MLflow's retries within the block."""
     before = {name: os.environ.get(name) for name in _ONE_ATTEMPT}
     os.environ.update(_ONE_ATTEMPT)
     try:

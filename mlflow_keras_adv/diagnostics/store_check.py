@@ -25,9 +25,9 @@ class Check:
 
     Attributes:
         name: For the table.
-        call: What it does.
-        needs: The step without which it cannot be tried.
-        right: What a store that forbids it would have to grant.
+        call: The step itself.
+        needs: The step that must have worked before.
+        right: The right that a store with logins has to grant.
         required: Whether a training needs it.
     """
 
@@ -39,7 +39,7 @@ class Check:
 
 
 class StoreCheck:
-    """All that it makes has one new name, by which the clean-up finds it.
+    """Its steps and their cleanup. All objects share a unique name, by which cleanup finds them.
 
     Args:
         client: The store.
@@ -56,7 +56,7 @@ class StoreCheck:
         self._begun: set[str] = set()
 
     def steps(self) -> Iterator[Check]:
-        """What to try, in order."""
+        """The steps, in order."""
         edit, register = "EDIT on the experiment", "the right to register models"
         reach, run, model = "reach the store", "create a run", "log a model"
         yield Check("find the experiment", self._find_experiment, reach, "READ on the experiment")
@@ -72,7 +72,7 @@ class StoreCheck:
         yield Check("end the run", self._end, run, edit)
 
     def deletions(self) -> Iterator[Check]:
-        """Deletes what was begun: an answer that was lost is no proof that nothing was made."""
+        """Deletes the objects of every step that was begun, since an answer may have been lost."""
         delete = "the right to delete (MANAGE)"
         for begun, name, call in (
             ("artifact", "delete the artifact", self._delete_artifact),

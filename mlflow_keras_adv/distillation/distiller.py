@@ -24,7 +24,7 @@ ByOutput = Mapping[str, Any]
 # The only output of a model, if that is no dict.
 _ALONE = ""
 _ORDER = "The order is Distiller(teacher, student, …)."
-# What takes the teacher's answers for labels, so for probabilities.
+# Losses that take the teacher's outputs as labels, and therefore as probabilities.
 _OF_PROBABILITIES = (
     keras.losses.KLDivergence,
     keras.losses.BinaryCrossentropy,
@@ -35,7 +35,7 @@ _OF_PROBABILITIES = (
 
 
 class Distiller(keras.Model):
-    """A student in training; called, it gives the student's output.
+    """A student in training. Calling it returns the student's output.
 
     The loss is
 
@@ -70,24 +70,25 @@ class Distiller(keras.Model):
         student.save("student.keras")
         ```
 
-    The arguments are named and ordered as in `keras.distillation.Distiller`, on which this does not
-    build: in Keras 3.15 its default `LogitsDistillation` compares logits without a softmax, sample
-    weights and the student's regularisation do not count, a student of mixed precision is trained
-    without loss scaling, features must be of equal width, `evaluate` can change the student's batch
-    normalization, and a checkpoint holds the teacher too.
+    The arguments are named and ordered as in `keras.distillation.Distiller`, which this class does
+    not extend: in Keras 3.15 its default `LogitsDistillation` compares logits without a softmax,
+    sample weights and the student's regularisation are ignored, a mixed-precision student is
+    trained without loss scaling, features must be of equal width, `evaluate` can change the
+    student's batch normalization, and a checkpoint holds the teacher too.
 
     Args:
-        teacher: A trained model. It is no attribute of the distiller, which would save it.
+        teacher: A trained model. It is not saved with the distiller.
         student: The model to train, kept as the attribute `student`. Its dtype policy becomes the
             distiller's: `compile` scales the loss of a mixed_float16 student.
         distillation_losses: One loss or several: `SoftTargets`, `Hint`, or any other
             `keras.losses.Loss`, which gets the teacher's output as `y_true` and the student's as
-            `y_pred`. Of several outputs a dict of such by their names; what is in no dict is for
-            each of them. Lists may hold dicts:
+            `y_pred`. For several outputs, a dict of losses by the outputs' names; a loss outside of
+            a dict applies to each output. Lists may hold dicts:
             `[Hint(…), {"kind": SoftTargets(), "price": MeanSquaredError()}]`.
         distillation_loss_weights: A factor for each of several losses; 1 by default. A dict of
             losses has one for all in it, or a dict.
-        student_loss_weight: Weight of the labels' part, from 0 (teacher only) to 1 (labels only).
+        student_loss_weight: Weight of the loss on the labels, from 0 (teacher only) to 1 (labels
+            only).
         name: Name of the distiller.
 
     Raises:
@@ -151,12 +152,12 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """The loss of a batch, a float32 scalar.
+        """Computes the loss of a batch.
 
         Args:
-            x: The batch's input, which the teacher is shown too.
+            x: The inputs of the batch, for the teacher.
             y: Labels.
-            y_pred: What this distiller, called on `x`, gave.
+            y_pred: The output of this distiller for `x`.
             sample_weight: Weights as Keras' losses take them, or None.
             training: Ignored: `y_pred` comes from the right pass already.
 
@@ -204,7 +205,7 @@ class Distiller(keras.Model):
         gives: Mapping[str, str | None],
         taught: Mapping[str, str | None],
     ) -> None:
-        """Refuses losses that take outputs for what they are not; when a step is traced."""
+        """Rejects, while a step is traced, losses that misinterpret an output."""
         losses = _for_outputs(self.loss, list(answers))
         require_losses_fit(losses, gives)
         for output, loss in zip(self._outputs_of_losses, self.distillation_losses, strict=True):
@@ -265,7 +266,7 @@ class Distiller(keras.Model):
         return total
 
     def _projection(self, loss: keras.losses.Loss) -> keras.layers.Layer | None:
-        """Brings the student's features to the width of the teacher's, where they differ."""
+        """Makes a projection of the student's features to the teacher's width, if needed."""
         if not isinstance(loss, Hint):
             return None
         student = self._student_pass.feature_shapes[loss.student_layer]
@@ -286,10 +287,10 @@ class Distiller(keras.Model):
 
 
 class _ForwardPass:
-    """Gives a model's output and, from the same pass, the outputs of some of its layers.
+    """Returns a model's output and, from the same pass, the outputs of some of its layers.
 
-    Not a Keras object, on purpose: Keras trains, counts and saves every model that it finds in
-    the attributes of another one, and the teacher shall be none of that.
+    Not a Keras object, on purpose: Keras trains, counts and saves every model that it finds among
+    the attributes of another one, and must not do so with the teacher.
     """
 
     def __init__(self, role: str, model: keras.Model, layers: set[str]) -> None:
@@ -345,7 +346,7 @@ def _check_models(teacher: keras.Model, student: keras.Model) -> None:
 
 
 def _taken_apart(given: Any, weights: Any) -> tuple[list[str | None], list[Any], list[float]]:
-    """Each loss with its output (None for all) and its factor.
+    """Pairs each loss with its output (None for all) and its factor.
 
     Raises:
         ValueError: The factors are not as many as the losses.
@@ -386,7 +387,7 @@ def _check_fits(
     labels: Any,
     answer: Any,
 ) -> None:
-    """Refuses a loss between outputs that do not mean the same; of unknown endings nothing."""
+    """Rejects a loss between outputs of different meaning, where their meaning is known."""
     of = f" of the output {output!r}" if output else ""
     if isinstance(loss, SoftTargets):
         each = "sigmoid" in (taught, gives) or (labels is not None and _is_binary(labels))
@@ -433,7 +434,7 @@ def _is_binary(loss: Any) -> bool:
 
 
 def _by_output(answers: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Answers by the name of their output."""
+    """Outputs of a model, by name."""
     if isinstance(answers, Mapping):
         return dict(answers)
     if not isinstance(answers, list | tuple):
@@ -444,7 +445,7 @@ def _by_output(answers: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _for_outputs(given: Any, outputs: list[str]) -> dict[str, Any]:
-    """What was given by output, in their order, or once for all."""
+    """Values that were given per output, in the order of the outputs, or once for all."""
     if isinstance(given, Mapping):
         return dict(given)
     if isinstance(given, list | tuple) and len(given) == len(outputs):
@@ -456,7 +457,7 @@ def _matched(answers: Mapping[str, Any], taught: Any, *, named: bool) -> dict[st
     """The teacher's outputs by the names of the student's.
 
     Raises:
-        ValueError: They are others, or of other shapes.
+        ValueError: Their names or shapes do not match.
     """
     by_name = isinstance(taught, Mapping)
     same = by_name == named and (not by_name or set(taught) == set(answers))
@@ -483,7 +484,7 @@ def _matched(answers: Mapping[str, Any], taught: Any, *, named: bool) -> dict[st
 
 
 def _endings(model: keras.Model, names: Sequence[str]) -> dict[str, str | None]:
-    """What each output ends in, as far as it is known, by its name, in Keras' order."""
+    """The final activation of each output, where it is known, by name and in Keras' order."""
     return dict.fromkeys(names) | dict(zip(names, endings_of(model), strict=False))
 
 
@@ -494,7 +495,7 @@ def _in_order(answers: Any, names: Sequence[str]) -> list[str]:
 
 
 def _logits(values: Any, ending: str | None) -> Any:
-    """Logits of which the softmax or the sigmoid is what an output gives."""
+    """Logits whose softmax or sigmoid is the output given."""
     if ending not in PROBABILITIES:
         return values
     tiny = keras.backend.epsilon()
@@ -538,5 +539,5 @@ def _float32(value: Any) -> Any:
 
 
 def _rows(values: Any) -> Any:
-    """One row for each example; also free of the mask that Keras would weight the values with."""
+    """One row per example, without the mask by which Keras would weight the values."""
     return keras.ops.reshape(values, (keras.ops.shape(values)[0], -1))

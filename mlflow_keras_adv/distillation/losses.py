@@ -1,4 +1,4 @@
-"""What a student can learn from a teacher: its softened predictions, and its features."""
+"""Losses between a student and its teacher: softened predictions, and features."""
 
 import math
 from typing import Any
@@ -16,13 +16,13 @@ class SoftTargets(keras.losses.Loss):
 
     Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 
-    A single logit is that of a yes, and several may be so each for itself (`each=True`): then the
-    divergence is that of the two answers yes and no, and the mean over the labels.
+    A single logit is that of a binary decision. With `each=True` every logit is one: then the
+    divergence is that of two classes, averaged over the labels.
 
     Args:
         temperature: T, above 0.
-        each: Whether each logit is that of a label of its own, of which several may be there
-            (multi-label), and not of classes of which one is.
+        each: Whether the logits are those of independent labels (multi-label) and not of mutually
+            exclusive classes.
         name: Name of the loss.
 
     Raises:
@@ -42,14 +42,14 @@ class SoftTargets(keras.losses.Loss):
         self.each = bool(each)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """The losses, of shape (batch, ...).
+        """Computes the loss of each example.
 
         Args:
             y_true: The teacher's logits, of shape (batch, ..., classes).
             y_pred: The student's, of the same shape.
 
         Returns:
-            A loss for each example.
+            Losses of shape (batch, ...).
         """
         if self.each or y_pred.shape[-1] == 1:  # the softmax of one is 1 whatever it says
             return self.temperature**2 * keras.ops.mean(self._yes_and_no(y_true, y_pred), axis=-1)
@@ -59,7 +59,7 @@ class SoftTargets(keras.losses.Loss):
         return self.temperature**2 * keras.ops.sum(divergence, axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        """What it takes to make it anew."""
+        """The arguments of the constructor."""
         return {"temperature": self.temperature, "each": self.each, "name": self.name}
 
     def _yes_and_no(self, y_true: Any, y_pred: Any) -> Any:
@@ -94,6 +94,6 @@ class Hint(keras.losses.MeanSquaredError):
         self.student_layer = student_layer
 
     def get_config(self) -> dict[str, Any]:
-        """What it takes to make it anew."""
+        """The arguments of the constructor."""
         layers = {"teacher_layer": self.teacher_layer, "student_layer": self.student_layer}
         return {**layers, "name": self.name}

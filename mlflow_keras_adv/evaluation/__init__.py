@@ -1,1 +1,1 @@
-"""Finished models: what they score and cost, on record and side by side."""
+"""Finished models: their scores and costs, logged and compared."""

@@ -1,4 +1,4 @@
-"""One evaluation: data taken apart, a model scored, and what there is to be seen of it."""
+"""One evaluation: features and labels separated, a model scored, and its figures and tables."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -23,14 +23,14 @@ _HINTS = {"regressor": "regression", "classifier": "classes"}
 
 @dataclass
 class Evaluation:
-    """What an evaluation has found.
+    """The result of an evaluation.
 
     Attributes:
-        measured: By the names of `final/…`.
-        directions: Which way each is better that has one, "min" or "max".
-        contents: Tables, and figures that are drawn when called, by the names of their files.
-        kinds: What the answers were taken for, in a few words.
-        unseen: Sentences: what is not shown.
+        measured: Metrics by their names without `final/`.
+        directions: Whether a metric is better lower ("min") or higher ("max"), where it is known.
+        contents: Tables, and functions that draw figures, by the names of their files.
+        kinds: The task of the model, in a few words.
+        unseen: Sentences about outputs that are not shown.
     """
 
     measured: dict[str, float] = field(default_factory=dict)
@@ -224,7 +224,7 @@ def _alone(inputs: Any) -> bool:
 
 
 def _unmasked(subject: Subject, found: Seen) -> list[str]:
-    """What a file cannot know: which steps were padding to the model that it was made of."""
+    """A sentence that padding counts, if the file of a tagger has no masks."""
     if "tagging" not in found.kinds.values() or isinstance(
         getattr(subject, "model", None), keras.Model
     ):

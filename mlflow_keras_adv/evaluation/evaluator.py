@@ -46,19 +46,19 @@ _FOLDER = "keras_adv"
 
 
 class KerasEvaluator(ModelEvaluator):
-    """Adds to an evaluation what a model weighs and takes, and how it answers.
+    """Adds a model's size, latency, scores, figures and tables to an evaluation.
 
-    It answers only where it is meant: its config holds at least one of its `Options`, or the model
-    type is "keras_adv". MLflow asks every evaluator about every model and tells none of them
-    whether the user named it, so `evaluators="keras_adv"` alone, without a config, is not enough.
+    It runs only if its config holds at least one of its `Options`, or if the model type is
+    "keras_adv". MLflow asks every evaluator about every model and does not say whether the user
+    named it, so `evaluators="keras_adv"` alone, without a config, is not enough.
 
     For every model the metrics are those of `metrics.footprint.footprint`, or of
     `file_footprint` for a `.tflite` file, as `final/…`: size, gzip size, parameters, sparsity,
-    latency. With targets also what Keras' `evaluate` says of a compiled model, or what `metrics=`
-    asks for, and what its task has: of a classifier `final/accuracy`, `final/ece` (expected
-    calibration error, Guo et al. 2017), of a regression `final/mae`, `final/rmse`, `final/r2`, …;
-    of several outputs `final/<output>/…`. The folder `keras_adv` has the tables and figures that
-    `Predictions` shows too, and the tag `task.evaluation` says what the answers were taken for.
+    latency. With targets, there are also the metrics of Keras' `evaluate` for a compiled model, or
+    those of the option `metrics`, and those of the task: `final/accuracy` and `final/ece` (expected
+    calibration error, Guo et al. 2017) of a classifier, `final/mae`, `final/rmse`, `final/r2`, … of
+    a regressor; `final/<output>/…` of several outputs. The folder `keras_adv` holds the tables and
+    figures that `Predictions` shows too, and the tag `task.evaluation` names the task.
 
     Images are given as flat rows, as MLflow takes arrays of two axes only, or as a DataFrame with a
     column of arrays. `extra_metrics` and `custom_artifacts` are left to MLflow's own evaluators.
@@ -68,7 +68,7 @@ class KerasEvaluator(ModelEvaluator):
     def can_evaluate(
         cls, *, model_type: str | None, evaluator_config: Mapping[str, Any] | None, **_: Any
     ) -> bool:
-        """Whether this evaluator is meant; see the class."""
+        """Whether this evaluator was asked for; see the class."""
         named = NAME in (evaluator_config or {})
         return (
             model_type == NAME

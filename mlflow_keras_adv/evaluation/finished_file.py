@@ -1,4 +1,4 @@
-"""What a finished `.tflite` file scores, weighs and takes, on record beside the file itself."""
+"""log_finished_file(): logs a `.tflite` file with its scores, size and latency."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -46,24 +46,23 @@ def log_finished_file(
 ) -> FinishedModel:
     """Logs a `.tflite` file as a LoggedModel, with its `final/…` metrics on the test split.
 
-    It is scored as the Keras model that it was made of, the `reference`: by what that was compiled
-    with. The metrics stand where those of `log_finished_model` stand, under the same names, so that
-    a file lines up with that model; only `final/loss` is without the part that is of the model's
-    weights. The weights of the file are the table `weights.json`.
+    It is scored by the losses and metrics that its `reference`, the Keras model it was made from,
+    was compiled with. The metrics have the same names and steps as those of `log_finished_model`,
+    so that the file lines up with that model; only `final/loss` lacks the regularization of the
+    weights. The table `weights.json` lists the weights of the file.
 
     Args:
         content: The file.
         x: Test samples; see `log_finished_model`, which has the other arguments too.
         y: Labels, in the structure of the outputs of the reference.
-        name: What to call the model.
+        name: Name of the model.
         run: The run that made the file, or its id. Default: the current run.
-        sample_weight: As `evaluate` takes it.
-        metrics: To score by, instead of what the reference was compiled with. They are kept beside
-            the file.
-        scores: What else it scores, by name.
+        sample_weight: As in `evaluate`.
+        metrics: Metrics to score by instead of those of the reference. They are kept with the file.
+        scores: Further scores by name, measured by the caller.
         dataset: Name and digest of the data.
-        reference: A Keras model or `.tflite` file that it should equal; `final/difference` says how
-            far the outputs are apart, and `final/agreement` how often both decide alike.
+        reference: A Keras model or `.tflite` file to compare the outputs with: `final/difference`
+            is their relative difference, `final/agreement` the share of equal decisions.
         parent_model_id: Id of the LoggedModel that this one comes from.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a finished model scores, weighs and takes, on record beside the model itself."""
+"""log_finished_model(): logs a Keras model with its scores, size and latency."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,17 +23,17 @@ from mlflow_keras_adv.tracking.values import Dataset
 
 _logger = logging.getLogger(__name__)
 
-# What of the FLOPs is not counted; on the run, and on the model.
+# Tag of the run and of the model: operations whose FLOPs are not counted.
 FLOPS_TAG = "flops.final"
 
 
 @dataclass(frozen=True)
 class FinishedModel:
-    """A model on record.
+    """A logged model.
 
     Attributes:
-        info: What MLflow knows of it, with `model_id` and `model_uri`.
-        final: Its measurements; see `metrics.footprint.footprint`.
+        info: MLflow's description of it, with `model_id` and `model_uri`.
+        final: Its metrics by name without `final/`; see `metrics.footprint.footprint`.
     """
 
     info: ModelInfo
@@ -58,15 +58,15 @@ def log_finished_model(
 ) -> FinishedModel:
     """Logs a finished model as a LoggedModel, with its `final/…` metrics on the test split.
 
-    It is scored by what it was compiled with, as `model.evaluate` would: `final/loss` and the
-    metrics, of several outputs `final/<output>/<metric>`. A classifier has `final/accuracy`,
-    compiled with it or not. Which way each is better stands in the tag `directions.final`. A model
-    that cannot be scored is logged with what it weighs and takes, and a warning says why.
+    It is scored by its compiled loss and metrics, as `model.evaluate` does: `final/loss` and the
+    metrics, `final/<output>/<metric>` for several outputs. A classifier always has
+    `final/accuracy`. The tag `directions.final` says whether each is better lower or higher. A
+    model that cannot be scored is logged with its size and latency, and a warning says why.
 
-    The metrics stand at step 0 of the run, so that MLflow draws them as bars, and are linked to the
-    model and the dataset, so that they stand in the table of models too. `final/flops` are the
-    floating-point operations of one sample (a multiplication with an addition is 2); what of them
-    cannot be counted stands in the tag `flops.final` of run and model.
+    The metrics are logged at step 0 of the run, so that MLflow draws them as bars, and linked to
+    the model and the dataset, so that MLflow's table of models shows them too. `final/flops` counts
+    the floating-point operations for one sample (a multiply-add counts as 2); the tag `flops.final`
+    of run and model lists the operations that are not counted.
 
     Example:
         ```python
@@ -89,28 +89,28 @@ def log_finished_model(
         model: A built model.
         x: Test samples, shape [n, ...], or a list or dict of such arrays, a `tf.data.Dataset` or a
             `keras.utils.PyDataset`; two of them become the model's input example.
-        y: Labels, in the structure of the outputs; a dataset brings its own. Without any the model
+        y: Labels, in the structure of the outputs; a dataset has its own. Without labels the model
             is not scored.
-        name: What to call the model.
+        name: Name of the model.
         run: The run that made the model, or its id. Default: the current run.
-        sample_weight: As `evaluate` takes it; a dataset brings its own.
-        metrics: To score by, instead of what it was compiled with; see `metrics.score`. They are
-            kept beside the model, so that it is scored by them when it is promoted, too.
-        scores: What else it scores, by name, measured by the caller.
+        sample_weight: As in `evaluate`; a dataset has its own.
+        metrics: Metrics to score by instead of the compiled ones; see `metrics.score`. They are
+            kept with the model, which is scored by them when it is promoted, too.
+        scores: Further scores by name, measured by the caller.
         dataset: Name and digest of the data.
-        reference: A model that it should equal, as its teacher or the unpruned one:
-            `final/difference` and `final/difference_max` say how far their outputs are apart, in
-            parts of the reference's, and of classes or decisions `final/agreement` how often both
-            agree.
-        parent_model_id: Id of the LoggedModel that this one comes from: teacher, unpruned, float.
-        tolerance: By how much the saved model may answer otherwise; see `log_model`.
+        reference: A model to compare the outputs with, such as the teacher or the unpruned model:
+            `final/difference` and `final/difference_max` are the mean and the largest difference,
+            relative to the reference's outputs; `final/agreement` is the share of equal decisions.
+        parent_model_id: Id of the LoggedModel that this one was made from: the teacher, the
+            unpruned or the float model.
+        tolerance: Largest accepted difference after saving; see `log_model`.
 
     Returns:
         The model's entry in the store (`info`) and its metrics without `final/` (`final`).
 
     Raises:
         TypeError: The run is no run, or the model no Keras model.
-        UserError: No run is open. Or the model does not take the samples, or cannot be saved and
+        UserError: No run is open, the model does not accept the samples, or it cannot be saved and
             served.
     """
     not_a_run("model", model, "log_finished_model(model, x, y, name=…, run=run)")
@@ -147,7 +147,7 @@ def log_finished_model(
 
 
 def scored(by: Callable[..., Scores], x: Any, y: Any, sample_weight: Any, metrics: Any) -> Scores:
-    """The scores that `by` gives; where it refuses, the answers alone and a warning."""
+    """The scores by `by`; if that fails, only the outputs, with a warning."""
     try:
         return by(x, y, sample_weight, metrics=metrics)
     except UserError as error:
@@ -160,7 +160,7 @@ def scored(by: Callable[..., Scores], x: Any, y: Any, sample_weight: Any, metric
 
 
 def beside(found: Scores, other: Scores, loss: Any) -> dict[str, float]:
-    """How far a model is from another one; nothing and a warning where that cannot be said."""
+    """Differences from the reference; none, with a warning, if they cannot be computed."""
     try:
         return compared(found, other, loss)
     except UserError as error:
@@ -180,7 +180,7 @@ def on_record(
     found: Scores,
     dataset: Dataset | None,
 ) -> FinishedModel:
-    """Puts `final/…` and which way each is better on the run, linked to the model."""
+    """Logs `final/…` and the directions to the run, linked to the model."""
     named = {f"final/{key}": value for key, value in final.items()}
     run.log_metrics(named, step=0, model_id=info.model_id, dataset=dataset)
     modes = {key: direction(key, {}) for key in named}

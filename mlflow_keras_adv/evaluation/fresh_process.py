@@ -1,4 +1,4 @@
-"""What a logged model answers where nothing is loaded yet: the test of whether it travels."""
+"""Predictions of a logged model in a new process, which has none of the program's modules."""
 
 import json
 import subprocess
@@ -22,21 +22,21 @@ numpy.save("answer.npy", model.predict(dict(zip(names, samples)) if names else s
 
 
 def predict_in_new_process(model_uri: str, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-    """Loads a model by MLflow in a new process, in an empty folder, and has it predict.
+    """Loads a model with MLflow in a new process, in an empty folder, and predicts with it.
 
-    `mlflow.models.predict(env_manager="local")` answers in this process, whose classes and modules
+    `mlflow.models.predict(env_manager="local")` predicts in this process, whose classes and modules
     the model would find.
 
     Args:
         model_uri: A logged or registered model with one output.
-        x: Samples, shape [n, ...]; for a model with several inputs a dict of such by name. Numbers
-            or texts.
+        x: Samples, numbers or texts, shape [n, ...]; for a model with several inputs a dict of
+            these by name.
 
     Returns:
-        The answers, shape [n, ...].
+        The predictions, shape [n, ...].
 
     Raises:
-        UserError: The model cannot be loaded there, or does not answer.
+        UserError: The model cannot be loaded there, or fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         names = list(x) if isinstance(x, Mapping) else []
@@ -52,6 +52,6 @@ def predict_in_new_process(model_uri: str, x: np.ndarray | Mapping[str, np.ndarr
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Without Python objects, which NumPy would pickle."""
+    """An array without Python objects, which NumPy would pickle."""
     values = np.asarray(values)
     return values.astype(str) if values.dtype == object else values

@@ -56,14 +56,14 @@ def measure_models(
 ) -> list[Measurements]:
     """Measures Keras and LiteRT models on the same samples, in this process.
 
-    Pass it as `measure` to `registry.promote`. All are scored by the losses and metrics that are
-    kept beside the first of them, what it was compiled with; else by those of the next that has
-    some. Where none has any, and the labels are those of a classifier, by accuracy.
+    Pass it as `measure` to `registry.promote`. All models are scored by the losses and metrics that
+    the first one was compiled with, which are kept with it; else by those of the next that has
+    some; else, if the labels are those of a classifier, by accuracy.
 
     Args:
         folders: Models in MLflow's format.
-        samples: What to measure on.
-        metrics: To score by instead; see `metrics.score.score`. As
+        samples: The samples to measure on.
+        metrics: Metrics to score by instead; see `metrics.score.score`. For example
             `measure=functools.partial(mka.measure_models, metrics=["mae"])`.
         batch_size: Samples per call when a model predicts.
         rounds: How often the models take turns when their latency is measured.
@@ -72,9 +72,9 @@ def measure_models(
     Returns:
         Measurements in the order of `folders`: the scores, the names of
         `metrics.footprint.footprint` and, for a `.tflite` file, `peak_memory_bytes`; latencies
-        are those of one sample, measured in turns. What cannot be scored has a reason for it, and
-        its size and latency all the same. A model that cannot be loaded or fails on the samples has
-        a `problem`.
+        are those of one sample, measured in turns. A model that cannot be scored still has its size
+        and latency, and `unscored` says why. A model that cannot be loaded or fails on the samples
+        has a `problem`.
 
     Raises:
         UserError: One of them is a `.tflite` file, and LiteRT is not installed.
@@ -104,7 +104,7 @@ def measure_models(
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
-    """A model on the scales: what it weighs and scored, and a call of one sample."""
+    """A model that is measured: its sizes, its scores, and a call with one sample."""
 
     folder: Path
     model: keras.Model | LiteRTModel | None = None
@@ -147,7 +147,7 @@ def _load(folder: Path) -> _Loaded:
 
 @dataclass(frozen=True, eq=False)
 class _Scale:
-    """What all models are measured on and scored by."""
+    """The samples and metrics by which all models are measured."""
 
     samples: Samples
     shared: Criteria | None

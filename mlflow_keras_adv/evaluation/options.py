@@ -1,4 +1,4 @@
-"""What the evaluator `keras_adv` can be told by `evaluator_config`. Imports no Keras."""
+"""Options of the evaluator `keras_adv` in `evaluator_config`. Imports no Keras."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,18 +11,18 @@ NAME = "keras_adv"
 
 @dataclass(frozen=True)
 class Options:
-    """What `evaluator_config` may hold.
+    """The options in `evaluator_config`.
 
     Attributes:
         task: "classification", "binary", "multi-label", "regression", "segmentation", "tagging",
-            "forecast" or "reconstruction"; of several outputs a dict by their names. Default: what
-            the model was compiled with says, else what labels and answers leave no doubt of.
+            "forecast" or "reconstruction"; for several outputs a dict by their names. Default:
+            told by the compiled loss, else by labels and outputs, if they are unambiguous.
         metrics: Metrics of Keras or functions of scikit-learn to score by, instead of those that
-            the model was compiled with; of several outputs a dict.
+            the model was compiled with; for several outputs a dict.
         targets: Labels of several outputs: a dict of arrays, or of columns of the data.
-        sample_weight: As `evaluate` of Keras takes it, or the name of a column of the data.
-        reference: URI of a Keras or LiteRT model that should answer the same: `final/difference`
-            says how far their answers are apart, `final/agreement` how often they decide the same.
+        sample_weight: As in Keras' `evaluate`, or the name of a column of the data.
+        reference: URI of a Keras or LiteRT model to compare the outputs with: `final/difference` is
+            their relative difference, `final/agreement` the share of equal decisions.
         class_names: Names of the classes, labels, tags or targets, in the order of the scores; of
             several outputs a dict. Labels may be such names.
         bins: Number of bins of the calibration error; 15 in the paper.

@@ -28,7 +28,7 @@ def promote(
 ) -> Promotion:
     """Measures a candidate beside the champion, and makes it the champion if all gates pass.
 
-    `registry.promote`, which says more, with a measure for Keras models and `.tflite` files.
+    The same as `registry.promote`, which says more, for Keras models and `.tflite` files.
 
     Example:
         ```python
@@ -44,17 +44,17 @@ def promote(
         name: The registered model.
         candidate: Address of the model, or `best-of-experiment`.
         data: Samples, or x and y alone.
-        gates: What the candidate has to pass; see `registry.gates`.
-        measure: Measures models.
+        gates: Conditions for the candidate; see `registry.gates`.
+        measure: A function that measures models.
         dry_run: Measure and judge, and change nothing in the registry.
-        reason: Why, for the record; at most 2000 characters.
-        experiment_id: Where `best-of-experiment` looks.
-        monitor: By which metric `best-of-experiment` looks.
-        mode: Whether that is better when it is lower ("min") or higher ("max"); "auto": as the runs
-            have recorded it, or as its name says.
+        reason: The reason for the promotion, at most 2000 characters.
+        experiment_id: The experiment of `best-of-experiment`.
+        monitor: The metric that decides for `best-of-experiment`.
+        mode: Whether that is better when it is lower ("min") or higher ("max"); "auto": as recorded
+            by the runs, or by its name.
 
     Returns:
-        What became of it. A refusal is a result, not an error.
+        The outcome. A refusal is a result, not an error.
 
     Raises:
         UserError: As `registry.promote`.

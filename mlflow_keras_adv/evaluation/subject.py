@@ -33,26 +33,26 @@ class Subject(Protocol):
     """A model that can be measured on the features of an evaluation."""
 
     def inputs(self, features: Any) -> Any:
-        """What it takes, made of the features of an evaluation."""
+        """Its inputs, from the features of an evaluation."""
 
     def answers(self, inputs: Any) -> Any:
-        """What it answers: an array of shape (samples, …), or a list or dict of such."""
+        """Its outputs: an array of shape (samples, …), or a list or dict of these."""
 
     def masks(self, inputs: Any) -> Masks:
-        """What counts of each output; empty where nothing is masked."""
+        """The mask of each output; empty if nothing is masked."""
 
     def known(self) -> Known:
-        """What is known of its outputs."""
+        """The known properties of its outputs."""
 
     def scores(self, inputs: Any, labels: Any, weights: Any, metrics: Any) -> Scores | None:
-        """By metrics, or by what it was compiled with; None if there is neither."""
+        """Its scores by `metrics`, or by its compiled metrics; None if there are neither."""
 
     def footprint(self, inputs: Any, *, repeats: int) -> dict[str, float]:
-        """What it weighs and takes; the names are those of `metrics.footprint.footprint`."""
+        """Its size and latency, by the names of `metrics.footprint.footprint`."""
 
 
 def subject_of(model: Any) -> Subject:
-    """What is in a model that `mlflow.pyfunc.load_model` has loaded.
+    """Wraps the model that `mlflow.pyfunc.load_model` has loaded.
 
     Raises:
         UserError: It is neither a Keras model nor a LiteRT model.
@@ -82,7 +82,7 @@ class KerasSubject:
 
     Attributes:
         model: The model.
-        criteria: What it is scored by, as it was kept with it.
+        criteria: The losses and metrics that were kept with it.
     """
 
     model: keras.Model
@@ -154,7 +154,7 @@ class FileSubject:
 
     Attributes:
         model: The file.
-        criteria: What its source is scored by, if that was kept with it.
+        criteria: The losses and metrics of its source, if they were kept with it.
     """
 
     model: "LiteRTModel"
@@ -193,7 +193,7 @@ class FileSubject:
 
 
 def _kept_beside(model: Any) -> Criteria:
-    """What was kept with a model that is in the store; nothing of one of an older release."""
+    """The criteria that were logged with a model; none for one of an older release."""
     flavors = model.metadata.flavors
     folders = [
         flavors[name]["data"] for name in ("keras", "litert") if "data" in flavors.get(name, {})

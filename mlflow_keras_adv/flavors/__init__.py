@@ -1,4 +1,4 @@
-"""How Keras models and `.tflite` files become MLflow LoggedModels, and are loaded again."""
+"""Logs Keras models and `.tflite` files as MLflow LoggedModels, and loads them."""
 
 import lazy_loader
 

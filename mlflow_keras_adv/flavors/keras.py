@@ -1,4 +1,4 @@
-"""The one way in which a finished Keras model becomes an MLflow LoggedModel, and back.
+"""Logs a finished Keras model as an MLflow LoggedModel, and loads it again.
 
 What is logged is an MLflow model folder:
 
@@ -80,26 +80,26 @@ def log_model(
     Before anything is created in the store, the model is saved, loaded by `mlflow.pyfunc` with the
     code that it takes along, and compared on the input example, in Python and over JSON.
 
-    It takes along the code of its own that it needs: the modules of its custom objects and those
-    that they import, as far as they are not installed. The tag `code` says which these were.
+    The model takes its own code along: the modules of its custom objects and those that they
+    import, unless they are installed. The tag `code` lists them.
 
     Args:
         model: A built model. It stays as it is: compiled, with its optimizer.
-        name: What to call it, without any of `/ : . % " '`.
+        name: Name of the model, without any of `/ : . % " '`.
         run: The run that made it, or its id. Default: the current run. The model goes to the run's
-            experiment. Without any run it has none, and goes where MLflow would put it.
+            experiment. Without a run it goes to the experiment that MLflow would choose.
         input_example: A few samples, shape (samples, …), of the dtype that callers will send:
-            numbers, texts or bytes, as array, tensor, Series, DataFrame or nested list; for a model
-            with several inputs a dict of such by name, a DataFrame with a column each, or a list.
-            Stored as JSON.
-        signature: Default: that of the input example and of what the model answers; the number of
+            numbers, texts or bytes, as an array, tensor, Series, DataFrame or nested list; for a
+            model with several inputs a dict of these by name, a DataFrame with a column for each
+            input, or a list. Stored as JSON.
+        signature: Default: inferred from the input example and the model's output; the number of
             samples is free, and so is every other axis that the model leaves free. For texts and
-            ragged rows it says `object`, with which MLflow lets every shape pass.
-        code_paths: Files to take along, and package folders of which all modules are. Needed where
-            an import cannot be read from the source.
+            ragged rows it says `object`, with which MLflow accepts every shape.
+        code_paths: Files to take along, and package folders all of whose modules are taken along.
+            Needed where an import cannot be read from the source.
         package_data: Patterns of other files that the code reads, such as "net/vocab/*.txt",
-            relative to the folder that its packages are in. Nothing but modules travels unasked.
-        params: Params of the model, beside those of the run, over which they win.
+            relative to the folder of its packages. By default only modules are taken along.
+        params: Params of the model, beside those of the run, which they override.
         tags: Tags of the model.
         metadata: Kept in the MLmodel file.
         step: The training step that the model comes from. MLflow links those metrics of the run to
@@ -108,11 +108,11 @@ def log_model(
         pip_requirements: Default: the installed mlflow, tensorflow, keras and numpy, and the
             installed distributions that custom objects come from.
         registered_model_name: Registers a version of this model too.
-        criteria: What it is scored by when it is promoted. Default: the losses and metrics that it
-            was compiled with; those that are code of the caller's own are left out.
-        tolerance: Share of the largest number of an answer by which the loaded model may answer
-            otherwise. Default: 0.001, of models that compute in 16 bits 0.03. Keras rounds int8
-            layers with LoRA anew when it saves them: those need more, and answer as they are saved.
+        criteria: Losses and metrics to score it by when it is promoted. Default: those that it was
+            compiled with, except for custom ones.
+        tolerance: Largest accepted difference between the outputs of the loaded and of the given
+            model, relative to the largest output. Default: 0.001; 0.03 for models that compute in
+            16 bits. Int8 layers with LoRA need more, because Keras rounds them again on saving.
 
     Returns:
         MLflow's description of the model, with `model_id` and `model_uri`. In a run of `track`
@@ -122,9 +122,10 @@ def log_model(
     Raises:
         TypeError: The run is no run.
         ValueError: A bad name, a model without weights, no input example and no signature.
-        UserError: Who loads the model could not import a custom object, or Keras cannot load what
-            was saved, or the loaded model does not answer, or differently.
-        mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
+        UserError: A custom object could not be imported where the model is loaded, Keras cannot
+            load the saved file, or the loaded model fails or gives different outputs.
+        mlflow.exceptions.MlflowException: From the store; a LoggedModel that exists by then is
+            FAILED.
     """
     not_a_run("model", model, "log_model(model, name=…, run=run)")
     run_id = None if run is None else id_of(run, "log_model")
@@ -178,21 +179,21 @@ def log_model(
 def load_model(model_uri: str, *, custom_objects: Mapping[str, Any] | None = None) -> keras.Model:
     """Loads a Keras model that was logged by `log_model` or by `mlflow.keras`.
 
-    Its custom layers are made of the code that was logged with it, also where this program has
-    imported a module of the same name: their classes are not the program's.
+    Its custom layers come from the code that was logged with it, even if this program has imported
+    a module of the same name: their classes are not the program's.
 
     Args:
         model_uri: `models:/m-…`, `models:/<name>/<version>`, `models:/<name>@<alias>`,
             `runs:/<run id>/<name>` or a folder.
-        custom_objects: Classes and functions of this program to use instead, by the names that
-            Keras calls them: `{"package>Scale": Scale}`, or `{"Scale": Scale}` if `Scale` is not
-            registered with Keras.
+        custom_objects: Classes and functions of this program to use instead, by their names in
+            Keras: `{"package>Scale": Scale}`, or `{"Scale": Scale}` if `Scale` is not registered
+            with Keras.
 
     Returns:
         The model, uncompiled.
 
     Raises:
-        UserError: Nothing lies there, or something else than a Keras model.
+        UserError: There is no model, or it is not a Keras model.
     """
     folder, flavors = fetched(str(model_uri))
     if "keras" not in flavors:
@@ -207,7 +208,7 @@ def load_model(model_uri: str, *, custom_objects: Mapping[str, Any] | None = Non
 
 
 def _save(path: Path, described: Model, *, data: Path, **arguments: Any) -> None:
-    """Writes the folder: python_function, and Keras' flavor beside it."""
+    """Writes the model folder with the flavors python_function and keras."""
     described.add_flavor(
         "keras",
         data=f"data/{_FOLDER}",
@@ -245,7 +246,7 @@ def _check(model: keras.Model, folder: Path, taken: Taken, tolerance: float | No
 
 
 def _answers(model: keras.Model, taken: Taken) -> Any:
-    """What a model answers to its example; None of one that fails on it, which is told later."""
+    """The model's output for its example; None if it fails, which is reported later."""
     try:
         return model(taken.inputs, training=False)
     except Exception:  # what a model raises has no end
@@ -253,7 +254,7 @@ def _answers(model: keras.Model, taken: Taken) -> Any:
 
 
 def _said(code: Mapping[str, Path]) -> str:
-    """What is taken along, in a sentence."""
+    """A sentence about the modules that are logged with the model."""
     size = sum(file.stat().st_size for file in code.values())
     listed = ", ".join(code)
     if len(listed) > _LONGEST_LIST:

@@ -1,4 +1,4 @@
-"""What a Keras model takes and answers, in the words of MLflow."""
+"""Inputs and outputs of a Keras model, as MLflow's signature and input example."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Arrays = np.ndarray | dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Taken:
-    """What a model takes.
+    """The inputs of a model.
 
     Attributes:
-        feeds: How; see `loading.fed`.
+        feeds: How they are passed; see `loading.fed`.
         inputs: The example as the model takes it; None without one.
         example: The example as MLflow stores it: an array, or arrays by name; None without one, or
             where it holds bytes that JSON cannot hold.
@@ -37,7 +37,7 @@ class Taken:
 def inputs_of(
     model: keras.Model, example: Any = None, signature: ModelSignature | None = None
 ) -> Taken:
-    """What `model` takes.
+    """Finds the inputs of a model.
 
     Args:
         model: A built model.
@@ -112,7 +112,7 @@ def _described(name: str, tensor: keras.KerasTensor) -> dict[str, Any]:
 
 
 def _guessed(name: str, value: Any) -> dict[str, Any]:
-    """What a subclassed model takes: only the example says it."""
+    """The inputs of a subclassed model, which only the example tells."""
     dtype = None
     if value is not None and loading.holds_texts(np.asarray(value)):
         dtype = "string"

@@ -8,9 +8,9 @@ What is logged is an MLflow model folder:
     code/mlflow_keras_adv_litert_….py    loads and runs it; a copy of `compression/runtime.py`
 
 `mlflow.pyfunc.load_model`, `mlflow models predict` and `mlflow models serve` need MLflow, NumPy and
-ai-edge-litert, neither TensorFlow nor this package. Callers send and get real numbers also where
-the file computes with integers. Nothing is pickled. `mlflow.models.evaluate` takes one number a
-sample: log a classifier that it is to evaluate with `predict_params={"output": "class"}`.
+ai-edge-litert, but neither TensorFlow nor this package. Callers send and get real numbers even if
+the file computes with integers. Nothing is pickled. `mlflow.models.evaluate` expects one number per
+sample: log a classifier for it with `predict_params={"output": "class"}`.
 
 Example:
     ```python
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 
 FLAVOR_NAME = "litert"
 _FOLDER = "litert"
-# Named after its content: in one process each model is run by the copy that it brought along.
+# Named after its content: in one process each model is run by its own copy.
 _DIGEST = hashlib.sha256(Path(runtime.__file__).read_bytes()).hexdigest()
 _LOADER = f"mlflow_keras_adv_litert_{_DIGEST[:12]}"
 
 
 def get_default_pip_requirements() -> list[str]:
-    """What a model needs to be loaded and run, pinned as installed."""
+    """Requirements for loading and running a model, pinned to the installed releases."""
     with extra("compression"):
         return [f"{name}=={version(name)}" for name in ("mlflow", "numpy", "ai-edge-litert")]
 
@@ -83,22 +83,22 @@ def save_model(
     Args:
         model: The file's content or its path.
         path: A folder that does not exist yet, or is empty.
-        signature: Default: the names, dtypes and shapes that the file itself gives, float32 where
-            integers only encode real numbers, with the params of `LiteRTModel.predict`. With a
-            DataFrame of one feature a column as input example: these columns.
+        signature: Default: the names, dtypes and shapes in the file, float32 where integers only
+            encode real numbers, with the params of `LiteRTModel.predict`. With a DataFrame as input
+            example that has a column per feature: these columns.
         input_example: A few samples: an array, a dict of arrays by name, or a DataFrame. Default:
             a sample of zeros, unless the file leaves an axis beside the samples' free.
-        predict_params: Defaults for what `LiteRTModel.predict` takes beside the data, as
-            {"num_threads": 2}. With {"output": "class"} the model predicts classes, which is what
-            `mlflow.models.evaluate` takes from a classifier; {"output": "value"}, of a regressor.
+        predict_params: Defaults of the params of `LiteRTModel.predict`, such as
+            {"num_threads": 2}. `mlflow.models.evaluate` needs {"output": "class"} for a classifier
+            and {"output": "value"} for a regressor.
         code_paths: Files and folders to take along.
-        conda_env: Instead of the requirements.
+        conda_env: A conda environment instead of pip requirements.
         pip_requirements: Default: the installed mlflow, numpy and ai-edge-litert.
-        extra_pip_requirements: Beside the default.
+        extra_pip_requirements: Added to the default.
         metadata: Kept in the MLmodel file.
         mlflow_model: The description that this flavor is added to.
-        criteria: What the file is scored by, mostly what the model that it was made of was compiled
-            with: `metrics.criteria.criteria_of(model)`.
+        criteria: Losses and metrics to score the file by, usually those of the model that it was
+            made from: `metrics.criteria.criteria_of(model)`.
 
     Raises:
         ValueError: `model` is not a `.tflite` file, is damaged, LiteRT cannot run it, or the
@@ -172,10 +172,10 @@ def log_model(
 
     Args:
         model: The file's content or its path.
-        name: What to call it, without any of `/ : . % " '`.
+        name: Name of the model, without any of `/ : . % " '`.
         run: The run that made it, or its id. Default: the current run. The model goes to the run's
-            experiment. Without any run it has none, and goes where MLflow would put it.
-        params: Params of the model, beside those of the run, over which they win.
+            experiment. Without a run it goes to the experiment that MLflow would choose.
+        params: Params of the model, beside those of the run, which they override.
         tags: Tags of the model.
         step: The training step that the model comes from. MLflow links those metrics of the run to
             it that were logged at this step.
@@ -192,9 +192,10 @@ def log_model(
 
     Raises:
         TypeError: The run is no run.
-        ValueError: A bad name, or what `save_model` refuses.
-        UserError: There is no such file, or the example is answered otherwise over JSON.
-        mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
+        ValueError: A bad name, or as `save_model`.
+        UserError: There is no such file, or the output for the example differs over JSON.
+        mlflow.exceptions.MlflowException: From the store; a LoggedModel that exists by then is
+            FAILED.
     """
     not_a_run("model", model, "litert.log_model(file, name=…, run=run)")
     run_id = None if run is None else id_of(run, "log_model")
@@ -224,7 +225,7 @@ def load_model(model_uri: str, dst_path: str | Path | None = None) -> LiteRTMode
         The model, with the file in `content` and `predict`.
 
     Raises:
-        UserError: Nothing lies there, or something else than a LiteRT model.
+        UserError: There is no model, or it is not a LiteRT model.
         ValueError: It is damaged.
     """
     destination = None if dst_path is None else str(dst_path)

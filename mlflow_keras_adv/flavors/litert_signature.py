@@ -1,4 +1,4 @@
-"""What a `.tflite` file says of its inputs and outputs, in MLflow's words: signature, example."""
+"""Inputs and outputs of a `.tflite` file, as MLflow's signature and input example."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,10 +16,10 @@ _TYPES = {bool: "boolean", int: "long", str: "string"}
 def example_of(
     model: LiteRTModel, given: Any = None, signature: ModelSignature | None = None
 ) -> Any:
-    """An input example as it is to be stored.
+    """Converts an input example to the form in which it is stored.
 
     Args:
-        model: Takes it.
+        model: The model.
         given: An array, several as a dict by name or as a list in the order of the inputs, or a
             DataFrame.
         signature: The caller's own. Where it does not name its one input, neither does the example.
@@ -70,7 +70,7 @@ def described(tensor: Tensor) -> dict[str, Any]:
 
 
 def sent_dtype(tensor: Tensor) -> np.dtype[Any]:
-    """What callers send and get: real numbers where integers only encode them."""
+    """The dtype that callers send and get: that of real numbers, where integers encode them."""
     return np.dtype(np.float32) if tensor.scale else tensor.dtype
 
 
@@ -87,7 +87,7 @@ def _schema(tensors: Iterable[Tensor]) -> Schema:
 
 
 def _answer(tensor: Tensor, params: Mapping[str, Any]) -> TensorSpec:
-    """What callers get by default."""
+    """The output that callers get by default."""
     if params["output"] == "class":
         return TensorSpec(np.dtype(np.int64), tensor.shape[:-1], tensor.name)
     shape = tensor.shape

@@ -1,6 +1,6 @@
-"""The one road by which a model folder becomes a LoggedModel of its run, whatever is in it.
+"""Makes a model folder of any flavor a LoggedModel of its run.
 
-Also while the store does not answer: then it goes to the journal of its run.
+While the store does not answer, the folder goes to the journal of the run.
 """
 
 import logging
@@ -35,12 +35,12 @@ Save = Callable[[Path, Model], None]
 
 @dataclass(frozen=True)
 class LoggedAs:
-    """What a LoggedModel is called, and where it belongs.
+    """The name, run and description of a LoggedModel.
 
     Attributes:
         name: Its name.
         run_id: The run that made it; default: the active run of this thread.
-        params: Its params, beside those of the run, over which they win.
+        params: Its params, beside those of the run, which they override.
         tags: Its tags.
         step: The training step that it comes from.
         model_type: For example "classifier".
@@ -70,17 +70,18 @@ def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> M
     """Makes a LoggedModel.
 
     Args:
-        save: Writes the model once more, for the store.
-        folder: Where it was written before, and found right.
-        described: Its description, as it was written there.
-        wanted: What it is called, and where it belongs.
+        save: Writes the model again, for the store.
+        folder: The folder in which it was written and checked before.
+        described: Its description in that folder.
+        wanted: Its name, run and description.
 
     Returns:
         MLflow's description of the model. In a run whose store does not answer its id is one that
         becomes the true one in the metrics and tags of that run, when the model is delivered.
 
     Raises:
-        mlflow.exceptions.MlflowException: From the store; a LoggedModel made before is FAILED.
+        mlflow.exceptions.MlflowException: From the store; a LoggedModel that exists by then is
+            FAILED.
     """
     run = current_run() if wanted.run_id is None else known_run(wanted.run_id)
     if run is None:
@@ -106,7 +107,7 @@ def _log(save: Save, wanted: LoggedAs) -> ModelInfo:
     logged = _create(wanted)
 
     class Flavor:
-        """What `Model.log` has the folder written by."""
+        """The flavor by which `Model.log` writes the folder."""
 
         @staticmethod
         def save_model(path: str, mlflow_model: Model, **_: Any) -> None:
@@ -152,7 +153,7 @@ def _create(wanted: LoggedAs) -> LoggedModel:
 
 
 def _hand_in(run: Run, folder: Path, described: Model, wanted: LoggedAs) -> ModelInfo:
-    """Leaves the model to the journal of its run, whose store does not answer."""
+    """Writes the model to the journal of its run, because the store does not answer."""
     described.run_id = run.run_id
     described.model_id = run.internals.writer.log_model_folder(
         folder,
@@ -197,7 +198,7 @@ def fetched(model_uri: str, dst_path: str | None = None) -> tuple[str, dict[str,
         The folder, and the model's flavors by their names.
 
     Raises:
-        UserError: Nothing lies there, or no model.
+        UserError: There is no model.
     """
     try:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=dst_path)
@@ -210,7 +211,7 @@ def fetched(model_uri: str, dst_path: str | None = None) -> tuple[str, dict[str,
 
 
 def _what_is_there(model_uri: str) -> str:
-    """Which aliases, or models of the run, there are; else which addresses a model may have."""
+    """Lists the existing aliases or models of the run, else the valid forms of an address."""
     client = MlflowClient()
     with suppress(MlflowException):
         if alias := re.fullmatch(r"models:/([^/:@]+)@.*", model_uri):

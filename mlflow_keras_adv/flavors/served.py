@@ -1,4 +1,4 @@
-"""The road by which a logged model is served, walked before it is logged."""
+"""Serves a saved model as MLflow would, before it is logged."""
 
 import io
 import json
@@ -25,17 +25,16 @@ def check_served(
     *,
     tolerance: float = TOLERANCE,
 ) -> None:
-    """Loads what was saved as MLflow does, and has it answer as a caller and as a server would.
+    """Loads a saved model with MLflow, and checks its outputs in Python and over JSON.
 
     Args:
         folder: A model in MLflow's format.
-        example: What a caller sends; None: the model is loaded only.
-        answer: What the model that was saved answers to the example. None: only whether the other
-            answers at all.
-        tolerance: Share of the largest number by which answers may differ.
+        example: The input of a caller; None: the model is only loaded.
+        answer: The expected output for the example. None: any output will do.
+        tolerance: Largest accepted difference, relative to the largest output.
 
     Raises:
-        UserError: It does not load, does not answer, or answers something else.
+        UserError: It does not load, fails, or gives different outputs.
     """
     try:
         loaded = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
@@ -54,7 +53,7 @@ def check_served(
 
 
 def _over_json(loaded: Any, request: str) -> Any:
-    """What a scoring server reads, asks the model, and writes."""
+    """The output for the example as a scoring server reads, predicts and writes it."""
     from mlflow.pyfunc import scoring_server  # it brings a web framework along
 
     content = json.loads(request)
@@ -94,7 +93,7 @@ def _compare(
 
 
 def _close(expected: Arrays, answered: Any, tolerance: float) -> bool:
-    """Whether answers are equal, but for another order of the same floating point sums."""
+    """Whether outputs are equal up to the rounding of floating-point sums."""
     if isinstance(expected, dict):
         return (
             isinstance(answered, Mapping)

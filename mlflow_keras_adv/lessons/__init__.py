@@ -1,1 +1,1 @@
-"""What the scripts of `projects/` are made of: a technique, its claims, its command line."""
+"""Building blocks of the scripts in `projects/`: technique, claims, training, command line."""

@@ -20,12 +20,12 @@ class Claim:
     """A measured number and the limit that it is checked against.
 
     Attributes:
-        name: What the metric is called, `final/claim/<name>`: letters, digits and `_`.
-        text: What the number is, as a noun with what belongs to it: "largest difference of a weight
-            after 4 micro-batches and after one batch".
-        value: The measured number. NaN holds nothing.
-        at_least: What it may not be below.
-        at_most: What it may not be above.
+        name: Ends the name of the metric, `final/claim/<name>`: letters, digits and `_`.
+        text: The number in words: "largest difference of a weight after 4 micro-batches and after
+            one batch".
+        value: The measured number. With NaN the claim does not hold.
+        at_least: Lower limit.
+        at_most: Upper limit.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Claim:
 
 
 def largest_difference(first: Any, second: Any) -> float:
-    """Largest |difference| of two numbers at the same place: what many a claim is about.
+    """Largest absolute difference of two numbers at the same position.
 
     Args:
         first: An array, or a list of arrays such as `model.get_weights()`.
@@ -84,7 +84,7 @@ def largest_difference(first: Any, second: Any) -> float:
 
 @keeps_random_state()
 def log_claims(*claims: Claim, run: Run | str | None = None) -> str:
-    """Puts claims on the run of a technique: on the parent, where it is a comparison.
+    """Logs claims to the run of a technique: to the parent, if it is a comparison.
 
     Logs each number as the metric `final/claim/<name>` at step 0, all of them with their limits as
     `claims.json`, and the tag `claims`: "hold", or "missed: " and the names of those that do not. A
@@ -95,8 +95,7 @@ def log_claims(*claims: Claim, run: Run | str | None = None) -> str:
         run: The run to write to, or its id. Default: the current run.
 
     Returns:
-        One line of a Markdown list for each claim, to be printed and to stand in the run's
-        description.
+        A Markdown list with a line for each claim, for the console and the run's description.
 
     Raises:
         ValueError: If there is no claim, or two have one name.
@@ -119,7 +118,7 @@ def log_claims(*claims: Claim, run: Run | str | None = None) -> str:
 
 @keeps_random_state()
 def logged_claims(run: Run | str | None = None) -> list[Claim]:
-    """The claims that `log_claims` has put on a run.
+    """Reads the claims that `log_claims` has logged to a run.
 
     Args:
         run: The run, or its id. Default: the current run.

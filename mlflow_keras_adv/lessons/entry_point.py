@@ -1,7 +1,8 @@
-"""From the signature of a script's `main` to its command line.
+"""Makes a command line of the signature of a script's `main`.
 
-A parameter is declared once, in `main`: the annotation says which values are valid, the docstring
-says what it means. `MLproject` repeats names and defaults for its readers.
+A parameter is declared once, in `main`: its annotation says which values are valid, the docstring
+says what it means, or the annotation does (`Field(description=…)`), where many scripts share it.
+`MLproject` is generated from these signatures.
 """
 
 import argparse
@@ -26,9 +27,9 @@ class Parameter:
 
     Attributes:
         name: As in the signature, for example `batch_size`.
-        annotation: What pydantic validates a value with, for example `PositiveInt`.
-        default: `inspect.Parameter.empty` where the command line must give a value.
-        description: From the Args section of the docstring; empty where that says nothing.
+        annotation: The type by which pydantic validates a value, for example `PositiveInt`.
+        default: `inspect.Parameter.empty` if the command line must give a value.
+        description: From the Args section of the docstring, else from the annotation; may be empty.
     """
 
     name: str
@@ -48,7 +49,13 @@ class Parameter:
 
 
 def parameters(main: Callable[..., object]) -> list[Parameter]:
-    """What `main` takes, in the order of its signature.
+    """Reads the parameters of `main`.
+
+    Args:
+        main: A function all of whose parameters are annotated.
+
+    Returns:
+        The parameters, in the order of the signature.
 
     Raises:
         TypeError: A parameter has no annotation or cannot be passed by name.
@@ -67,16 +74,16 @@ def parameters(main: Callable[..., object]) -> list[Parameter]:
                 f"{main.__qualname__}: parameter {name} has no annotation; "
                 "annotate it with what is valid, for example PositiveInt"
             )
-        found.append(
-            Parameter(name, annotations[name], declared.default, descriptions.get(name, ""))
-        )
+        annotation = annotations[name]
+        description = descriptions.get(name) or _described(annotation)
+        found.append(Parameter(name, annotation, declared.default, description))
     return found
 
 
 def run(
     main: Callable[..., object], argv: Sequence[str] | None = None, *, extra: str | None = None
 ) -> None:
-    """Calls `main` with what the command line says.
+    """Calls `main` with the values on the command line.
 
     Each parameter is an option: `--batch-size 32`, also spelled `--batch_size 32`, because
     `mlflow run -P` appends parameters that MLproject does not declare under their own names.
@@ -89,7 +96,7 @@ def run(
     Raises:
         SystemExit: Code 2 after a bad argument, with a sentence on stderr for each; code 1 if the
             extra is not installed or after a `UserError` in `main`, with its message on stderr;
-            code 130 after Ctrl-C. What else `main` raises passes through.
+            code 130 after Ctrl-C. Other exceptions of `main` pass through.
     """
     values = _parse(main, sys.argv[1:] if argv is None else argv)
     try:
@@ -108,15 +115,29 @@ def run(
         sys.exit(130)
 
 
+def command(module: str, values: Mapping[str, object]) -> list[str]:
+    """The command that runs a script with these values of its parameters, in another process.
+
+    Args:
+        module: The script, for example `projects.tune`.
+        values: Values by the names of the parameters of its `main`.
+
+    Returns:
+        The program and its arguments.
+    """
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return [sys.executable, "-m", module, *options]
+
+
 def run_name(technique: str) -> str:
-    """What to call the run of an entry point: `distill temperature=5`.
+    """Names the run of an entry point: `distill temperature=5`.
 
     Args:
         technique: The name of the technique.
 
     Returns:
-        The name, and the first parameters that the command line has set to something else than
-        their defaults. Not the seed: runs that differ in it alone are repetitions.
+        The name, and the first parameters that the command line has set to other values than the
+        defaults. The seed is left out: runs that differ only in it are repetitions.
     """
     return " ".join([technique, *_given.get()[:_MOST_IN_A_NAME]])
 
@@ -207,7 +228,7 @@ def _convert(parameter: Parameter, text: str) -> object:
 
 
 def _complaint(parameter: Parameter, text: str, error: ValidationError) -> str:
-    """One sentence: what was got, what was expected, what to do."""
+    """One sentence: the value received, the values expected, and what to do."""
     expected = " or ".join(
         # of "Input should be a valid integer, unable to parse string as an integer" the middle
         re.sub(r"^(Input|String) |, unable to .*", "", detail["msg"])
@@ -217,8 +238,13 @@ def _complaint(parameter: Parameter, text: str, error: ValidationError) -> str:
     return f"{parameter.name}: got {text!r}, which {expected}; give another value{advice}"
 
 
+def _described(annotation: Any) -> str:
+    """The description in `Annotated[…, Field(description=…)]`."""
+    return str(TypeAdapter(annotation).json_schema().get("description", ""))
+
+
 def _descriptions(docstring: str) -> dict[str, str]:
-    """What the Args section of a Google-style docstring says about each parameter."""
+    """The description of each parameter in the Args section of a Google-style docstring."""
     _, _, after = f"\n{docstring}\n".partition("\nArgs:\n")
     section = re.split(r"\n(?=\S)", after)[0]
     descriptions: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """Few-shot tasks: tell N classes apart after seeing K samples of each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     Attributes:
         x: Samples to learn from, shape [tasks, ways * shots, ...].
         y: Their labels within the task, int32 from 0 to ways - 1, shape [tasks, ways * shots].
-        queries: Other samples, to be judged by, shape [tasks, ways * queries, ...].
+        queries: Other samples, to evaluate on, shape [tasks, ways * queries, ...].
         labels: Their labels.
     """
 
@@ -25,13 +25,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """Where tasks are drawn from.
+    """The data from which tasks are drawn.
 
     Attributes:
         classes: The samples of each class, shapes [n, ...].
         ways: N, the classes of a task.
         shots: K, the samples of each class to learn from.
-        queries: Samples of each class that judge what was learned.
+        queries: The samples of each class to evaluate on.
 
     Raises:
         ValueError: There are too few classes, or too few samples of one.
@@ -51,7 +51,15 @@ class Tasks:
             )
 
     def draw(self, rng: np.random.Generator, count: int) -> Batch:
-        """Draws so many tasks, each of other classes and samples."""
+        """Draws a batch of tasks.
+
+        Args:
+            rng: Chooses classes and samples.
+            count: Number of tasks.
+
+        Returns:
+            The tasks, each with its own classes and samples.
+        """
         drawn = [
             rng.choice(self.classes[each], self.shots + self.queries, replace=False)
             for _ in range(count)
@@ -62,3 +70,18 @@ class Tasks:
         ends = slice(self.shots), slice(self.shots, None)
         parts = [each[:, :, end] for end in ends for each in (x, y)]
         return Batch(*(part.reshape(count, -1, *part.shape[3:]) for part in parts))
+
+
+def turned(x: np.ndarray, y: np.ndarray, labels: Iterable[int]) -> list[np.ndarray]:
+    """Makes eight classes of images of each class, by rotation and reflection.
+
+    Args:
+        x: Square images, shape [n, side, side, channels].
+        y: Their labels, shape [n].
+        labels: The labels to use.
+
+    Returns:
+        The images of each new class.
+    """
+    both = [each for label in labels for each in (x[y == label], x[y == label][:, :, ::-1])]
+    return [np.rot90(each, turn, axes=(1, 2)) for each in both for turn in range(4)]

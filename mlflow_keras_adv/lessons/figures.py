@@ -1,18 +1,19 @@
-"""Pictures of what a net has made: points of an embedding, drawn images side by side."""
+"""Figures of lessons: points of an embedding, predictions, pictures side by side."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from sklearn.metrics import PredictionErrorDisplay
 
 
 def embeddings_figure(points: Mapping[str, np.ndarray], labels: np.ndarray) -> Figure:
-    """One panel for each embedding, with a dot for each sample, coloured by its label.
+    """Draws a panel for each embedding, with a dot for each sample, coloured by its label.
 
     Args:
-        points: Shape [n, dimensions], 2 dimensions or more, by the title of the panel; of more than
-            two the two directions of largest variance are shown.
+        points: Shape [n, dimensions], 2 dimensions or more, by the title of the panel. Of more than
+            two dimensions, the two directions of largest variance are shown.
         labels: Integers, shape [n].
     """
     figure = Figure(figsize=(5 * len(points), 4.5), layout="constrained")
@@ -28,12 +29,12 @@ def embeddings_figure(points: Mapping[str, np.ndarray], labels: np.ndarray) -> F
 
 
 def tiles(images: Any, columns: int, *, enlarged: int = 4) -> np.ndarray:
-    """Images side by side, with a white line between them, as one image.
+    """Joins images to one image, with a white line between them.
 
     Args:
         images: Shape [n, height, width, channels], from 0 to 1; n is a multiple of `columns`.
-        columns: How many stand in a row.
-        enlarged: How many pixels a pixel becomes, each way.
+        columns: Number of images in a row.
+        enlarged: Factor by which height and width are enlarged.
 
     Returns:
         Shape [rows * (height + 1) * enlarged, columns * (width + 1) * enlarged, channels].
@@ -42,3 +43,39 @@ def tiles(images: Any, columns: int, *, enlarged: int = 4) -> np.ndarray:
     rows = framed.reshape(-1, columns, *framed.shape[1:])
     picture = np.concatenate(np.concatenate(rows, axis=1), axis=1)
     return picture.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+
+
+def predictions_figure(models: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Figure:
+    """Draws a panel for each regressor, with its predictions against the true values.
+
+    Args:
+        models: Functions from `x` to predictions [n] or [n, 1], by the title of the panel.
+        x: Samples.
+        y: True values, shape [n].
+    """
+    figure = Figure(figsize=(4 * len(models), 4), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for panel, (name, model) in zip(panels, models.items(), strict=True):
+        PredictionErrorDisplay.from_predictions(
+            y, np.ravel(model(x)), kind="actual_vs_predicted", ax=panel
+        )
+        panel.set_title(name)
+    return figure
+
+
+def pictures_figure(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Draws rows of pictures, a row for each kind.
+
+    Args:
+        rows: Pictures of values from 0 (black) to 1 (white), shape [n, height, width], by the label
+            of the row.
+    """
+    count = len(next(iter(rows.values())))
+    figure = Figure(figsize=(2 * count, 2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
+        axes[0].set_ylabel(name)
+        for panel, picture in zip(axes, pictures, strict=True):
+            panel.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+    return figure

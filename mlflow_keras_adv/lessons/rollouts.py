@@ -1,4 +1,4 @@
-"""Episodes of many environments at once, and the returns that a policy learns from."""
+"""Episodes of many environments at once, and their discounted returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rollout:
-    """One episode of each environment, side by side; the shorter ones are filled up.
+    """One episode of each environment, side by side; the shorter ones are padded.
 
     Attributes:
         states: Before each step, shape [steps, environments, ...].
-        actions: What was done, integers [steps, environments].
-        rewards: What it was worth, float32 [steps, environments]; 0 after an episode's end.
-        within: Whether the step was made before the episode's end, bool [steps, environments].
+        actions: Integers [steps, environments].
+        rewards: float32 [steps, environments]; 0 after an episode's end.
+        within: Whether the step is part of the episode, bool [steps, environments].
     """
 
     states: np.ndarray
@@ -30,10 +30,9 @@ def play(
     """Plays one episode of each environment.
 
     Args:
-        environments: A vector environment of gymnasium; one that begins anew after its end is not
-            listened to any more.
-        choose: From states [environments, ...] to actions [environments].
-        seed: Seed of the beginnings; None goes on with the environments' own random numbers.
+        environments: A vector environment of gymnasium; steps after an automatic reset are ignored.
+        choose: A policy: from states [environments, ...] to actions [environments].
+        seed: Seed of the initial states; None continues the environments' own random numbers.
     """
     state, _ = environments.reset(seed=seed)
     alive = np.ones(len(state), bool)
@@ -52,14 +51,14 @@ def play(
 
 
 def returns(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """The discounted sum of what follows each step, that step included.
+    """Computes the return of each step: the discounted sum of its reward and the later ones.
 
     Args:
         rewards: Shape [steps, environments].
-        discount: What a reward is worth one step earlier, from 0 to 1.
+        discount: Discount factor of a step, from 0 to 1.
 
     Returns:
-        The shape and dtype of the rewards.
+        Returns of the shape and dtype of the rewards.
     """
     found = np.zeros_like(rewards)
     following = np.zeros_like(rewards[0])

@@ -1,4 +1,4 @@
-"""What passes through a net at one moment, forwards and backwards, layer by layer."""
+"""Activations and gradients of a net for one batch, layer by layer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,13 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Signal:
-    """What a layer sends on, and what comes back to it.
+    """The size of a layer's output and of the gradient with respect to it.
 
     Attributes:
         layer: Name of the layer.
         activation: Root mean square of its output.
-        gradient: Global L2 norm of the loss's gradient by that output. The gradient by the kernel
-            is the product of both kinds of signal, and hides which one is missing.
+        gradient: Global L2 norm of the gradient of the loss with respect to that output. (The
+            gradient of the kernel is a product of both signals, and hides which one vanishes.)
     """
 
     layer: str
@@ -24,13 +24,16 @@ class Signal:
 
 
 def signals(model: keras.Sequential, x: Any, y: Any, loss: Any) -> list[Signal]:
-    """The signals of one batch at the layers that have a kernel, in their order.
+    """Measures the signals of one batch at the layers that have a kernel.
 
     Args:
         model: A chain of layers.
         x: Samples, shape [n, ...].
-        y: Their labels, as the loss takes them.
+        y: Their labels, in the form that the loss expects.
         loss: From `(y, output)` to a scalar.
+
+    Returns:
+        The signals, in the order of the layers.
     """
     names, outputs, output = [], [], tf.convert_to_tensor(x)
     with tf.GradientTape() as tape:

@@ -1,4 +1,4 @@
-"""Label smoothing that may change while a model is trained."""
+"""Label smoothing that can change while a model is trained."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import keras
 
 @keras.saving.register_keras_serializable(package="mlflow_keras_adv")
 class SmoothedCrossentropy(keras.losses.Loss):
-    """Cross-entropy to labels of which a part, `smoothing`, is spread over all classes.
+    """Cross-entropy with label smoothing, whose amount is a variable.
 
-    Szegedy et al. 2015, arXiv:1512.00567. A Python number, as Keras' own `label_smoothing`, is
-    baked into the graph when a step is traced; here it is a variable, which the step reads.
+    Szegedy et al. 2015, arXiv:1512.00567. A Python number, such as Keras' own `label_smoothing`,
+    becomes a constant of the graph when a step is traced; a variable is read at every step.
 
     Args:
-        smoothing: The part, from 0 to below 1.
-        **arguments: Those of every loss: name, reduction, dtype.
+        smoothing: Share of the label that is spread over all classes, from 0 to below 1.
+        **arguments: Arguments of every loss: name, reduction, dtype.
 
     Attributes:
-        smoothing: A `keras.Variable`, to be assigned to.
+        smoothing: A `keras.Variable`, which can be assigned to.
     """
 
     def __init__(self, smoothing: float = 0.0, **arguments: Any) -> None:
@@ -35,5 +35,5 @@ class SmoothedCrossentropy(keras.losses.Loss):
         return type(self).from_config, (self.get_config(),)  # a variable is not pickled
 
     def get_config(self) -> dict[str, Any]:
-        """With the smoothing of now: a checkpoint goes on with it."""
+        """The arguments, with the current smoothing, from which a checkpoint resumes."""
         return {**super().get_config(), "smoothing": float(self.smoothing)}

@@ -1,8 +1,8 @@
-"""technique(): the record of one technique: its run, a nested run per variant, what it claims."""
+"""technique(): the record of one technique: its run, a nested run per variant, its claims."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -16,13 +16,22 @@ from mlflow_keras_adv.tracking.run import Run, run_of, track
 from mlflow_keras_adv.tracking.values import Dataset
 
 
+class Named(Protocol):
+    """Data that know their name and digest, such as `registry.Samples`."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """Name and digest."""
+
+
 class Technique:
-    """The run of a technique, and the nested runs of what it compares. Made by `technique`.
+    """The run of a technique, and the nested runs of its variants. Made by `technique`.
 
     Attributes:
         run: The run; the parent of the variants.
+        seed: The random seed at which it and each variant begin.
         variants: The nested runs that have ended, by name.
-        finished: The models that were logged, by name.
+        finished: The logged models, by name.
     """
 
     def __init__(
@@ -33,28 +42,27 @@ class Technique:
         self.finished: dict[str, FinishedModel] = {}
         self._tags = tags
         self._dataset = dataset
-        self._seed = seed
+        self.seed = seed
         self._count = count
         self._choice = ""
 
     @contextmanager
     def variant(self, name: str, *, params: Mapping[str, object] | None = None) -> Iterator[Run]:
-        """Opens the nested run of a variant and says so on the console.
+        """Opens the nested run of a variant, and prints its name.
 
-        All random numbers begin anew at the seed, so that variants of one shape begin from the same
+        The random seed is set again, so that variants of the same architecture begin with the same
         weights and see the examples in the same order.
 
         Args:
-            name: Name of the nested run and its model; short, and unlike the others' from the first
-                letters.
-            params: What it does not have from the parent.
+            name: Name of the nested run and its model; short, with distinct first letters.
+            params: Parameters that differ from the parent's.
 
         Yields:
             The nested run.
         """
         print(f"[{len(self.variants) + 1}/{self._count}] {name}", flush=True)
         with self.run.child(name, params=params, tags=self._tags) as child:
-            keras.utils.set_random_seed(self._seed)
+            keras.utils.set_random_seed(self.seed)
             yield child
         self.variants[name] = child
 
@@ -73,14 +81,14 @@ class Technique:
         """Logs a finished model with its `final/…` metrics, and keeps them in `finished`.
 
         Args:
-            model: See `log_finished_model`; so are the other arguments.
+            model: See `log_finished_model` for this and the other arguments.
             x: Test samples.
             y: Their labels.
-            name: What to call it. Default: the name of its run, or of the technique.
+            name: Name of the model. Default: the name of its run, or of the technique.
             run: The run that made it, or its id. Default: the current run.
-            scores: What else it scores.
-            reference: A model that it should agree with.
-            parent_model_id: Id of the LoggedModel that it comes from.
+            scores: Further scores, by name.
+            reference: A model to compare its outputs with.
+            parent_model_id: Id of the LoggedModel that it was made from.
 
         Returns:
             The model's entry in the store, and its `final/…` metrics.
@@ -115,16 +123,16 @@ class Technique:
         reference: Any = None,
         parent_model_id: str | None = None,
     ) -> FinishedModel:
-        """Logs a `.tflite` file as `finish` logs a model, and keeps its numbers in `finished`.
+        """Logs a `.tflite` file as `finish` logs a model, and keeps its metrics in `finished`.
 
         Args:
             content: The file.
             x: Test samples.
             y: Their labels.
-            name: What to call it. Default: the name of its run, or of the technique.
+            name: Name of the model. Default: the name of its run, or of the technique.
             run: The run that made it, or its id. Default: the current run.
             reference: The Keras model or file that it was made from; see `log_finished_file`.
-            parent_model_id: Id of the LoggedModel that it comes from.
+            parent_model_id: Id of the LoggedModel that it was made from.
 
         Returns:
             The model's entry in the store, and its `final/…` metrics.
@@ -153,7 +161,7 @@ class Technique:
         return str(self._tags["technique"]) if run is self.run else run.name
 
     def final(self, key: str) -> dict[str, float]:
-        """A `final/…` value of the finished models that have it, by name.
+        """Collects a `final/…` metric of the finished models that have it.
 
         Args:
             key: Name of the metric without `final/`.
@@ -172,13 +180,13 @@ class Technique:
         mode: AskedMode = "auto",
         curves: Sequence[str] = (),
     ) -> str:
-        """Puts the comparison of the variants on the run; see `log_comparison`.
+        """Logs the comparison of the variants to the run; see `log_comparison`.
 
         Args:
-            candidates: Names among which the winner is chosen. Default: all.
-            monitor: Metric that decides.
+            candidates: Names of the variants that can win. Default: all.
+            monitor: The metric that decides.
             mode: Whether the highest ("max") or the lowest ("min") wins; "auto": see there.
-            curves: Metrics that the figure shows.
+            curves: Metrics whose curves the figure shows.
 
         Returns:
             The winner's name.
@@ -199,12 +207,12 @@ class Technique:
         return winner
 
     def conclude(self, result: str, *claims: Claim, note: str = "") -> None:
-        """Ends the lesson: claims and result go to the record and to the console.
+        """Ends the lesson: logs and prints its claims and its result.
 
         Args:
-            result: The result in a sentence or two; the description's first line.
-            *claims: What the technique promises, as measured; the one that matters most first.
-            note: Ends the description; Markdown.
+            result: The result in a sentence or two, the first line of the description.
+            *claims: The claims of the technique, the most important one first.
+            note: The end of the description, in Markdown.
         """
         lines = log_claims(*claims, run=self.run)
         parts = (result, lines, self._choice, note)
@@ -217,8 +225,8 @@ def technique(
     name: str,
     params: Mapping[str, object],
     *,
-    dataset: Dataset | None = None,
-    seed: int = 0,
+    dataset: Dataset | Named | None = None,
+    seed: int | None = None,
     variants: int = 0,
 ) -> Iterator[Technique]:
     """Opens or adopts the run of a technique, as `track` does, and sets the random seed.
@@ -229,14 +237,19 @@ def technique(
         name: Name of the technique, and of a new run. The run of an entry point is also named after
             the first parameters that differ from their defaults.
         params: The parameters of the run.
-        dataset: Name and digest of the data.
-        seed: Seed of Python's, NumPy's and TensorFlow's random numbers, from 0.
-        variants: How many nested runs there will be, for the console.
+        dataset: The data, or their name and digest.
+        seed: Seed of Python's, NumPy's and TensorFlow's random numbers, 0 or more. Default: the
+            parameter `seed`, else 0.
+        variants: Number of nested runs to come, which the console shows.
 
     Yields:
         The technique's record.
     """
     tags = {"technique": name}
+    if seed is None:
+        seed = int(str(params.get("seed", 0)))
+    if dataset is not None and not isinstance(dataset, Dataset):
+        dataset = dataset.dataset
     with track(entry_point.run_name(name), params=params, tags=tags) as run:
         if dataset is not None:
             run.log_dataset(dataset, context="training")

@@ -1,4 +1,4 @@
-"""TradeOff: a metric against cost, over variants of one model; the smallest good one wins."""
+"""TradeOff: a metric against a cost, over variants of one model; the cheapest good one wins."""
 
 import math
 from collections.abc import Sequence
@@ -23,31 +23,31 @@ from mlflow_keras_adv.tflite.score import score_file
 from mlflow_keras_adv.tracking.directions import AskedMode, asked
 from mlflow_keras_adv.tracking.run import Run, run_of
 
-# What a cost is divided by in the picture, and is called.
+# Unit and label of a cost in the figure.
 _AXES = {
     "gzip_bytes": (1000, "kB after gzip"),
     "size_bytes": (1000, "kB"),
     "flops": (1e6, "MFLOPs of a sample"),
     "latency_ms_p50": (1, "ms a sample"),
 }
-# Calls of `model.predict` that are timed: each takes some 30 ms, whatever the model.
+# Timed calls of `model.predict`, each of which takes about 30 ms, whatever the model.
 PREDICTIONS = 20
 
 
 class Splits(Protocol):
-    """Data on which variants are chosen and judged."""
+    """Data to choose a variant on, and to test all of them on."""
 
     @property
     def validation(self) -> tuple[Any, Any]:
-        """Samples and labels to choose by."""
+        """Samples and labels to choose a variant on."""
 
     @property
     def test(self) -> tuple[Any, Any]:
-        """Samples and labels to judge the finished models on."""
+        """Samples and labels to test the finished models on."""
 
 
 class Compressed(Protocol):
-    """What `compression.prune` and `compression.cluster` return."""
+    """The results of `compression.prune` and `compression.cluster`."""
 
     @property
     def model(self) -> keras.Model:
@@ -59,21 +59,21 @@ class Compressed(Protocol):
 
 
 class TradeOff:
-    """Puts the variants of a model on record and chooses among them.
+    """Logs the variants of a model and chooses among them.
 
-    What decides is one metric: the accuracy of a classifier, else the first metric that the
-    baseline was compiled with, else its loss.
+    One metric decides: the accuracy of a classifier, else the first metric that the baseline was
+    compiled with, else its loss.
 
     Each variant is a nested run and a LoggedModel with its `final/…` metrics and the table
-    `weights.json`. What was pruned or clustered has the table `layers.json` and, where the sparsity
+    `weights.json`. A pruned or clustered model has the table `layers.json` and, if the sparsity
     grew step by step, the curve `batch/sparsity`. A `.tflite` file has the metric on the validation
-    split (`val/accuracy`) at step 0, and the tag `float_layers` if quantization left some in float.
-    A baseline that is added has `final/latency_predict_ms_p50` too, of `model.predict` with one
-    sample.
+    split (`val/accuracy`) at step 0, and the tag `float_layers` if some layers stayed in float. A
+    baseline that is added also has `final/latency_predict_ms_p50`, the median time of
+    `model.predict` for one sample.
 
     Example:
         ```python
-        with mka.technique("shrink", params, dataset=data.dataset) as technique:
+        with mka.technique("shrink", params, dataset=data) as technique:
             trade = mka.TradeOff(technique, data)
             with technique.variant("baseline"):
                 trade.add(model)
@@ -83,15 +83,15 @@ class TradeOff:
         ```
 
     Args:
-        technique: Whose variants these are.
-        data: To choose and to judge by.
-        baseline: The model that the others are held against, if it is on record already, by
-            `technique.finish`. Default: the first one added.
-        name: What `technique` calls it.
-        monitor: What decides, instead of the metric above: a name as `final/…` has it.
+        technique: The technique that has the variants.
+        data: The validation split to choose on, and the test split.
+        baseline: The model that the others are compared with, if `technique.finish` has logged it
+            already. Default: the first model added.
+        name: The name of that model in `technique.finished`.
+        monitor: The metric that decides instead of the one above, by its name in `final/…`.
         mode: Whether it is better when it is lower ("min") or higher ("max"); "auto": as Keras or
-            scikit-learn knows it.
-        cost: What is to be small, as `final/…` has it: "gzip_bytes", "size_bytes", "flops",
+            scikit-learn defines it.
+        cost: The metric to minimize, by its name in `final/…`: "gzip_bytes", "size_bytes", "flops",
             "latency_ms_p50", ….
 
     Attributes:
@@ -128,14 +128,14 @@ class TradeOff:
         parent: str | None = None,
         parent_model_id: str | None = None,
     ) -> FinishedModel:
-        """Puts one variant on record.
+        """Logs a variant.
 
         Args:
-            made: A Keras model, what `prune` or `cluster` made of one, or a `.tflite` file.
-            run: The nested run that made it, which gives it its name, or its id. Default: the
+            made: A Keras model, a result of `prune` or `cluster`, or a `.tflite` file.
+            run: The nested run that made it, or its id; the variant has its name. Default: the
                 current run.
             parent: Name of the variant that it was made from. Default: the baseline.
-            parent_model_id: Instead, the id of a LoggedModel from elsewhere.
+            parent_model_id: Id of a LoggedModel of another run that it was made from, instead.
 
         Returns:
             The model's entry in the store, and its `final/…` metrics.
@@ -143,8 +143,8 @@ class TradeOff:
         Raises:
             ValueError: The first one added is no Keras model.
             TypeError: The run is no run.
-            UserError: No run is open. Or it has no such metric, or it is not known which way that
-                is better.
+            UserError: No run is open, the model has no such metric, or it is unknown whether that
+                is better lower or higher.
         """
         run = run_of(run, "add")
         if self._reference is None and not isinstance(made, keras.Model):
@@ -184,19 +184,19 @@ class TradeOff:
         candidates: Sequence[str] | None = None,
         curves: Sequence[str] | None = None,
     ) -> str:
-        """Chooses what costs least (the fewest gzip bytes), and puts it on the parent.
+        """Chooses the variant of least cost, and logs the comparison to the parent.
 
-        There is the comparison, and the picture `<metric>_against_size.png` (of another cost than
-        bytes `…_against_<cost>.png`), which has a point for each variant added.
+        The parent also gets the figure `<metric>_against_size.png` (`…_against_<cost>.png` for a
+        cost that is not in bytes), with a point for each variant.
 
         Args:
             margin: How much worse than the baseline it may be on the validation split, in the unit
-                of the metric: of an accuracy a share of the samples.
-            candidates: Names among which is chosen, beside the baseline. Default: all of them.
+                of the metric: for an accuracy, a share of the samples.
+            candidates: Names of the variants to choose among, beside the baseline. Default: all.
             curves: Metric keys of the learning curves. Default: loss and the metric.
 
         Returns:
-            Its name.
+            The name of the variant.
         """
         chosen = self.smallest(margin, candidates or tuple(self.validation))
         drawn = curves or ("train/loss", f"val/{self._metric}")
@@ -207,10 +207,9 @@ class TradeOff:
         return chosen
 
     def smallest(self, margin: float, candidates: Sequence[str]) -> str:
-        """Chooses the variant that costs least and is still good enough.
+        """Finds the variant of least cost that is good enough.
 
-        A variant without that number, such as `flops` that could not be counted, is not chosen for
-        it.
+        A variant whose cost is unknown, such as `flops` that could not be counted, comes last.
 
         Args:
             margin: How much worse than the baseline it may be.
@@ -220,7 +219,7 @@ class TradeOff:
             Its name; the baseline's if none is good enough.
 
         Raises:
-            UserError: No variant has that number.
+            UserError: No variant has the cost.
         """
         sign = 1 if self._mode == "max" else -1
         least = sign * self.validation[self._name] - margin - 1e-9  # of rounding
@@ -255,7 +254,7 @@ class TradeOff:
         return float(np.median(times))
 
     def _figure(self, chosen: str) -> Figure:
-        """The metric over the cost, each power of 2 as wide as the next."""
+        """Draws the metric over the cost, on a logarithmic axis."""
         figure = Figure(figsize=(7.5, 5), layout="constrained")
         panel = figure.subplots()
         heights = self._technique.final(str(self._metric))

@@ -1,1 +1,1 @@
-"""What a model scores: by the losses and metrics of Keras, for any task. Knows no MLflow."""
+"""Scores and costs of models, by the losses and metrics of Keras. Knows no MLflow."""

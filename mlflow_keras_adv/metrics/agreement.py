@@ -1,4 +1,4 @@
-"""Agreement: how far two models' answers to the same samples are apart, as numbers or decisions."""
+"""Differences of two models on the same samples: of their outputs, and of their decisions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,15 +17,16 @@ _OF_ONE = 1e-2
 
 
 def difference(answers: Any, other: Any) -> dict[str, float]:
-    """How far two models' answers are apart.
+    """Measures the difference of two models' outputs.
 
     Args:
-        answers: Arrays of shape [samples, …], or a structure of such.
-        other: Those of the model that they should equal.
+        answers: Arrays of shape [samples, …], or a structure of these.
+        other: The outputs of the model to compare with.
 
     Returns:
-        `difference`: the root of the mean square of what they differ by, over that of `other`;
-        `difference_max`: the largest, over the largest of `other`. Over all outputs: the worst.
+        `difference`: the root mean square difference, relative to the root mean square of `other`;
+        `difference_max`: the largest difference, relative to the largest value of `other`. Of
+        several outputs the worst counts.
     """
     worst = {"difference": 0.0, "difference_max": 0.0}
     for ours, theirs in zip(keras.tree.flatten(answers), keras.tree.flatten(other), strict=True):
@@ -43,7 +44,7 @@ def difference(answers: Any, other: Any) -> dict[str, float]:
 def agreement(
     answers: np.ndarray, other: np.ndarray, task: Task | None, loss: Any = None
 ) -> float | None:
-    """Share of the decisions on which two models agree; None of answers that decide nothing.
+    """Computes the share of equal decisions of two models; None for outputs without decisions.
 
     Args:
         answers: Answers of one output, shape [samples, …].
@@ -70,7 +71,7 @@ def agreement(
 
 
 def decides(loss: Any, answers: np.ndarray) -> Task | None:
-    """What kind of decision an output is, by its loss; without one, if it is a distribution.
+    """The kind of decision of an output, by its loss, or if it is a probability distribution.
 
     Args:
         loss: As `compile` was given it, or None.
@@ -101,7 +102,7 @@ def losses_by_output(criteria: Criteria) -> dict[str, Any]:
 
 
 def compared(found: Scores, other: Scores, loss: Any = None) -> dict[str, float]:
-    """How far a model's answers are from another's: `difference`, and of decisions `agreement`.
+    """Compares two models' outputs: their `difference`, and the `agreement` of decisions.
 
     Args:
         found: With the answers of the one.

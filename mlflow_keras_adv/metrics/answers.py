@@ -1,4 +1,4 @@
-"""Answers of a model by the names of its outputs, and what in them counts: masks and weights."""
+"""Outputs of a model by name, with their masks and weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def in_order(outputs: Sequence[str], answers: Any) -> list[str]:
 
 
 def for_output(given: Any, outputs: Sequence[str], *, for_all: bool) -> dict[str, Any]:
-    """What was given for outputs (labels, weights, losses), by their names.
+    """Labels, weights or losses of outputs, by the names of the outputs.
 
     Args:
         given: A dict by name, a list in the order of the outputs, or one for all of them.
@@ -74,13 +74,13 @@ def for_output(given: Any, outputs: Sequence[str], *, for_all: bool) -> dict[str
 
 
 def rows_a_call(model: Any) -> int:
-    """How many samples a model takes at once: 32, unless its inputs say another number."""
+    """The number of samples per call: 32, unless the inputs of the model fix another number."""
     shapes = [tuple(each.shape) for each in getattr(model, "inputs", None) or ()]
     return int(shapes[0][0]) if shapes and shapes[0] and shapes[0][0] is not None else 32
 
 
 def answers_of(model: Any, x: Any) -> Any:
-    """What a model answers in inference mode, as arrays, in batches."""
+    """Predicts in inference mode, in batches; returns arrays."""
     parts = [
         keras.tree.map_structure(keras.ops.convert_to_numpy, model(batch[0], training=False))
         for batch in batches(x, None, None, rows_a_call(model))

@@ -1,8 +1,8 @@
-"""Criteria: what models are scored by, as a value that can be kept beside a model and read again.
+"""Criteria: the losses and metrics of a model, as a value that can be stored with it.
 
-A finished model is saved without what it was compiled with. Its losses and metrics are kept beside
-it, as Keras writes them, so that whoever meets the model later scores it as it was scored in its
-training; and so that the `.tflite` file that was made of it is.
+A finished model is saved without its compile arguments. Its losses and metrics are stored with it,
+in Keras' format, so that the model, and a `.tflite` file made from it, can be scored later as in
+training.
 """
 
 import json
@@ -25,7 +25,7 @@ FILE = "criteria.json"
 
 @dataclass(frozen=True, eq=False)
 class Criteria:
-    """What a model is scored by.
+    """The losses and metrics by which a model is scored.
 
     Attributes:
         name: Name of the model, for messages.
@@ -64,7 +64,7 @@ class Criteria:
 
 
 def criteria_of(model: keras.Model, answers: Any = None, task: Task | None = None) -> Criteria:
-    """What a model was compiled with.
+    """Reads the compiled losses and metrics of a model.
 
     Args:
         model: A built model, compiled or not.
@@ -123,7 +123,7 @@ def written(criteria: Criteria) -> dict[str, Any]:
 
 
 def read(kept: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Criteria:
-    """What `written` made of criteria.
+    """Reads criteria from the output of `written`.
 
     What cannot be made again, such as a function of somebody else's program, is left out and named.
 

@@ -1,4 +1,4 @@
-"""Which way a metric is better: as Keras knows it, not as its name sounds."""
+"""Whether a metric is better lower or higher, as Keras defines it, not by its name."""
 
 from collections.abc import Iterable
 from typing import Any, Literal

@@ -1,10 +1,10 @@
 """Floating-point operations: of a forward pass, of a training step, of any TensorFlow function.
 
-A multiplication with an addition counts as 2, a comparison or a function as exp or tanh of a number
-as 1; what is made of these counts its parts (a sigmoid 4, a softmax 5). What only moves numbers
-counts nothing, as do integers, but for the matrix products of quantized layers. Nothing is run: the
-shapes in the traced function tell it, in loops times their turns. Of branches the one with the most
-is counted.
+A multiply-add counts as 2, a comparison or a function such as exp or tanh of a number as 1, and a
+composed function as its parts (a sigmoid 4, a softmax 5). Operations that only move numbers are not
+counted, nor are those on integers, except for the matrix products of quantized layers. Nothing is
+run: the counts follow from the shapes in the traced function, multiplied by the iterations of
+loops. Of several branches the one with the most operations counts.
 """
 
 import logging
@@ -42,10 +42,10 @@ class Flops:
     """Floating-point operations.
 
     Attributes:
-        total: How many.
-        per_op: By TensorFlow's or LiteRT's name of the operation, those of that kind.
-        uncounted: By name, how often something is executed that works on floating-point numbers,
-            and is not in `total`, or not exactly, as the name says.
+        total: Their number.
+        per_op: Their number by TensorFlow's or LiteRT's name of the operation.
+        uncounted: Floating-point operations that are not in `total`, or not exactly, as the name
+            says: how often each is executed, by name.
     """
 
     total: int
@@ -63,7 +63,7 @@ class Flops:
 
     @property
     def left_out(self) -> str:
-        """What is not counted, in words: "2 x Cholesky, 1 x FFT"; empty if all is."""
+        """The operations that are not counted, in words: "2 x Cholesky, 1 x FFT"; may be empty."""
         names = [f"{count:,} x {name}" for name, count in self.uncounted.items()]
         more = len(names) - _MOST_NAMED
         return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more kinds" if more > 0 else "")
@@ -81,20 +81,19 @@ class Flops:
 
 
 def flops(model: keras.Model, x: Any) -> Flops:
-    """Floating-point operations of a forward pass of one sample, in inference.
+    """Counts the floating-point operations of a forward pass of one sample, in inference.
 
     Args:
-        model: A built model; it is traced, and only if shapes depend on what the numbers or texts
-            are it answers one sample. It stays as it is.
-        x: What it takes, at least one sample: an array of shape (samples, …), or a list or dict of
-            such. The shape of a sample is that of these.
+        model: A built model; it is traced, and run on one sample only if its shapes depend on the
+            values of the input. It stays as it is.
+        x: Input, at least one sample: an array of shape (samples, …), or a list or dict of these.
 
     Returns:
-        What a batch of one makes: what is done once a batch, as the square roots of the variances
-        of a BatchNormalization, is in it.
+        The operations for a batch of one, including those that are done once per batch, such as the
+        square roots of the variances of a BatchNormalization.
 
     Raises:
-        UserError: It cannot be traced on a sample alone.
+        UserError: It cannot be traced on a single sample.
     """
     shapes = [tuple(each.shape) for each in getattr(model, "inputs", None) or ()]
     fixed = shapes[0][0] if shapes and shapes[0] else None
@@ -109,7 +108,7 @@ def flops(model: keras.Model, x: Any) -> Flops:
 
 
 def flops_of_call(model: keras.Model, traced: Callable[[], Any], fed: Any) -> Flops:
-    """As `flops`, of a call that has been traced perhaps.
+    """Like `flops`, for a call that may have been traced already.
 
     Args:
         model: The model.
@@ -127,7 +126,7 @@ def flops_of_call(model: keras.Model, traced: Callable[[], Any], fed: Any) -> Fl
 
 
 def _flops_of_run(model: keras.Model, fed: Any) -> Flops:
-    """With the shapes that there are when it runs, as of a text that is split into words."""
+    """Counts with the shapes at run time, such as those of a text that is split into words."""
     open_ended: list[Any] = []
 
     def forward(inputs: Any) -> Any:
@@ -156,22 +155,21 @@ def _graph_of_now() -> Any:
 def training_step_flops(
     model: keras.Model, x: Any, y: Any = None, sample_weight: Any = None
 ) -> Flops:
-    """Floating-point operations of one training step: forward, backward, metrics and optimizer.
+    """Counts the operations of one training step: forward, backward, metrics and optimizer.
 
     Args:
-        model: A compiled model that has made a step already, so that nothing has to be made for
-            this one. Its `train_step` is traced once and not run; the model stays as it is.
+        model: A compiled model that has made a step already, so that all its variables exist. Its
+            `train_step` is traced once and not run; the model stays as it is.
         x: The batch, arrays or `tf.TensorSpec`s of known shape.
         y: Its labels.
         sample_weight: Its weights.
 
     Returns:
-        Of the whole batch. Divided by its samples it is not quite that of each: the optimizer's
-        part is the same for any batch.
+        The operations for the whole batch. Dividing them by its samples does not give those of a
+        sample: the optimizer's part does not depend on the batch.
 
     Raises:
-        UserError: The model has made no step yet, a shape is not known, or the step cannot be
-            traced.
+        UserError: The model has made no step yet, a shape is unknown, or the step cannot be traced.
     """
     data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
     return flops_of_step(model, data if isinstance(data, tuple) else (data,))
@@ -216,10 +214,10 @@ def flops_of_step(model: Any, data: Any) -> Flops:
 
 
 def flops_of_function(function: Any, *args: Any, **kwargs: Any) -> Flops:
-    """Floating-point operations of one call of any function that TensorFlow can trace.
+    """Counts the operations of one call of any function that TensorFlow can trace.
 
-    As of the step of a training loop of your own, which is not traced anew if it has been called
-    with arguments of these shapes: `flops_of_function(train_step, x, y)`.
+    For example of the step of your own training loop: `flops_of_function(train_step, x, y)`. It is
+    not traced again if it has been called with arguments of these shapes.
 
     Args:
         function: A `tf.function`, a function traced from one, or one that can be.
@@ -270,7 +268,7 @@ def _is_plain(array: Any) -> bool:
 
 
 class _Graph:
-    """What a graph makes when it is run once: of all that its outputs and effects need.
+    """The operations of one run of a graph, for its outputs and side effects.
 
     Args:
         graph: A `FuncGraph`.
@@ -432,7 +430,7 @@ def _source(tensor: Any) -> Any:
 
 
 def _step_of(body: Any, place: int, output: Any) -> int | None:
-    """By how much a turn moves what is carried at a place; None where that is not said."""
+    """The change of a loop variable in an iteration; None if it is unknown."""
     source = _source(output)
     if source is body.inputs[place]:
         return 0
@@ -448,7 +446,7 @@ def _step_of(body: Any, place: int, output: Any) -> int | None:
 
 
 def _asked(condition: Any) -> Iterator[tuple[Any, Any, bool]]:
-    """What all has to hold for another turn: (low, high, or equal); None of anything else."""
+    """The conditions of another iteration: (low, high, or equal); None for other conditions."""
     operation = _source(condition).op
     if operation.type == "LogicalAnd":
         for each in operation.inputs:
@@ -476,7 +474,7 @@ def _turns(
     steps: Mapping[int, int],
     equal: bool,
 ) -> int | None:
-    """How often `low < high` holds, where the one moves towards the other."""
+    """The number of iterations in which `low < high` holds, as one moves towards the other."""
 
     def line(side: tuple[str, int] | None) -> tuple[int, int] | None:
         if side is None or side[0] == "value":

@@ -1,4 +1,4 @@
-"""What a finished model weighs and takes: the `final/…` values of a run, without MLflow."""
+"""Size, latency and FLOPs of a finished model: the `final/…` values of a run, without MLflow."""
 
 import gzip
 import tempfile
@@ -21,14 +21,14 @@ _FEWEST = 10  # calls, of which a median says something
 def footprint(
     model: keras.Model, x: Any, *, batch_size: int = 32, repeats: int = 200
 ) -> dict[str, float]:
-    """Measures what a finished model weighs and takes.
+    """Measures size, latency and FLOPs of a finished model.
 
     Args:
         model: A built model; it stays as it is.
-        x: What `model` takes: an array of shape (samples, …), or a list or dict of such arrays.
-        batch_size: Samples a call of the second latency.
-        repeats: Calls whose latency is measured, for each of the two; fewer of a model that takes
-            long, see `latency_ms`.
+        x: Input of the model: an array of shape (samples, …), or a list or dict of these.
+        batch_size: Samples per call for the latency of a batch.
+        repeats: Timed calls for each of the two latencies; fewer for a slow model, see
+            `latency_ms`.
 
     Returns:
         By name:
@@ -40,14 +40,14 @@ def footprint(
         - size_bytes: of the `.keras` file without optimizer state.
         - gzip_bytes: of that file after gzip at level 9. The file holds the time at which it was
           written, so this varies by a few bytes.
-        - latency_ms_p50, latency_ms_p95: median and 95th percentile of the milliseconds that the
-          compiled model takes for one sample; see `latency_ms`.
-        - latency_batch_ms_p50, latency_batch_ms_p95: the same of `batch_size` samples.
-        - flops: floating-point operations of a forward pass of one sample, a multiplication with an
-          addition counted as 2; see `metrics.flops`. Missing where they cannot be counted.
+        - latency_ms_p50, latency_ms_p95: median and 95th percentile of the latency of the compiled
+          model for one sample, in ms; see `latency_ms`.
+        - latency_batch_ms_p50, latency_batch_ms_p95: the same for `batch_size` samples.
+        - flops: floating-point operations of a forward pass of one sample, a multiply-add counted
+          as 2; see `metrics.flops`. Missing if they cannot be counted.
 
     Raises:
-        ValueError: No samples.
+        ValueError: There are no samples.
     """
     return footprint_and_said(model, x, batch_size=batch_size, repeats=repeats)[0]
 
@@ -97,11 +97,11 @@ def sparsity(weights: list[np.ndarray]) -> float:
 
 
 def weight_rows(model: keras.Model) -> list[dict[str, Any]]:
-    """The weights of a model as rows, for a table: what each layer stores.
+    """Tabulates the weights of a model.
 
     Returns:
-        By weight: its path, dtype, shape, numbers, nonzeros, sparsity (share of exact zeros) and
-        size_bytes.
+        A row for each weight: its path, dtype, shape, numbers, nonzeros, sparsity (share of exact
+        zeros) and size_bytes.
     """
     rows = []
     for weight in model.weights:
@@ -124,17 +124,17 @@ def weight_rows(model: keras.Model) -> list[dict[str, Any]]:
 def latency_ms(
     call: Callable[[], Any], *, repeats: int, warm_up: int = 10, seconds: float = 5.0
 ) -> np.ndarray:
-    """How long single calls take, from the input's tensors to the output's numbers in NumPy.
+    """Times single calls, from the tensors of the input to NumPy arrays of the output.
 
     Threads and device are those of the process: TensorFlow's thread settings are global and are
-    left alone. So compare numbers of one process, on an idle machine.
+    left unchanged. So compare numbers of one process, on an idle machine.
 
     Args:
         call: Returns a tensor, or a list or dict of tensors; compiled on its first call.
-        repeats: Calls that are measured.
-        warm_up: Calls before them, which are not.
-        seconds: What all of it may take; then it ends, though not before two calls to warm up and
-            ten that are measured, or as many as are asked for.
+        repeats: Number of timed calls.
+        warm_up: Number of calls before them that are not timed.
+        seconds: Time limit, after which it stops, but not before two calls to warm up and ten timed
+            calls, or as many as were asked for.
 
     Returns:
         Milliseconds, float64 of shape (calls,).

@@ -1,8 +1,8 @@
-"""Judge: what Keras 3 makes of answers, whoever gave them: losses, metrics, and their names.
+"""Judge: computes Keras 3's losses and metrics of outputs, whichever model gave them.
 
-A judge is compiled as a model is, and computes with tensors alone: how labels, sample weights and
-masks are laid on the outputs, and what the logs are called, is Keras' own code. So the answers of a
-`.tflite` file or of a model of tf_keras are judged as those of the model that they come from.
+A judge is compiled like a model, and computes with tensors only: Keras' own code matches labels,
+sample weights and masks with outputs, and names the logs. So the outputs of a `.tflite` file or of
+a tf_keras model are scored like those of the model that it was made from.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ CONFIGURED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
 
 def compiled_with(model: keras.Model, given: Collection[str] = ()) -> dict[str, Any]:
-    """What a model was compiled with; metrics, which keep a state, as new ones of the same kind.
+    """The compile arguments of a model, with new metrics of the same kind.
 
     Args:
         model: A model of Keras 3; one that was not compiled gives nothing.
@@ -61,7 +61,7 @@ def _renewed(metric: Any) -> Any:
 
 
 class Judge:
-    """What Keras 3 makes of a model's answers: a loss, and values by name.
+    """Computes Keras 3's loss and metrics of a model's outputs.
 
     Args:
         model: Whose answers are judged: its name and the names of its outputs.
@@ -112,7 +112,7 @@ class Judge:
         return list(self._model.metrics)
 
     def reset(self) -> None:
-        """As at the begin of an epoch."""
+        """Resets the metrics, as at the beginning of an epoch."""
         for metric in self._model.metrics:
             metric.reset_state()
 

@@ -1,4 +1,4 @@
-"""A model that has answered is as it was before: its noise goes on, its RNNs remember the same."""
+"""Restores the state that predicting changes: random seeds, and states of RNNs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def left_alone(model: Any) -> Iterator[None]:
 
 
 def _states_of(model: Any) -> list[Any]:
-    """What RNNs carry on from a batch to the next, which Keras does not count as variables."""
+    """The states of RNNs between batches, which Keras does not count as variables."""
     return [
         state
         for layer in layers_of(model)  # at any depth; the public `layers` is one level

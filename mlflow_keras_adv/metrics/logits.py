@@ -1,4 +1,4 @@
-"""Whether models give logits or probabilities, and which of them losses expect."""
+"""Tells whether models give logits or probabilities, and which of them losses expect."""
 
 import inspect
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How many floating-point operations one operation of a graph makes, told by its shapes.
+"""Counts the floating-point operations of one operation of a graph, by its shapes.
 
 TensorFlow's own profiler knows fewer than fifty operations: no sigmoid, tanh, relu, exp or einsum,
 no gradient of a depthwise convolution, and nothing that happens in a loop. It leaves the others out
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def table(counts: Mapping[int, str]) -> dict[str, int]:
-    """By the name of an operation its count, from names by count."""
+    """Inverts a table: from names by count to the count by name."""
     return {name: count for count, names in counts.items() for name in names.split()}
 
 
@@ -92,7 +92,7 @@ _FREE = table(
 
 
 def operations_in(operation: Any) -> int | None:
-    """What an operation of a graph makes, one multiplication with one addition counted as 2.
+    """Counts the floating-point operations of an operation of a graph, a multiply-add as 2.
 
     Args:
         operation: A `tf.Operation`, of known shapes.
@@ -154,7 +154,7 @@ def _pool(operation: Any) -> int:
 
 
 def _pool_gradient(operation: Any) -> int:
-    """Of each number of the gradient that comes in as many as its window has."""
+    """For each number of the incoming gradient, the size of its window."""
     return _numbers(operation.inputs[-1]) * math.prod(operation.get_attr("ksize"))
 
 

@@ -1,4 +1,4 @@
-"""Numbers a sample, of losses and metrics that are means over samples: what paired tests need."""
+"""Values per sample of losses and metrics that are means over samples, for paired tests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -104,7 +104,7 @@ class PerSample:
 
 
 def _shown(values: Array, mask: Any, weight: Any) -> Array:
-    """How much each value counts: mask times weight, of the shape of the values."""
+    """The weight of each value: mask times sample weight, in the shape of the values."""
     shown = np.ones_like(values)
     for part in (mask, weight):
         if part is not None and np.ndim(part):

@@ -1,8 +1,8 @@
-"""Scores: what a model is worth on data that it has not seen, for any task.
+"""Scores of a model on test data, for any task.
 
-By what it was compiled with, as `model.evaluate` would say: losses, metrics, masks, sample weights,
-several outputs. Or by metrics that are given. The model itself is left alone: no state of its
-metrics changes, and nothing is compiled.
+They are computed by its compiled losses and metrics, as by `model.evaluate`, with masks, sample
+weights and several outputs, or by given metrics. The model itself is unchanged: neither the state
+of its metrics changes, nor is it compiled.
 """
 
 import functools
@@ -31,11 +31,11 @@ _OWN_WAYS = ("test_step", "compute_loss", "compute_metrics", "get_metrics_result
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a model scores.
+    """The scores of a model.
 
     Attributes:
-        values: By name: `loss` and the metrics, of several outputs as `<output>/<metric>`.
-        directions: Which way each is better, where that is known: "min" or "max".
+        values: By name: `loss` and the metrics, `<output>/<metric>` for several outputs.
+        directions: Whether each is better lower ("min") or higher ("max"), if it is known.
         per_sample: Metrics that are means over samples, float64 of shape [samples].
         weights: How much each sample counts in these means: its sample weight, or how
             many of its steps a mask shows. float64 of shape [samples].
@@ -72,19 +72,22 @@ def score(
     """Scores a model.
 
     Args:
-        model: A Keras model; or the criteria by which to score what answers elsewhere.
-        x: Arrays of shape [samples, …], a list or dict of such, a finite `tf.data.Dataset`, or a
-            `keras.utils.PyDataset`; the latter two bring their labels and sample weights.
-        y: Labels, in the structure of the outputs; None where there are none.
-        sample_weight: As `evaluate` takes it.
-        metrics: Instead of what the model was compiled with: metrics and functions of Keras, names
-            of these, functions of scikit-learn; of several outputs a dict by their names.
-        answer: Answers a batch in place of the model, a `.tflite` file made of it say. Its loss is
-            then without the part that is of the model's weights.
-        batch_size: Samples a call.
+        model: A Keras model; or, with `answer`, the criteria of one.
+        x: Arrays of shape [samples, …], a list or dict of these, a finite `tf.data.Dataset`, or a
+            `keras.utils.PyDataset`; the latter two have their own labels and sample weights.
+        y: Labels, in the structure of the outputs; None if there are none.
+        sample_weight: As in `evaluate`.
+        metrics: Metrics instead of the compiled ones: metrics and functions of Keras, names of
+            these, functions of scikit-learn; for several outputs a dict by their names.
+        answer: Predicts a batch instead of the model, for example by a `.tflite` file made from it.
+            The loss then lacks the regularization of the weights.
+        batch_size: Samples per call.
+
+    Returns:
+        The scores.
 
     Raises:
-        UserError: There is nothing to score by, or it does not fit the labels and the answers.
+        UserError: There are no metrics, or they do not fit the labels and the outputs.
     """
     if isinstance(model, Criteria):
         if answer is None:
@@ -226,7 +229,7 @@ def _swapped(model: keras.Model | None, x: Any, y: Any) -> bool:
 
 
 def _evaluated(model: Any, x: Any, y: Any, sample_weight: Any, batch_size: int) -> Scores:
-    """By `evaluate`, whose traces are taken off the model again."""
+    """Scores by `evaluate`, and restores the model afterwards."""
     found = {name: vars(model).get(name) for name in ("test_function", "stop_evaluating")}
     states = [(each, np.array(each)) for metric in model.metrics for each in metric.variables]
     size = (
@@ -260,7 +263,7 @@ def _evaluated(model: Any, x: Any, y: Any, sample_weight: Any, batch_size: int) 
 def _split(
     configured: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Callable[..., Any]]]:
-    """What Keras can take, and functions of scikit-learn, which want all answers."""
+    """Splits metrics into those of Keras and functions of scikit-learn, which need all outputs."""
     metrics = configured.get("metrics")
     if metrics is None or isinstance(metrics, Mapping):
         return dict(configured), {}

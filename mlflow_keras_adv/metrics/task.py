@@ -1,8 +1,8 @@
-"""Tasks: what kind of answer a model gives, told by its loss and shapes, never guessed.
+"""Tasks: the kind of a model's outputs, by its loss and shapes, never guessed.
 
-A `Task` says what a single number of the answer means, and so how it is scored. A `Kind` is what
-people call the whole, and says what there is to be seen: of the classes of pixels overlays, of
-those of the words of a text a table of tags.
+A `Task` says what a single number of an output means, and so how it is scored. A `Kind` is the
+common name of the whole task, and decides on figures and tables: overlays for the classes of
+pixels, a table of tags for those of words.
 """
 
 from typing import Any, Literal, get_args
@@ -105,7 +105,7 @@ def kind_of(
 
 
 def scale_of(answers: Any, *, loss: Any = None, ending: str | None = None) -> Scale:
-    """What the numbers of a binary or multi-label answer are.
+    """Tells whether binary or multi-label outputs are probabilities, logits or margins.
 
     Args:
         answers: Answers of any shape.
@@ -162,7 +162,7 @@ def classes_of(labels: Any, answers: Any) -> np.ndarray:
 
 
 def _names_of(loss: Any) -> set[str]:
-    """What a loss is called, and what its class comes from."""
+    """The name of a loss, and the names of its base classes."""
     if isinstance(loss, str):
         try:
             loss = keras.losses.get(loss)  # of "mse" the function
@@ -196,7 +196,7 @@ def _are_yes_and_no(labels: np.ndarray) -> bool:
 def _task_of_values(
     labels: np.ndarray, answers: np.ndarray, ending: str | None, hint: str | None
 ) -> Task:
-    """What labels and answers say by themselves, where no loss is known.
+    """The task by labels and outputs alone, if no loss is known.
 
     Raises:
         UserError: They leave it open, or do not fit each other.

@@ -1,1 +1,1 @@
-"""What MLflow finds by itself where this package is installed: tags of runs, and an evaluator."""
+"""MLflow plugins: tags of runs, and an evaluator. MLflow finds them by their entry points."""

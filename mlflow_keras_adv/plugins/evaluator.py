@@ -1,4 +1,4 @@
-"""The evaluator `keras_adv`, where MLflow looks for it."""
+"""Entry point of the evaluator `keras_adv`."""
 
 from mlflow_keras_adv.evaluation.evaluator import KerasEvaluator
 

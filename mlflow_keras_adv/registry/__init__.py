@@ -1,4 +1,4 @@
-"""Promotion that is earned: the champion of a registered model moves only through its gates.
+"""Promotion through gates: a candidate becomes the champion only if it passes all of them.
 
 Example:
     ```python

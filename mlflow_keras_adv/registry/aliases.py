@@ -1,8 +1,8 @@
 """Moving the champion: one at a time, and read again afterwards.
 
-MLflow moves an alias in one call, without comparing it first. So whoever moves one announces it by
-a tag of the registered model, and goes on when nobody else has. Two who announce at the same time
-both see each other, step back, and try again after a random wait.
+MLflow moves an alias in one call, without comparing it first. So each process announces a move by a
+tag of the registered model, and continues if no other process has announced one. Two that announce
+at the same time both see the other's tag, withdraw, and try again after a random wait.
 """
 
 import logging
@@ -23,7 +23,7 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous_champion"
 
-# To move aliases takes a few calls. An announcement that stands unchanged for so long is of a
+# Moving aliases takes a few calls. An announcement that is unchanged for so long comes from a
 # process that has died.
 STALE_SECONDS = 60.0
 
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 def alias(name: str, role: str) -> ModelVersion | None:
-    """The version that an alias names; None where there is no such alias or no such model.
+    """Reads the version that an alias names; None if there is no such alias or model.
 
     Raises:
         UserError: The registry cannot be read.
@@ -57,28 +57,28 @@ def set_alias(name: str, role: str, version: str) -> None:
     """Moves an alias.
 
     Raises:
-        UserError: The registry does not let us.
+        UserError: The registry refuses it.
     """
     with asking(f"The alias {role} of {name} cannot be set", EDIT_MODEL):
         MlflowClient().set_registered_model_alias(name, role, version)
 
 
 def move_champion(name: str, version: str, *, before: str, previous: str) -> str:
-    """Makes a version the champion, if the champion is still the one that it was.
+    """Makes a version the champion, unless the champion has changed meanwhile.
 
     Call it inside `alone`.
 
     Args:
         name: Name of the registered model.
         version: The new champion.
-        before: The version that has to be the champion until then; empty: there is none.
+        before: The version that must still be the champion; empty: there is none.
         previous: The version that becomes `previous_champion`; empty: leaves that as it is.
 
     Returns:
         The champion's version as it was read afterwards: `version`, unless somebody else moved it.
 
     Raises:
-        UserError: The registry does not let us.
+        UserError: The registry refuses it.
     """
     now = number_of(alias(name, CHAMPION))
     if now != before:
@@ -91,10 +91,10 @@ def move_champion(name: str, version: str, *, before: str, previous: str) -> str
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """Holds back whoever else wants to move an alias of this registered model in such a block.
+    """A lock over processes for moving the aliases of a registered model.
 
     Raises:
-        UserError: The registry does not let us.
+        UserError: The registry refuses it.
     """
     client = MlflowClient()
     since: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""The trail of a registered model: who moved its champion, when, from what to what, and why.
+"""The history of a registered model: who moved its champion, when, from and to which version, why.
 
-MLflow keeps no history of aliases. So each promotion, refusal and rollback leaves one more tag on
-the registered model, `promotion.<time>-<random>`, and none is ever written twice.
+MLflow keeps no history of aliases. So each promotion, refusal and rollback adds a tag to the
+registered model, `promotion.<time>-<random>`, and no tag is ever overwritten.
 """
 
 import json
@@ -23,14 +23,14 @@ _EVENTS = (*_MOVES, "refused", "lost")
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the trail.
+    """An entry of the history.
 
     Attributes:
         what: "promoted", "refused" (a gate failed), "lost" (somebody else moved the champion
             meanwhile) or "rolled back"; "unreadable" for a tag that is no entry.
-        version: The version that it is about: the candidate, or what was rolled back to.
+        version: The version of the candidate, or the one that was rolled back to.
         before: The champion's version before; empty if there was none.
-        reason: What its author gave.
+        reason: The reason that the author gave.
         gates: How many passed, and which failed.
         model: URI of the model.
         run_id: The run that holds the evidence.
@@ -69,29 +69,29 @@ def append(
     model: str = "",
     run_id: str = "",
 ) -> Entry:
-    """Adds an entry to the trail of a registered model.
+    """Adds an entry to the history of a registered model, with the fields of `Entry`.
 
     Raises:
-        UserError: The registry does not take it.
+        UserError: The registry refuses it.
     """
     now = datetime.now(UTC)
     when = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     entry = Entry(what, version, before, reason, gates, model, run_id, who(), when)
     key = f"{_PREFIX}{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}"
-    with asking(f"The trail of {name} cannot be written", EDIT_MODEL):
+    with asking(f"The history of {name} cannot be written", EDIT_MODEL):
         MlflowClient().set_registered_model_tag(name, key, json.dumps(asdict(entry)))
     return entry
 
 
 @keeps_random_state()
 def history(name: str) -> list[Entry]:
-    """The trail of a registered model, oldest first.
+    """Reads the history of a registered model.
 
     Args:
         name: Name of the registered model.
 
     Returns:
-        The entries.
+        The entries, the oldest first.
 
     Raises:
         UserError: There is no such model, or it cannot be read.

@@ -1,4 +1,4 @@
-"""Which model is meant: from what a person writes to a LoggedModel, and proof that it is the same.
+"""Resolves the address of a candidate to a model, and checks that its files are unchanged.
 
 models:/m-…            a LoggedModel
 runs:/<run id>/<name>  the LoggedModel of that name that the run has made
@@ -46,7 +46,7 @@ class Model:
         uri: `models:/m-…`, or for a version that is no LoggedModel `models:/name/version`.
         logged: The LoggedModel, if it is one.
         run_id: The run that made it; empty if there is none.
-        sha256: What was recorded of it when it was registered; empty if nothing was.
+        sha256: Its fingerprint when it was registered; empty if none was recorded.
     """
 
     uri: str
@@ -67,7 +67,7 @@ class Model:
 
 
 def resolve(candidate: str) -> Model:
-    """The model that a URI names; see the top of this file for the forms.
+    """Finds the model of an address; see the top of this file for the forms.
 
     Raises:
         UserError: There is no such model, it was not finished, or the URI is of no known form.
@@ -92,7 +92,7 @@ def _is_run(text: str) -> bool:
 
 
 def model_of(version: ModelVersion) -> Model:
-    """The model behind a version, also if that is a copy of another version.
+    """Finds the model of a version, also if that is a copy of another version.
 
     Raises:
         UserError: A version that it is a copy of, or the model itself, is gone.
@@ -116,19 +116,21 @@ def best_of_experiment(
     monitor: str = "accuracy",
     mode: str = "auto",
 ) -> Model:
-    """The finished model with the best `final/<monitor>`; of equals that of fewest gzip bytes.
+    """Finds the finished model with the best `final/<monitor>`; ties go to the fewest gzip bytes.
 
     Args:
-        experiment_id: Where to look.
-        digest: Digest of the dataset; values on another one do not count.
-        gates: Floors, ceilings and budgets of bytes that the recorded numbers have to pass. Gates
-            that need a measurement of now are left for later.
+        experiment_id: The experiment to search.
+        digest: Digest of the dataset; values on other datasets are ignored.
+        gates: Gates; floors, ceilings and budgets of bytes are applied to the recorded numbers. The
+            others need a new measurement, and are left for later.
         monitor: The metric.
-        mode: "min", "max", or "auto": as the runs of the models have recorded it, else as its name
-            says.
+        mode: "min", "max", or "auto": as recorded by the runs of the models, else by its name.
+
+    Returns:
+        The model.
 
     Raises:
-        UserError: There is none; says what to run first. Or it is not known which way is better.
+        UserError: There is none, or it is unknown whether the metric is better lower or higher.
     """
     client = MlflowClient()
     asked = [
@@ -170,7 +172,7 @@ def best_of_experiment(
 def _rises(
     client: MlflowClient, monitor: str, mode: str, found: Sequence[tuple[Any, Any, LoggedModel]]
 ) -> bool:
-    """Whether more of the metric is better."""
+    """Whether a higher value of the metric is better."""
     key = f"final/{monitor}"
     known: str | None = mode
     if mode == "auto":
@@ -184,7 +186,7 @@ def _rises(
 
 
 def download(model: Model) -> tuple[Path, str]:
-    """The folder of a model, which is what was registered, and its `fingerprint`.
+    """Downloads a model, and checks that it is the one that was registered.
 
     Raises:
         UserError: It cannot be downloaded, or its sha256 is not the one recorded.
@@ -198,7 +200,7 @@ def download(model: Model) -> tuple[Path, str]:
 
 
 def changed(uri: str, found: str, recorded: str) -> UserError:
-    """The error to raise for a model that is not what was registered."""
+    """The error for a model whose files differ from those that were registered."""
     return UserError(
         f"{uri} is not what was registered: its sha256 is {found}, recorded is {recorded}. "
         "Somebody has changed its files: find out who, log the model again and register that one."
@@ -206,10 +208,10 @@ def changed(uri: str, found: str, recorded: str) -> UserError:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 of names and content of what a model consists of.
+    """Computes the sha256 of names and contents of a model's files.
 
-    These are the files in its folders, `data` and `code`; not `MLmodel` and the list of
-    requirements beside them, which MLflow may rewrite.
+    These are the files in its folders `data` and `code`, without `MLmodel` and the requirements,
+    which MLflow may rewrite.
     """
     digest = hashlib.sha256()
     inside = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder]

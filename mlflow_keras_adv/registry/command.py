@@ -1,4 +1,4 @@
-"""What `mlflow-keras-adv promote` is told, as samples and gates."""
+"""Converts the options of `mlflow-keras-adv promote` to samples and gates."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -39,10 +39,10 @@ def promotion_of(
     same_dataset: bool,
     reason: str,
 ) -> Promotion:
-    """`promote` with what stands on a command line; see `mlflow-keras-adv promote --help`.
+    """Calls `promote` with the options of the command; see `mlflow-keras-adv promote --help`.
 
     Raises:
-        UserError: What `promote` raises, and values that are no values.
+        UserError: An invalid value, or as `promote`.
     """
     samples = read_samples(data, name=dataset, digest=digest, slices=slices)
     try:

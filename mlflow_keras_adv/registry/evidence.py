@@ -1,4 +1,4 @@
-"""What was measured and what the gates said, as JSON, as a page and as lines of text."""
+"""Measurements and verdicts of a promotion, as JSON, as a page and as lines of text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ _LONGEST = 500  # of one value on the page or in a line; the JSON file has the w
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that a promotion was decided on.
+    """The measurements and verdicts on which a promotion was decided.
 
     Attributes:
         name: Name of the registered model.
         candidate: URI of the candidate.
         version: Its version; empty in a dry run.
         champion: Version of the champion; empty if there is none.
-        samples: What both were measured on.
-        measured: What was measured, by role: candidate, champion.
-        facts: More about each, by role: run, sha256.
-        verdicts: What the gates said.
-        reason: What the author gave.
-        who: Who the author is.
+        samples: The samples on which both were measured.
+        measured: The measurements, by role: candidate, champion.
+        facts: Run and sha256, by role.
+        verdicts: The verdicts of the gates.
+        reason: The reason that the author gave.
+        who: The author.
         when: UTC, ISO 8601.
     """
 
@@ -57,14 +57,14 @@ class Evidence:
 
     @property
     def headline(self) -> str:
-        """What was compared, on what."""
+        """A line with the models that were compared and the samples."""
         against = f"champion, version {self.champion}" if self.champion else "no champion yet"
         version = f" (version {self.version})" if self.version else ""
         data = f"{self.samples.count} samples of {self.samples.name} ({self.samples.digest})"
         return f"{self.name}: {self.candidate}{version} against {against}, on {data}"
 
     def plain(self) -> dict[str, Any]:
-        """All of it as JSON can hold it: NaN and infinities as text."""
+        """The evidence as JSON values, with NaN and infinities as text."""
         return {
             "registered_model": self.name,
             "candidate": self.candidate,
@@ -118,7 +118,7 @@ class Evidence:
         return "\n".join(f"- `{row.replace('`', chr(39))}`" for row in rows)
 
     def page(self) -> str:
-        """A page that opens from disk, without script and without anything from elsewhere."""
+        """A page that opens from disk, without scripts and external resources."""
         keys = list(dict.fromkeys(key for each in self.measured.values() for key in each.metrics))
         metrics = [
             (key, *(_shown(each.metrics.get(key)) for each in self.measured.values()))
@@ -157,7 +157,7 @@ class Evidence:
 
 
 def one_line(text: str, longest: int = _LONGEST) -> str:
-    """A text that a terminal shows as it is: one line, without control characters, not endless."""
+    """A text as one line of limited length, without control characters."""
     joined = " ".join(text.splitlines())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in joined)
     return line if len(line) <= longest else f"{line[: longest - 1]}…"

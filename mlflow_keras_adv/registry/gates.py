@@ -1,8 +1,8 @@
-"""Gates: what a candidate has to pass, ready-made. Any function of the same shape is one too.
+"""Gates: conditions for a candidate. Any function of the same signature is a gate too.
 
-A gate receives what was measured of the candidate and of the champion, or None where there is no
-champion yet, and returns a verdict. What compares with the champion passes without one, if the
-candidate's own numbers are there: a first version stands on its floors alone.
+A gate receives the measurements of the candidate and of the champion (None if there is no champion
+yet) and returns a verdict. Without a champion, a gate that compares passes if the candidate's own
+numbers are there: a first version has to pass its floors only.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says.
+    """The verdict of a gate.
 
     Attributes:
-        passed: Whether the candidate may pass.
+        passed: Whether the candidate passes.
         reason: The numbers, in words.
     """
 
@@ -37,10 +37,10 @@ Gate = Callable[[Measurements, Measurements | None], Verdict]
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict beside the gate that it is of.
+    """A verdict, with the title of its gate.
 
     Attributes:
-        gate: What it asks for.
+        gate: The title.
         passed: Whether the candidate passes.
         reason: The numbers, in words.
     """
@@ -51,7 +51,7 @@ class Judged:
 
 
 def judge(gate: Gate, candidate: Measurements, champion: Measurements | None) -> Judged:
-    """Asks a gate. A number that is missing, and an error in the gate, fail it."""
+    """Calls a gate. It fails if a number is missing, or if it raises an error."""
     title = getattr(gate, "title", "") or getattr(gate, "__name__", "") or repr(gate)
     try:
         verdict = gate(candidate, champion)
@@ -68,9 +68,9 @@ class ReadyMade:
     """A gate with a title.
 
     Attributes:
-        title: What it asks for.
+        title: The condition in words.
         decide: The gate itself.
-        on_record: The part of it that recorded numbers of a model can already answer.
+        on_record: The part of it that can be decided by recorded numbers of a model.
     """
 
     title: str
@@ -132,17 +132,17 @@ def non_inferiority(
     wrong answers by the exact, one-sided test of McNemar, for other numbers by a paired bootstrap.
 
     Args:
-        metric: A metric that both have, of several outputs `<output>/<metric>`. Default: the one
-            that decides about the candidate: the accuracy of a classifier, else the first metric
+        metric: A metric that both have, `<output>/<metric>` for several outputs. Default: the
+            deciding metric of the candidate: the accuracy of a classifier, else the first metric
             that it was compiled with, else its loss.
-        margin: How much of the metric the candidate may lose, in its own unit; 0 or more.
-        relative: The margin is a share of the champion's value.
+        margin: The loss that is accepted, in the unit of the metric; 0 or more.
+        relative: Whether the margin is a share of the champion's value.
         mode: Whether the metric is better when it is lower ("min") or higher ("max"). Default: as
-            Keras knows it, or as its name says; if neither does, the gate fails and says so.
-        confidence: From 0.5 to below 1, such as 0.95: it has to be *shown* that what is lost is
-            within the margin, not only seen: by the score test of Tango (1998) or by the bound of
-            the bootstrap. On few samples only a candidate that is clearly not worse passes.
-            Without paired numbers nothing can be shown, and the gate fails.
+            Keras defines it, or by its name; if neither tells, the gate fails and says so.
+        confidence: From 0.5 to below 1, such as 0.95: the loss must be within the margin with this
+            confidence, by the score test of Tango (1998) or by the bound of the bootstrap, and not
+            only as measured. On few samples only a candidate that is clearly not worse passes.
+            Without paired numbers the gate fails.
 
     Returns:
         The gate, for `promote(gates=[...])`.
@@ -185,11 +185,11 @@ def non_inferiority(
 
 
 def per_slice(gate: Gate, column: str) -> Gate:
-    """The gate, asked of each group of samples by itself: no group may pay for the others.
+    """Passes if a gate passes in each group of samples.
 
     Args:
         gate: Any gate, such as `non_inferiority("recall", 0.02)`.
-        column: One of the samples' `slices`, whose values make the groups.
+        column: One of the samples' `slices`, by whose values the samples are grouped.
 
     Returns:
         The gate, for `promote(gates=[...])`.
@@ -226,14 +226,14 @@ def budget(
     max_latency_ratio: float | None = None,
     max_flops: float | None = None,
 ) -> Gate:
-    """What the candidate may take.
+    """Passes if size, latency and FLOPs of the candidate are within limits.
 
     Args:
         max_size_bytes: Largest size of its file, in bytes.
-        max_latency_ratio: Its median latency relative to the champion's, both measured now, in
+        max_latency_ratio: Largest median latency relative to the champion's, both measured in
             turns, in one process.
-        max_flops: Floating-point operations of a forward pass of one sample; a multiplication with
-            an addition counts as 2. Of a quantized file they are of integers.
+        max_flops: Largest number of floating-point operations of a forward pass of one sample; a
+            multiply-add counts as 2. For a quantized file they are integer operations.
 
     Returns:
         The gate, for `promote(gates=[...])`.
@@ -247,7 +247,7 @@ def budget(
         raise ValueError("budget needs max_size_bytes=, max_latency_ratio= or max_flops=.")
 
     def itself(candidate: Measurements, _: Measurements | None) -> Verdict:
-        """What needs no champion."""
+        """The part that needs no champion."""
         verdicts = []
         for key, (limit, unit) in absolute.items():
             taken = candidate.number(key)
@@ -276,9 +276,9 @@ def budget(
 
 
 def agreement(at_least: float) -> Gate:
-    """Passes if candidate and champion decide alike on this share of the samples.
+    """Passes if candidate and champion agree on a share of the samples.
 
-    For models that decide: among classes, or yes and no. For others see `difference`.
+    For classifiers. For other models see `difference`.
 
     Args:
         at_least: The share, from 0 to 1.
@@ -294,12 +294,12 @@ def agreement(at_least: float) -> Gate:
 
 
 def difference(at_most: float, *, largest: bool = False) -> Gate:
-    """The outputs of candidate and champion differ by no more than this.
+    """Passes if the outputs of candidate and champion differ by no more than a limit.
 
     Args:
-        at_most: The root of the mean square of what they differ by, relative to that of the
-            champion's outputs; over several outputs the worst.
-        largest: The largest that any number differs by, relative to the champion's largest.
+        at_most: Largest root mean square difference, relative to the root mean square of the
+            champion's outputs; of several outputs the worst counts.
+        largest: Largest difference of any number, relative to the champion's largest.
 
     Returns:
         The gate, for `promote(gates=[...])`.
@@ -314,9 +314,9 @@ def difference(at_most: float, *, largest: bool = False) -> Gate:
 
 
 def same_dataset() -> Gate:
-    """What is measured on now is what the models were recorded on: the same digest.
+    """Passes if the samples are those on which the model's run has recorded its `final/…`.
 
-    Otherwise the samples may be such as the candidate was trained on.
+    Other samples might be among those that the candidate was trained on.
 
     Returns:
         The gate, for `promote(gates=[...])`.
@@ -338,7 +338,7 @@ def same_dataset() -> Gate:
 
 
 def loads_and_serves() -> Gate:
-    """The candidate answers its own input example as a server would have it answer.
+    """Passes if a new process can load the candidate and predict for its input example.
 
     Returns:
         The gate, for `promote(gates=[...])`.
@@ -375,7 +375,7 @@ def _common(
 
 
 def _rises(candidate: Measurements, metric: str, mode: str) -> bool:
-    """Whether more of a metric is better."""
+    """Whether a higher value of a metric is better."""
     known = direction(metric, candidate.directions) if mode == "auto" else mode
     if known is None:
         raise MissingNumberError(
@@ -399,7 +399,7 @@ def _confidence(
     margin: float,
     confidence: float | None,
 ) -> tuple[bool, str]:
-    """Whether the loss is shown to be within the margin, and in words how sure that is."""
+    """Whether the loss is within the margin with the confidence, and the statistics in words."""
     ours, theirs = candidate.per_sample.get(metric), champion.per_sample.get(metric)
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return False, "not measured sample by sample, so nothing is known about chance"

@@ -1,4 +1,4 @@
-"""Two models on the same samples: is the difference more than chance?"""
+"""Statistics for two models that were measured on the same samples."""
 
 import math
 from statistics import NormalDist
@@ -8,14 +8,14 @@ from scipy.stats import binomtest, bootstrap  # type: ignore[import-untyped]
 
 
 def exact_mcnemar(only_champion: int, only_candidate: int) -> float:
-    """How likely chance alone makes the candidate look as bad as this, or worse.
+    """Computes the exact, one-sided p-value of McNemar, Psychometrika 12, 1947.
 
-    If two models are equally good, each sample that only one of them has right is the candidate's
-    with probability 1/2: the exact, one-sided binomial test of McNemar, Psychometrika 12, 1947.
+    If two models are equally good, the candidate is right on each sample on which they differ with
+    probability 1/2. The p-value is the probability that it is right on so few of them, or fewer.
 
     Args:
-        only_champion: Samples that only the champion has right.
-        only_candidate: Samples that only the candidate has right.
+        only_champion: Number of samples that only the champion classifies correctly.
+        only_candidate: Number of samples that only the candidate classifies correctly.
 
     Returns:
         The p-value; 1 if they differ on no sample.
@@ -27,15 +27,15 @@ def exact_mcnemar(only_champion: int, only_candidate: int) -> float:
 
 
 def score_test(only_champion: int, only_candidate: int, samples: int, margin: float) -> float:
-    """How likely it would look as good as this, if the candidate really lost the margin.
+    """Computes the p-value of the hypothesis that the candidate is worse by the margin or more.
 
     The score test for paired proportions with a margin: Tango, Statistics in Medicine 17, 1998,
-    and Nam, Biometrics 53, 1997. At a margin of 0 the asymptotic test of McNemar.
+    and Nam, Biometrics 53, 1997. At a margin of 0 it is the asymptotic test of McNemar.
 
     Args:
-        only_champion: Samples that only the champion has right.
-        only_candidate: Samples that only the candidate has right.
-        samples: How many there are.
+        only_champion: Number of samples that only the champion classifies correctly.
+        only_candidate: Number of samples that only the candidate classifies correctly.
+        samples: Number of all samples.
         margin: Share of the samples that the candidate may lose.
 
     Returns:
@@ -57,14 +57,17 @@ def score_test(only_champion: int, only_candidate: int, samples: int, margin: fl
 def bootstrap_bound(
     losses: np.ndarray, confidence: float, weights: np.ndarray | None = None
 ) -> float:
-    """What the mean loss is below, with the given confidence: the paired bootstrap, percentiles.
+    """Computes an upper confidence bound of the mean loss by the paired percentile bootstrap.
 
-    Efron and Tibshirani: An Introduction to the Bootstrap, 1993. 9999 resamples of a fixed seed.
+    Efron and Tibshirani: An Introduction to the Bootstrap, 1993. 9999 resamples, with a fixed seed.
 
     Args:
         losses: By how much the candidate is worse on each sample, shape (samples,).
         confidence: From 0 to 1.
-        weights: How much each sample counts, of that shape; default: all alike.
+        weights: Weights of the samples, of that shape; default: equal weights.
+
+    Returns:
+        The bound.
     """
     shown = np.ones(len(losses)) if weights is None else np.asarray(weights, float)
     losses, shown = losses[shown > 0], shown[shown > 0]

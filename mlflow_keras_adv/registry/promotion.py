@@ -47,12 +47,12 @@ _LONGEST_REASON = 2000
 
 @dataclass(frozen=True, eq=False)
 class Promotion:
-    """What became of a candidate.
+    """The outcome of a promotion.
 
     Attributes:
         outcome: "promoted"; "refused": a gate failed; "lost": all passed, but somebody else moved
             the champion meanwhile; "passed": all passed, in a dry run.
-        evidence: What it was decided on.
+        evidence: The measurements and verdicts on which it was decided.
         run_id: The run that holds the evidence; empty if a dry run had none.
         champion: The champion's version now; empty if there is none.
     """
@@ -101,8 +101,8 @@ def promote(
 
     The evidence goes to the run that is open, or to one of its own: `promotion/evidence.json` and
     `.html`. The candidate becomes a version with the alias `challenger` and a tag for each verdict;
-    if it passes, `champion` moves to it, `previous_champion` to the former one, and the trail that
-    `history` reads gets an entry, as it does if it is refused.
+    if it passes, `champion` moves to it and `previous_champion` to the former one. In both cases
+    `history` gets an entry.
 
     Example:
         ```python
@@ -129,25 +129,26 @@ def promote(
             environment before, such as `dev.digits`.
         candidate: `models:/m-…`, `runs:/<run id>/<name>`, `models:/<name>/<version>`,
             `models:/<name>@<alias>`, or `best-of-experiment`: the model with the best recorded
-            `final/<monitor>` on this dataset that passes the floors, of equals the smallest.
-        data: Samples, or x and y alone.
-        gates: What the candidate has to pass; see `registry.gates`.
-        measure: Measures models; `mka.measure_models` does for Keras models and `.tflite` files.
+            `final/<monitor>` on this dataset that passes the floors; the smallest of equal ones.
+        data: Samples, or `(x, y)`.
+        gates: Conditions for the candidate; see `registry.gates`.
+        measure: A function that measures models, such as `mka.measure_models` for Keras models and
+            `.tflite` files.
         dry_run: Measure and judge, and change nothing in the registry. Evidence is kept only if a
             run is open.
-        reason: Why, for the trail; at most 2000 characters.
-        experiment_id: Where `best-of-experiment` looks; default: the experiment of the open run,
-            else the one that MLflow would use.
-        monitor: By which metric `best-of-experiment` looks.
-        mode: Whether that is better when it is lower ("min") or higher ("max"); "auto": as the runs
-            that made the models have recorded it, else as its name says.
+        reason: The reason, kept in the history; at most 2000 characters.
+        experiment_id: The experiment of `best-of-experiment`; default: that of the open run, else
+            the one that MLflow would use.
+        monitor: The metric that decides for `best-of-experiment`.
+        mode: Whether that is better when it is lower ("min") or higher ("max"); "auto": as recorded
+            by the runs of the models, else by its name.
 
     Returns:
-        What became of it. A refusal is a result, not an error.
+        The outcome. A refusal is a result, not an error.
 
     Raises:
-        UserError: There is no such candidate, or it is the champion already; no samples; a store
-            that cannot be reached or refuses, and which right is missing.
+        UserError: There is no such candidate, or it is the champion already; there are no samples;
+            the store cannot be reached, or refuses a call for a missing right.
         ValueError: No gates, or a reason that is too long.
         TypeError: The candidate is no address of a model, or the gates are no list.
     """
@@ -192,19 +193,19 @@ def promote(
 def rollback(name: str, *, reason: str = "") -> audit.Entry:
     """Makes the previous champion the champion again.
 
-    A second rollback goes back one champion further, never forward again to the one that was
-    rolled back.
+    A second rollback goes back to the champion before that one, and never forward to the one that
+    was rolled back.
 
     Args:
         name: Name of the registered model.
-        reason: Why, for the trail; at most 2000 characters.
+        reason: The reason, kept in the history; at most 2000 characters.
 
     Returns:
-        The entry of the trail.
+        The entry of the history.
 
     Raises:
-        UserError: There is no previous champion, it was changed since it was registered, somebody
-            else moves the champion, or the registry refuses.
+        UserError: There is no previous champion, it was changed since it was registered, another
+            process is moving the champion, or the registry refuses.
         ValueError: A reason that is too long.
     """
     require_name(name)
@@ -256,7 +257,7 @@ def _dry(evidence: Evidence, run: Run | None) -> Promotion:
 
 
 def _act(evidence: Evidence, run: Run) -> Promotion:
-    """Tags the version, moves the aliases if all gates passed, and writes the trail."""
+    """Tags the version, moves the aliases if all gates passed, and writes the history."""
     name, version, before = evidence.name, evidence.version, evidence.champion
     tags = {
         "gates": "passed" if evidence.passed else "failed",
@@ -292,7 +293,7 @@ def _act(evidence: Evidence, run: Run) -> Promotion:
 
 
 def _champion_before(name: str, version: str) -> str:
-    """The champion whose place a version took when it was promoted; itself if there was none."""
+    """The champion that a version replaced when it was promoted; the version itself if none."""
     for entry in reversed(audit.history(name)):
         if entry.what == "promoted" and entry.version == version:
             return entry.before or version

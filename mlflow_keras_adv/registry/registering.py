@@ -1,4 +1,4 @@
-"""register: a logged model becomes a version of a registered model, and can be told from others."""
+"""register: makes a logged model a version of a registered model, with its fingerprint."""
 
 import json
 from contextlib import suppress
@@ -24,22 +24,22 @@ from mlflow_keras_adv.registry.candidates import (
 )
 from mlflow_keras_adv.registry.rights import EDIT_MODEL, asking, require_registry
 
-# What a version should say of its model at first sight.
+# Metrics of the model that the description of a version shows.
 _LINEAGE = ("technique", "variant", "parent_model_id", "mlflow.source.git.commit")
 
 
 def register(name: str, candidate: str) -> ModelVersion:
-    """Makes a model a version of a registered model, which is created if there is none.
+    """Makes a model a version of a registered model, which is created if it does not exist.
 
-    The version is tagged with the sha256 of the model, by which every later promotion and rollback
-    checks that it is still the same, and with its lineage.
+    The version is tagged with its lineage and with the sha256 of the model, by which every later
+    promotion and rollback checks that the model is unchanged.
 
     Args:
         name: Name of the registered model, such as `digits` or `prod.digits`.
         candidate: `models:/m-…`, `runs:/<run id>/<name>`, or a version of another registered model.
 
     Returns:
-        The version; the one that exists, if this model is registered under this name already.
+        The version; the existing one, if this model is registered under this name already.
 
     Raises:
         UserError: There is no such model, it was changed since, or the registry refuses it.
@@ -52,7 +52,7 @@ def register(name: str, candidate: str) -> ModelVersion:
 
 
 def register_model(name: str, model: Model, sha256: str) -> ModelVersion:
-    """What `register` does, for a model that was downloaded.
+    """Registers a model that was downloaded.
 
     Raises:
         UserError: It was registered with another sha256, or the registry refuses it.
@@ -81,10 +81,10 @@ def register_model(name: str, model: Model, sha256: str) -> ModelVersion:
 
 
 def require_name(name: str) -> None:
-    """Refuses what cannot be the name of a registered model.
+    """Rejects a name that a registered model cannot have.
 
     Raises:
-        UserError: It is empty, or holds what MLflow or a search for versions cannot take.
+        UserError: It is empty, or has characters that MLflow or a search for versions rejects.
     """
     if not name.strip() or set(name) & set("/:\"'@") or not name.isprintable():
         raise UserError(
@@ -107,7 +107,7 @@ def _create(client: MlflowClient, name: str) -> None:
 
 
 def _link(client: MlflowClient, logged: LoggedModel, version: ModelVersion) -> None:
-    """What MLflow's UI links a model to its versions by."""
+    """Sets the tag by which MLflow's UI links a model to its versions."""
     links = json.loads(logged.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
     links.append({"name": version.name, "version": version.version})
     with suppress(MlflowException):  # who may register a model need not have the right to tag it

@@ -1,4 +1,4 @@
-"""What a store or registry refuses, said in one sentence: for a login, which right it lacks."""
+"""Errors of a store or registry in one sentence, with the right that a login lacks."""
 
 import os
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ EDIT_EXPERIMENT = "EDIT on the experiment"
 
 @contextmanager
 def asking(purpose: str, right: str) -> Iterator[None]:
-    """For calls to a store: what goes wrong is said in one sentence.
+    """Converts errors of calls to a store to one sentence.
 
     Args:
-        purpose: What the calls are for, as "cannot register …".
-        right: What a login needs for it.
+        purpose: The failed purpose, such as "cannot register …".
+        right: The right that the calls need.
 
     Raises:
         UserError: The store rejects a call of the block.
@@ -56,7 +56,7 @@ def require_registry() -> None:
     """Checks that tracking store and registry can be reached and written.
 
     Raises:
-        UserError: One cannot, or runs are recorded offline.
+        UserError: One of them cannot, or runs are recorded offline.
     """
     if is_wanted() or is_offline():
         raise UserError(
@@ -69,7 +69,7 @@ def require_registry() -> None:
 
 
 def who() -> str:
-    """The login of the server, else the user of this machine."""
+    """The login at the server, else the user of this machine."""
     try:
         return os.environ.get("MLFLOW_TRACKING_USERNAME") or getuser()
     except (KeyError, OSError):  # a container whose user has no name

@@ -1,4 +1,4 @@
-"""What models are measured on, and what was measured."""
+"""Samples on which models are measured, and their measurements."""
 
 import hashlib
 import math
@@ -20,19 +20,19 @@ _MOST_SLICES = 64
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples that models are measured on, of the split that none of them was trained on.
+    """Samples on which models are measured; none of the models may have been trained on them.
 
     Attributes:
         x: What the models take: an array of shape (samples, …), or a list or dict of such arrays.
         y: Labels, in the structure of the models' outputs, or None.
-        name: Name of the dataset, as the runs that made the models have recorded it.
+        name: Name of the dataset, as recorded by the runs of the models.
         digest: Digest of the dataset, as recorded; default: computed from `x` and `y`.
-        sample_weight: How much each sample counts, as `evaluate` takes it, or None.
-        slices: Columns by name, each of shape (samples,) with a few different values: in the groups
-            of equal values models are measured, too.
+        sample_weight: Weights of the samples, as in `evaluate`, or None.
+        slices: Columns by name, each of shape (samples,) with a few different values. Models are
+            also measured in each group of samples of equal value.
 
     Raises:
-        UserError: No samples, another number of labels, or a column with too many values.
+        UserError: There are no samples, another number of labels, or a column has too many values.
     """
 
     x: Any
@@ -69,16 +69,16 @@ class Samples:
 
     @property
     def dataset(self) -> Dataset:
-        """What the record calls them."""
+        """Name and digest, as they are recorded."""
         return Dataset(self.name, self.digest)
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of samples."""
         return len(next(array for _, array in _leaves("x", self.x)))
 
     def groups(self) -> Iterator[tuple[str, "Samples"]]:
-        """The samples of each value of each column, called `column=value`.
+        """Groups the samples by each value of each column, named `column=value`.
 
         Returns:
             Pairs of a name and the samples of that group.
@@ -94,16 +94,16 @@ class Samples:
 def read_samples(
     path: str | Path, *, name: str = "", digest: str = "", slices: Sequence[str] = ()
 ) -> Samples:
-    """Samples of an `.npz` file, which holds `x_test` and `y_test`, or `x` and `y`.
+    """Reads samples from an `.npz` file, which holds `x_test` and `y_test`, or `x` and `y`.
 
-    For models with several inputs or outputs the arrays are called `x.<input>` and `y.<output>`.
-    Sample weights are `sample_weight`.
+    For models with several inputs or outputs the arrays are named `x.<input>` and `y.<output>`.
+    Sample weights are named `sample_weight`.
 
     Args:
         path: The file. Nothing in it is unpickled.
         name: Name of the dataset; default: that of the file.
         digest: Digest of the dataset; default: computed from the arrays.
-        slices: Names of further arrays in it, columns with the group of each sample.
+        slices: Names of further arrays in it with the group of each sample.
 
     Returns:
         The samples.
@@ -142,26 +142,27 @@ class MissingNumberError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """What a model scored, weighs and takes on given samples.
+    """The scores, size and latency of a model on given samples.
 
     Attributes:
-        metrics: Real numbers by name: what it scores, as `metrics.score` calls it, and what
-            `metrics.footprint.footprint` measures.
-        per_sample: For metrics that are a mean over samples: a number a sample, shape (samples,),
-            in the order of the samples; of two models such numbers are paired.
-        weights: How much each sample counts for these; where there are none, all alike.
+        metrics: Numbers by name: the scores, as `metrics.score` names them, and the measurements of
+            `metrics.footprint.footprint`.
+        per_sample: For metrics that are a mean over samples: the values of the samples, shape
+            (samples,), in their order; those of two models are paired.
+        weights: Weights of the samples; empty: equal weights.
         directions: Whether metrics are better lower ("min") or higher ("max").
-        deciding: The metric that decides unless another one is asked for; empty if none does.
-        beside: What it has in common with the last model that was measured beside it:
-            `difference` and `difference_max` of the outputs, and of decisions `agreement`.
-        slices: The same of the samples of each group, as `column=value`.
-        samples: How many it was measured on; 0 if that is not said.
+        deciding: The metric that decides by default; empty if there is none.
+        beside: Comparison with the last model that was measured with it: `difference` and
+            `difference_max` of the outputs, and the `agreement` of decisions.
+        slices: The measurements in each group of samples, by `column=value`.
+        samples: Number of samples; 0 if unknown.
         unscored: Why it has no scores; empty if it has.
         problem: Why it could not be measured at all; empty if it was.
-        serve: Asks it as a server would, and says what went wrong: nothing if that is empty.
-        dataset: What it was measured on.
-        recorded_on: Digests of the datasets that its `final/…` metrics stand on, as they were
-            recorded by the run that made it.
+        serve: Scores the input example in a new process; returns an error message, empty on
+            success.
+        dataset: The dataset of the samples.
+        recorded_on: Digests of the datasets of its `final/…` metrics, as recorded by the run that
+            made it.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -179,7 +180,7 @@ class Measurements:
     recorded_on: frozenset[str] = frozenset()
 
     def number(self, metric: str) -> float:
-        """A metric by its name.
+        """Looks up a metric.
 
         Args:
             metric: Its name.
@@ -188,15 +189,15 @@ class Measurements:
             Its value.
 
         Raises:
-            MissingNumberError: It was not measured, or is NaN; says which there are.
+            MissingNumberError: It was not measured, or is NaN; the message lists the others.
         """
         return self._number(self.metrics, metric)
 
     def common(self, name: str) -> float:
-        """What it has in common with the other model, by its name.
+        """Looks up a value of the comparison with the other model.
 
         Args:
-            name: Its name.
+            name: Name of the value.
 
         Returns:
             Its value.
@@ -219,8 +220,8 @@ class Measurements:
         return value
 
 
-# Measures models side by side, on the same samples, in this process: folders in MLflow's model
-# format in, as many measurements out. What cannot be measured is a `problem`, not an error.
+# Measures models on the same samples in this process: from folders in MLflow's model format to as
+# many measurements. A model that cannot be measured has a `problem`; that is no error.
 Measure = Callable[[Sequence[Path], Samples], Sequence[Measurements]]
 
 
@@ -247,7 +248,7 @@ def _of(rows: np.ndarray, nested: Any) -> Any:
 
 
 def _stored(archive: Any, names: Sequence[str], key: str) -> Any:
-    """An array of that name, or a dict of those called `<name>.<part>`; None if there is none."""
+    """An array of that name, or a dict of those named `<name>.<part>`; None if there is none."""
     if key in names:
         return archive[key]
     parts = {name.removeprefix(f"{key}."): name for name in names if name.startswith(f"{key}.")}

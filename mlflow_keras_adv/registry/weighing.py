@@ -1,4 +1,4 @@
-"""The scales: candidate and champion are measured side by side, judged, and put on record."""
+"""Measures candidate and champion side by side, judges them, and logs the evidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ _EVIDENCE_SECONDS = 60.0
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """Who is to be compared.
+    """The models to compare.
 
     Attributes:
         name: Name of the registered model.
         model: The candidate.
-        folder: Where it was downloaded to.
-        sha256: sha256 of what is there.
+        folder: The folder to which it was downloaded.
+        sha256: sha256 of its files.
         version: Its version; empty in a dry run.
         champion: The champion; None if there is none.
         champion_version: Its version; empty if there is none.
@@ -44,10 +44,10 @@ class Contest:
 def weigh(
     contest: Contest, samples: Samples, gates: Sequence[Gate], measure: Measure, reason: str
 ) -> Evidence:
-    """Measures both on the same samples, and asks the gates.
+    """Measures both models on the same samples, and calls the gates.
 
-    A champion that cannot be measured fails the gates that compare with it; a candidate that cannot
-    be measured fails all that ask for a number.
+    Gates that compare fail if the champion cannot be measured; gates that need a number fail if the
+    candidate cannot be measured.
 
     Raises:
         ValueError: `measure` does not return one measurement for each model.
@@ -88,19 +88,19 @@ def weigh(
 
 
 def put_on_record(run: Run, evidence: Evidence, model: Model) -> None:
-    """Puts the evidence on a run, and waits until it is there.
+    """Logs the evidence to a run, and waits until it is in the store.
 
-    The candidate's numbers are `final/…`, the champion's `champion/…`, what both have in common is
-    `versus_champion/…`. For a group of samples there is the deciding metric, as
+    The candidate's numbers are `final/…`, the champion's `champion/…`, their comparison
+    `versus_champion/…`. For each group of samples the deciding metric is logged as
     `final/slice/<column>/<value>/<metric>`.
 
     Args:
         run: The run.
-        evidence: What was found.
-        model: The candidate; unless this is a dry run its numbers are linked to it.
+        evidence: The evidence.
+        model: The candidate. Its numbers are linked to it, unless this is a dry run.
 
     Raises:
-        UserError: The store does not take it.
+        UserError: The store refuses it.
     """
     run.log_dict(evidence.plain(), f"{EVIDENCE}.json")
     run.log_text(evidence.page(), f"{EVIDENCE}.html")

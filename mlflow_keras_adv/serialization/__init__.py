@@ -1,1 +1,1 @@
-"""How a model is saved, and loaded again where its own code is not. Knows no MLflow."""
+"""Saves models, and loads them where their own code is not importable. Knows no MLflow."""

@@ -1,7 +1,7 @@
-"""Custom layers and functions of a saved model: what they are, and where their source lies.
+"""Custom layers and functions of a saved model, and the files of their source.
 
-A `.keras` file names its classes and functions but does not hold them. Who loads it must have
-imported their modules, so the modules travel with the model.
+A `.keras` file names its classes and functions but does not contain them. Their modules must be
+importable where the model is loaded, so the modules are logged with the model.
 """
 
 import ast
@@ -41,7 +41,7 @@ class CustomObject:
     """A class or function that a saved model needs and Keras does not have.
 
     Attributes:
-        name: What the file calls it: `package>name` if registered with Keras, else its own name.
+        name: Its name in the file: `package>name` if registered with Keras, else its own name.
         module: The module to import, as a fresh process sees it: never `__main__`.
         qualname: Its name in the module, dotted for a nested class.
         value: The object itself; None where only its name is known.
@@ -63,13 +63,16 @@ class CustomObject:
 def custom_objects(
     model: keras.Model, path: Path, code_paths: Sequence[Path] = ()
 ) -> list[CustomObject]:
-    """The custom objects that a saved model names.
+    """Finds the custom objects that a saved model needs.
 
     Args:
         model: The model; the file does not say where its functions are defined.
         path: The `.keras` file to which it was saved.
-        code_paths: Python files and package folders in which to look for what is defined where
-            nobody can import it.
+        code_paths: Python files and package folders in which to look for objects that are defined
+            where they cannot be imported.
+
+    Returns:
+        The objects.
 
     Raises:
         UserError: Another process could not import an object, or the model holds a Python lambda.
@@ -114,7 +117,7 @@ def code_files(
     """The files that custom objects need; see `needed_files`.
 
     Raises:
-        UserError: Two models that were loaded bring different files of one name.
+        UserError: Two loaded models contain different files of one name.
     """
     found: Files = {}
     codes: dict[ModelCode | None, set[str]] = {}
@@ -139,7 +142,7 @@ def code_files(
 
 
 def with_own_names(path: Path, objects: Iterable[CustomObject]) -> None:
-    """Has a file call the objects of loaded models as the files call them that those came from.
+    """Restores, in a file, the original names of objects that come from loaded models.
 
     Args:
         path: A `.keras` file.
@@ -193,7 +196,7 @@ def _in_use(model: keras.Model) -> dict[str, Any]:
 
 
 def _locate(found: CustomObject, code_paths: Sequence[Path]) -> CustomObject:
-    """The same object where another process finds it."""
+    """The same object, with a module that another process can import."""
     module = main_module_name() if found.module == "__main__" else found.module
     if found.code is not None:  # it was found before
         return found
@@ -232,6 +235,6 @@ def _refuse_unguarded_script(qualname: str) -> None:
 
 
 def _definitions(file: Path) -> set[str]:
-    """What a Python file defines at its top level."""
+    """The names that a Python file defines at its top level."""
     kinds = (ast.ClassDef, ast.FunctionDef)
     return {node.name for node in ast.parse(file.read_bytes()).body if isinstance(node, kinds)}

@@ -1,8 +1,8 @@
-"""Loads a Keras model from the folder in which `log_model` left it, and predicts with it.
+"""Loads a Keras model from the folder that `log_model` wrote, and predicts with it.
 
-This file travels with every model, as a top-level module named after its content. So a model loads
-where the package is not installed, and each in one process by the loader that it brought along.
-Therefore this file imports nothing of the package.
+This file is logged with every model, as a top-level module named after its content. So a model
+loads where the package is not installed, and each model in a process uses its own loader. Therefore
+this file imports nothing of the package.
 
 The folder holds `model.keras`, `loading.json`, and in `code` the modules of its custom objects:
 
@@ -12,8 +12,8 @@ The folder holds `model.keras`, `loading.json`, and in `code` the modules of its
 Every model has its own code. Its modules are imported as submodules of a package that is named
 after their content, `mlflow_keras_adv_<digest>.projects.layers`, and see each other under the names
 that their source says: models of one project side by side do not mix, neither with each other nor
-with what the program has imported itself. What Keras' registry of custom objects held before a load
-it holds afterwards; the model's own classes are in it under names that begin with that package.
+with modules that the program itself has imported. Keras' registry of custom objects is unchanged
+by a load, except for the model's own classes, whose names in it begin with that package.
 """
 
 import atexit
@@ -62,15 +62,18 @@ def load(
     code: str | Path | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> keras.Model:
-    """The model in `folder`, uncompiled, made of the code that it brought along.
+    """Loads the model in a folder, with its own code.
 
     Keras' safe mode stays on: nothing is unpickled.
 
     Args:
         folder: Holds `model.keras`, and `loading.json` if the model was logged by this package.
-        code: Where its modules are; default: what `loading.json` says.
-        custom_objects: Instead of the model's own classes and functions, by the names that the
-            file calls them.
+        code: The folder of its modules; default: as `loading.json` says.
+        custom_objects: Replacements of the model's own classes and functions, by their names in
+            the file.
+
+    Returns:
+        The model, uncompiled.
     """
     folder = Path(folder)
     description = _description(folder)
@@ -96,7 +99,7 @@ def load(
 
 
 def rewrite(path: Path, target: Path, change: Callable[[Any], Any]) -> None:
-    """Writes a `.keras` file anew, with another configuration."""
+    """Rewrites a `.keras` file with another configuration."""
     with zipfile.ZipFile(path) as before, zipfile.ZipFile(target, "w") as after:
         for item in before.infolist():
             with before.open(item) as source, after.open(item, "w", force_zip64=True) as written:
@@ -132,13 +135,13 @@ class ModelCode:
 
     Args:
         name: Name of the package that they are imported in.
-        folder: Where they lie; to stay as long as the process.
+        folder: Their folder, which must exist as long as the process.
 
     Attributes:
         name: Name of the package.
-        folder: Where they lie.
-        registered: What they have registered with Keras, by the names that they gave.
-        borrowed: What they have imported that is not theirs.
+        folder: Their folder.
+        registered: Objects that they have registered with Keras, by the names that they gave.
+        borrowed: Modules that they have imported from elsewhere.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -154,12 +157,12 @@ class ModelCode:
         self._importlib.import_module = self.import_module  # type: ignore[attr-defined]
 
     def holds(self, module: str) -> bool:
-        """Whether a name means a module of the model, for its own code."""
+        """Whether a name refers to a module of the model."""
         top = module.partition(".")[0]
         return top in self._tops and not (top == _SHARED and find_spec(top) is not None)
 
     def import_module(self, name: str, package: str | None = None) -> ModuleType:
-        """What `importlib.import_module` is for the model's own code."""
+        """Replaces `importlib.import_module` for the model's own code."""
         if self.holds(name):
             return importlib.import_module(f"{self.name}.{name}")
         if not name.startswith("."):
@@ -167,15 +170,15 @@ class ModelCode:
         return importlib.import_module(name, package)
 
     def own_name(self, name: str) -> str:
-        """What the model itself calls a module or a registered object."""
+        """The original name of a module or a registered object of the model."""
         for mark in ".>":
             name = name.removeprefix(f"{self.name}{mark}")
         return name
 
     def claim(self, objects: Mapping[str, Any]) -> None:
-        """Registers objects of the model with Keras under names of their own.
+        """Registers objects of the model with Keras under unique names.
 
-        So a copy, a pickle or a file of the loaded model finds them in this process, and no others.
+        So a copy, a pickle or a file of the loaded model finds exactly these in this process.
         """
         for name, value in objects.items():
             unmade = isinstance(value, type) and not hasattr(value, "get_config")
@@ -184,7 +187,7 @@ class ModelCode:
 
     @contextmanager
     def registering(self) -> Iterator[None]:
-        """Has Keras' registry as before afterwards, but for names of the model's own."""
+        """Restores Keras' registry after the block, except for the model's own names."""
         table = keras.saving.get_custom_objects()
         # Another thread may be at the same with another model.
         before = {name: value for name, value in table.copy().items() if not _is_a_models(value)}
@@ -211,7 +214,7 @@ class ModelCode:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """What an import statement calls in a module of the model."""
+        """Replaces `__import__` in the modules of the model."""
         if level == 0 and self.holds(name):
             found = builtins.__import__(f"{self.name}.{name}", globals, locals, fromlist or (), 0)
             return found if fromlist else sys.modules[f"{self.name}.{name.partition('.')[0]}"]
@@ -300,7 +303,7 @@ def main_module_name() -> str | None:
 
 
 def named_outputs(model: keras.Model, outputs: Any) -> np.ndarray | dict[str, np.ndarray]:
-    """What a model returns, as one array or, if it has several outputs, as arrays by name.
+    """Converts a model's outputs to one array or, if there are several, to arrays by name.
 
     Args:
         model: Gives the names: those of its output layers, or `output_0`, `output_1`, ….
@@ -321,18 +324,21 @@ def named_outputs(model: keras.Model, outputs: Any) -> np.ndarray | dict[str, np
 
 
 def fed(feeds: Mapping[str, Any], data: Any) -> Any:
-    """What callers send, as the model takes it.
+    """Converts a caller's data to the inputs of a model.
 
     Args:
-        feeds: `kind`: "one", "list" or "dict", how the model takes its inputs; `inputs`: of each
-            the name, dtype ("string" for texts and bytes; None for whatever comes), shape with None
-            on free axes (None if unknown), and whether it is `ragged`.
+        feeds: `kind`: "one", "list" or "dict", the structure of the inputs; `inputs`: for each its
+            name, dtype ("string" for texts and bytes; None for any), shape with None on free axes
+            (None if unknown), and whether it is `ragged`.
         data: For one input an array, Series, DataFrame or nested list of shape (samples, …); for
-            any number a dict of such, or a DataFrame with a column each, by name; for several a
-            list too.
+            any number a dict of these, or a DataFrame with a column for each, by name; for several
+            also a list.
+
+    Returns:
+        The inputs, in the structure that the model expects.
 
     Raises:
-        ValueError: An input is missing, or holds what the model does not take.
+        ValueError: An input is missing, or does not fit the model.
     """
     inputs = feeds["inputs"]
     values = by_name([each["name"] for each in inputs], data)
@@ -350,11 +356,11 @@ def fed(feeds: Mapping[str, Any], data: Any) -> Any:
 
 
 class Predictor:
-    """What `mlflow.pyfunc.load_model` wraps: arrays in, arrays out.
+    """The model that `mlflow.pyfunc.load_model` wraps: arrays in, arrays out.
 
     Args:
-        model: Predicts.
-        feeds: How it takes its inputs; see `fed`.
+        model: The Keras model.
+        feeds: The structure of its inputs; see `fed`.
     """
 
     def __init__(self, model: keras.Model, feeds: Mapping[str, Any]) -> None:
@@ -386,7 +392,7 @@ def _load_pyfunc(path: str) -> Predictor:
 
 
 def _off_sys_path(folder: Path) -> None:
-    """Takes away what MLflow put there for the import of this loader."""
+    """Removes the path that MLflow added for the import of this loader."""
     for index, entry in enumerate(sys.path):
         if os.path.realpath(entry) == os.path.realpath(folder):
             del sys.path[index]
@@ -399,7 +405,7 @@ def _description(folder: str | Path) -> dict[str, Any]:
 
 
 def _imported(place: str, own: ModelCode | None) -> Any:
-    """What is at `module:qualified.name`, in the model's own code or installed."""
+    """The object at `module:qualified.name`, in the model's own code or an installed package."""
     name, qualname = place.split(":")
     module: ModuleType
     if own is not None and own.holds(name):
@@ -412,7 +418,7 @@ def _imported(place: str, own: ModelCode | None) -> Any:
 
 
 def by_name(names: Sequence[str], data: Any) -> dict[str, Any]:
-    """What callers send, by the names of the inputs; see `fed`."""
+    """A caller's data by the names of the inputs; see `fed`."""
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):  # a DataFrame
         if set(names) <= set(data.columns):
             return {name: data[name] for name in names}
@@ -434,7 +440,7 @@ def by_name(names: Sequence[str], data: Any) -> dict[str, Any]:
 
 
 def _converted(values: Any, taken: Mapping[str, Any]) -> Any:
-    """Values for one input, of the kind and rank that it takes."""
+    """Values for one input, converted to its dtype and rank."""
     dtype, shape = taken.get("dtype"), taken.get("shape")
     if taken.get("ragged"):
         return _ragged(values, str(dtype), shape)
@@ -447,7 +453,7 @@ def _converted(values: Any, taken: Mapping[str, Any]) -> Any:
 
 
 def cells(values: Any, dtype: Any) -> np.ndarray:
-    """An array whose members, if they are lists or arrays, have become further axes."""
+    """An array of lists or arrays as one array with further axes."""
     if hasattr(values, "numpy"):  # a tensor
         values = values.numpy()
     array = np.asarray(values, dtype=object)
@@ -458,7 +464,7 @@ def cells(values: Any, dtype: Any) -> np.ndarray:
 
 
 def _of_rank(array: np.ndarray, shape: Sequence[int | None] | None) -> np.ndarray:
-    """With or without a last axis of 1, as the input has it: a column is either."""
+    """Adds or removes a last axis of 1, as the input needs it: a column may have either shape."""
     if shape is None:
         return array
     if array.ndim == len(shape) - 1 and shape[-1] == 1:
@@ -488,7 +494,7 @@ def _ragged(values: Any, dtype: str, shape: Sequence[int | None] | None) -> Any:
 
 
 def lists(values: Any) -> Any:
-    """Arrays, lists and tuples inside one another as lists."""
+    """Nested arrays, lists and tuples as nested lists."""
     if hasattr(values, "tolist"):
         values = values.tolist()
     return [lists(each) for each in values] if isinstance(values, (list, tuple)) else values
@@ -507,14 +513,14 @@ def _array(output: Any) -> np.ndarray:
 
 
 def holds_texts(array: np.ndarray) -> bool:
-    """Whether an array is of texts, or of bytes that may be some."""
+    """Whether an array holds texts, or bytes that may be texts."""
     if array.dtype.kind == "O":
         return array.size > 0 and all(isinstance(each, (str, bytes)) for each in array.flat)
     return array.dtype.kind in "US"
 
 
 def decoded(array: np.ndarray) -> np.ndarray:
-    """Bytes as texts, unless they are none."""
+    """Bytes decoded as text, where they can be."""
     try:
         texts = [each.decode() if isinstance(each, bytes) else each for each in array.flat]
     except UnicodeDecodeError:  # bytes that are no text

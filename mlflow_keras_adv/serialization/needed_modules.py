@@ -1,4 +1,4 @@
-"""Which files a model's own modules need: those that their imports lead to, and no others.
+"""Finds the files that a model's own modules need, by following their imports.
 
 Imports are read from the source, in functions too, and so are calls of `import_module` with a
 literal name. Installed distributions are left out: they are requirements.
@@ -29,19 +29,19 @@ def needed_files(
     *,
     base: Path | None = None,
 ) -> Files:
-    """The files of `modules` and of every local module that these import.
+    """Finds the files of modules and of every local module that these import.
 
-    This package is taken along whole if it is imported, since no index has it.
+    This package is taken along as a whole if it is imported, since it is on no package index.
 
     Args:
         modules: Dotted names of importable modules.
         code_paths: Files to take along as they are, and folders of which all modules are taken. A
             module that is among them is taken from there.
         package_data: Patterns of further files, such as "net/vocab/*.txt", relative to the folder
-            that a package or module is in. `**` crosses folders; what begins with a dot has to be
-            named.
-        base: Look here, not where this process would import from: the code of a model that was
-            loaded.
+            that a package or module is in. `**` matches any number of folders; names that begin
+            with a dot must be given explicitly.
+        base: The folder to look in, instead of this process' import path: the code of a loaded
+            model.
 
     Returns:
         The files by their path in the folder that holds the packages.
@@ -108,14 +108,14 @@ def source_of(top: str, base: Path | None = None) -> Path | None:
 
 
 def is_local(top: str, source: Path) -> bool:
-    """Whether a top-level module has to travel: no requirement brings it."""
+    """Whether a top-level module must be logged, because no requirement installs it."""
     if top == _OWN_PACKAGE:
         return True
     return top not in sys.stdlib_module_names and not _INSTALLED.intersection(source.parts)
 
 
 def modules_in(folder: Path) -> list[Path]:
-    """The Python modules of a folder, also compiled ones, but for hidden folders."""
+    """The Python modules of a folder, also compiled ones, except in hidden folders."""
     endings = (".py", *EXTENSION_SUFFIXES)
     return sorted(
         file

@@ -1,4 +1,4 @@
-"""Saving a finished model: what it predicts with, without what it was trained with."""
+"""Saves a finished model without optimizer and compile arguments."""
 
 import threading
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ _saving = threading.RLock()
 
 
 def save_without_optimizer(model: keras.Model, path: str | Path) -> None:
-    """Writes `model` to a `.keras` file that holds neither optimizer state nor compile arguments.
+    """Writes a model to a `.keras` file without optimizer state and compile arguments.
 
-    Nor do the models inside it. `model` itself stays compiled, with the same optimizer. Another
-    thread may train it meanwhile, but not save it.
+    Those of the models inside it are left out, too. The model itself stays compiled, with the same
+    optimizer. Another thread may train it meanwhile, but not save it.
 
     Args:
         model: A built model, compiled or not.

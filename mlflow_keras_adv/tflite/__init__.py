@@ -1,1 +1,1 @@
-"""A `.tflite` file: how it runs, its weights, its size, its FLOPs, its scores. Knows no MLflow."""
+"""Runs a `.tflite` file, and measures its weights, size, FLOPs and scores. Knows no MLflow."""

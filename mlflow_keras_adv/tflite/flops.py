@@ -1,4 +1,4 @@
-"""The arithmetic of a `.tflite` file, counted as that of a Keras model: see `metrics.flops`."""
+"""Counts the operations of a `.tflite` file like those of a Keras model: see `metrics.flops`."""
 
 import math
 from collections import Counter
@@ -61,16 +61,15 @@ _LSTMS = ("UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM")
 
 
 def file_flops(content: bytes, x: Any) -> Flops:
-    """Operations that a `.tflite` file makes of one sample, counted as `metrics.flops` counts.
+    """Counts the operations of a `.tflite` file for one sample, by the rules of `metrics.flops`.
 
-    Of a quantized file they are operations of integers; the conversion of a number counts 2. What
-    the file holds with fewer operations than the model that it was made of, as a normalization that
-    is folded into a kernel, counts fewer.
+    For a quantized file they are integer operations; the conversion of a number counts as 2. A
+    normalization that the converter has folded into a kernel is not counted.
 
     Args:
         content: The file.
-        x: What `LiteRTModel.predict` takes, at least one sample: the shape of a sample is that of
-            these, and loops turn as often as they do on it.
+        x: Input of `LiteRTModel.predict`, at least one sample, which gives the shapes and the
+            iterations of loops.
 
     Raises:
         UserError: LiteRT cannot run it, and its shapes are free.
@@ -160,7 +159,7 @@ class _Counted:
         self.uncounted += most[1]
 
     def _turns(self, number: int, operation: "_Operation") -> int | None:
-        """How often a loop has turned: how far it has moved a number that each turn adds 1 to."""
+        """The number of iterations of a loop, by a counter to which each iteration adds 1."""
         if not self.has_run:
             return None
         body = self.model.Subgraphs(operation.options.BodySubgraphIndex())
@@ -220,7 +219,7 @@ class _Operation:
         return options
 
     def count(self) -> int | None:
-        """What it makes; None if it is not known."""
+        """The number of its operations; None if it is unknown."""
         if not any(map(self._is_number, (*self.inputs, *self.outputs))):
             return 0
         if self.kind in _FREE or moves_only(self.kind.removeprefix("Flex")):
@@ -259,7 +258,7 @@ class _Operation:
         return None
 
     def _lstm(self) -> int:
-        """Of each sample and step all weights once, two operations each."""
+        """For each sample and step, two operations per weight."""
         steps = math.prod(self._shapes[self.inputs[0]][:-1])
         weights = [i for i in self.inputs[1:9] if i >= 0]
         units = self._shapes[weights[-1]][0]

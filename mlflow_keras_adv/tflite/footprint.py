@@ -1,4 +1,4 @@
-"""What a `.tflite` file weighs and takes, as LiteRT runs it."""
+"""Size, latency, memory and FLOPs of a `.tflite` file in LiteRT."""
 
 import gzip
 import os
@@ -24,26 +24,26 @@ def file_footprint(
     batch_size: int = 32,
     repeats: int = 200,
 ) -> dict[str, float]:
-    """Measures a `.tflite` file, as LiteRT runs it, on given data.
+    """Measures size, latency, memory and FLOPs of a `.tflite` file in LiteRT.
 
     Args:
         content: The file.
-        x: What `LiteRTModel.predict` takes, at least one sample.
-        batch_size: Samples a call of the second latency.
-        repeats: Calls whose latency is measured, for each of the four.
+        x: Input of `LiteRTModel.predict`, at least one sample.
+        batch_size: Samples per call for the latencies of a batch.
+        repeats: Timed calls for each of the four latencies.
 
     Returns:
-        The names of `footprint`, where size_bytes and gzip_bytes are those of the file, parameters,
-        nonzeros and sparsity those of the weights stored in it (normalization is mostly folded into
-        them), flops those of its operations (of a quantized file: on integers), and latency_ms_p50
-        and p95 are of one sample on one thread. Further:
+        Values by the names of `footprint`: size_bytes and gzip_bytes of the file; parameters,
+        nonzeros and sparsity of the weights stored in it (normalization is mostly folded into
+        them); flops (for a quantized file: integer operations); latency_ms_p50 and p95 for one
+        sample on one thread, in ms. Further:
 
-        - latency_all_threads_ms_p50, …_p95: of one sample, on as many threads as there are
-          processors for this process.
-        - latency_batch_ms_p50, …_p95: of `batch_size` samples on one thread.
-        - latency_batch_all_threads_ms_p50, …_p95: both.
-        - peak_memory_bytes: by how much the memory of a fresh process grows, at its peak, in which
-          the file is loaded and predicts `batch_size` samples. On Linux only.
+        - latency_all_threads_ms_p50, …_p95: for one sample, on as many threads as this process has
+          processors.
+        - latency_batch_ms_p50, …_p95: for `batch_size` samples on one thread.
+        - latency_batch_all_threads_ms_p50, …_p95: for `batch_size` samples on all threads.
+        - peak_memory_bytes: peak growth of the memory of a new process that loads the file and
+          predicts `batch_size` samples. On Linux only.
 
     Raises:
         ValueError: Not a `.tflite` file that LiteRT can run; else as in `footprint`.
@@ -91,14 +91,14 @@ def file_footprint_and_said(
 
 
 def weight_table(content: bytes) -> list[dict[str, Any]]:
-    """The weights of a `.tflite` file as rows, for a table: what each layer stores.
+    """Tabulates the weights of a `.tflite` file.
 
     Args:
         content: A file that LiteRT can run.
 
     Returns:
-        By weight: its name, dtype, shape, numbers, distinct numbers, nonzeros, sparsity (share that
-        stands for 0) and size_bytes.
+        A row for each weight: its name, dtype, shape, numbers, distinct numbers, nonzeros, sparsity
+        (share that encodes 0) and size_bytes.
     """
     return [
         {

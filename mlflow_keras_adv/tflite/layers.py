@@ -1,4 +1,4 @@
-"""Which operations of a float `.tflite` file compute which layer, told by their weights."""
+"""Assigns the operations of a float `.tflite` file to layers, by their weights."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ class _Operation:
 def operations_of_layers(
     content: bytes, kernels: Mapping[str, Sequence[np.ndarray]]
 ) -> dict[str, tuple[str, ...]]:
-    """The operations that use the weights of each layer.
+    """Finds the operations that use the weights of each layer.
 
     A weight is known by its numbers; where the converter has taken them apart, as of recurrent
     layers, by its name in the file.
@@ -74,7 +74,7 @@ def operations_of_layers(
 def operations_left(
     content: bytes, layers: Mapping[str, tuple[str, ...]], chosen: Collection[str]
 ) -> list[str]:
-    """The operations that stay in float: of the other layers, and of what they alone feed.
+    """Finds the operations that stay in float: those of other layers, and those only they feed.
 
     Args:
         content: The file of which `layers` was made.

@@ -1,7 +1,7 @@
 """Runs a `.tflite` file with LiteRT: arrays in, arrays out.
 
-This file travels with every model of the LiteRT flavor, as a module named after its content. So a
-model loads without this package and without TensorFlow; this file may need NumPy and LiteRT only.
+This file is logged with every model of the LiteRT flavor, as a module named after its content. So a
+model loads without this package and without TensorFlow; this file may import NumPy and LiteRT only.
 The folder that it loads holds `model.tflite` and `model.json`:
 
     {"sha256": "…", "size_bytes": 57544, "params": {"num_threads": 2}}
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 MODEL_FILE, DESCRIPTION_FILE = "model.tflite", "model.json"
-# What `predict` takes beside the data, and the defaults.
+# The params of `predict`, and their defaults.
 PARAMS = {"batch_size": 32, "num_threads": 1, "dequantize": True, "output": "scores"}
 OUTPUTS = ("scores", "class", "value")
 
@@ -31,12 +31,12 @@ class Tensor:
     """An input or output of a file.
 
     Attributes:
-        name: Its name in the file's signature, or the tensor's own where there is no signature.
+        name: Its name in the file's signature, or the tensor's own if there is no signature.
         index: Index of the tensor in the file.
-        dtype: What the file computes with.
-        shape: -1 on each axis that is free.
-        scale: A real number is `scale * (integer - zero_point)`; 0: numbers are what they are.
-        zero_point: The integer that stands for 0.
+        dtype: Its dtype in the file.
+        shape: Its shape; -1 on each free axis.
+        scale: A real number is `scale * (integer - zero_point)`; 0: the tensor is not quantized.
+        zero_point: The integer that encodes 0.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Tensor:
     zero_point: int
 
     def encode(self, values: Any) -> np.ndarray:
-        """`values` as the file takes them: its own dtype as it is, others as real numbers.
+        """Converts values to the tensor's dtype; those of another dtype are real numbers.
 
         Raises:
             ValueError: Another shape, NaN where integers are meant, or numbers that do not fit.
@@ -74,7 +74,7 @@ class Tensor:
         return encoded
 
     def decode(self, values: np.ndarray) -> np.ndarray:
-        """The real numbers, float32, that the file's integers stand for; others as they are."""
+        """Decodes integers of the file to real numbers, float32; others are left as they are."""
         if not self.scale:
             return values
         return ((values.astype(np.float64) - self.zero_point) * self.scale).astype(np.float32)
@@ -85,14 +85,14 @@ class LiteRTModel:
 
     Args:
         content: The file.
-        **params: What `predict` takes as `params` unless a call says otherwise.
+        **params: Defaults of the params of `predict`.
 
     Attributes:
         content: The file.
-        params: All that `predict` takes, with this model's defaults.
+        params: The params of `predict`, with this model's defaults.
         inputs: In the order of the file's signature: alphabetical, as TensorFlow writes it.
-        outputs: In that order too.
-        rows: Samples a call: -1 any number; None if the first axis is not that of samples.
+        outputs: In the same order.
+        rows: Samples per call; -1: any number; None: the first axis is not that of samples.
         signature: Its name; None if the file has none.
 
     Raises:
@@ -118,16 +118,17 @@ class LiteRTModel:
 
         Args:
             data: For one input an array of shape (samples, …), a nested list, or a DataFrame with
-                a column for each feature, or one of the input's name with a sample a cell. For
-                several a dict of arrays, a DataFrame with a column each, or a list in their order.
-            params: `batch_size`, samples per call, where the file leaves their number free;
-                `num_threads`; `dequantize`: False to get the integers of an integer output;
-                `output`: "scores", what the file gives; "class", the class with the highest score,
-                -1 where one is NaN; "value", without a last axis of 1. The last two are what
-                `mlflow.models.evaluate` wants of a classifier and of a regressor.
+                a column for each feature, or a column of the input's name with a sample per cell.
+                For several inputs a dict of arrays, a DataFrame with a column for each, or a list
+                in their order.
+            params: `batch_size`: samples per call, if the file leaves their number free;
+                `num_threads`; `dequantize`: False returns the integers of an integer output;
+                `output`: "scores" returns the outputs of the file, "class" the class of the highest
+                score (-1 if one is NaN), "value" removes a last axis of 1. `mlflow.models.evaluate`
+                needs "class" for a classifier and "value" for a regressor.
 
         Returns:
-            Shape (samples, …); from several outputs a dict of such arrays by name.
+            Outputs of shape (samples, …); for several outputs a dict of these arrays by name.
 
         Raises:
             ValueError: Unknown params, or data that do not fit the inputs.
@@ -146,7 +147,7 @@ class LiteRTModel:
         return found if len(found) > 1 else next(iter(found.values()))
 
     def invoke(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        """One call of the interpreter: arrays by name, of the dtypes and shapes of the file."""
+        """Calls the interpreter once: arrays by name, of the dtypes and shapes of the file."""
         try:
             for tensor in self.inputs:  # costs nothing where the sizes are those of the last call
                 shape = feeds[tensor.name].shape
@@ -192,7 +193,7 @@ class LiteRTModel:
         return {name: array[:count] for name, array in joined.items()}
 
     def named(self, data: Any) -> dict[str, Any]:
-        """What `predict` takes, by the names of the inputs; see there."""
+        """The data of `predict` by the names of the inputs; see there."""
         names = [tensor.name for tensor in self.inputs]
         if hasattr(data, "to_numpy"):  # pandas, which need not be here
             return self._columns(data)
@@ -220,7 +221,7 @@ class LiteRTModel:
 
 
 def load(folder: str | Path) -> LiteRTModel:
-    """The model in `folder`, which holds `model.tflite` and `model.json`.
+    """Loads the model in a folder, which holds `model.tflite` and `model.json`.
 
     Raises:
         ValueError: A file is missing or damaged, or LiteRT cannot run the model.
@@ -264,7 +265,7 @@ def _interpreter(content: bytes, num_threads: int) -> Any:
 
 
 def _litert() -> Any:
-    """On first use: what takes files takes Keras models too, where there is no LiteRT."""
+    """Imported on first use: code for files and Keras models must work without LiteRT."""
     try:
         from ai_edge_litert import interpreter
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Scores of a `.tflite` file, as LiteRT runs it: by the same objects as those of its source."""
+"""Scores a `.tflite` file with the same losses and metrics as its source."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,20 +21,23 @@ def score_file(
 
     Args:
         model: The file.
-        criteria: What it is scored by; mostly those of the model that it was made of.
-        x: See `metrics.score.score`; so are the other arguments.
+        criteria: Losses and metrics, usually those of the model that it was made from.
+        x: Samples; see `metrics.score.score` for this and the other arguments.
         y: Labels, in the structure of the source's outputs.
-        sample_weight: As `evaluate` takes it.
-        metrics: Instead of those of the criteria.
+        sample_weight: As in `evaluate`.
+        metrics: Metrics instead of those of the criteria.
+
+    Returns:
+        The scores.
 
     Raises:
-        UserError: There is nothing to score by, or it does not fit the labels and the answers.
+        UserError: There are no metrics, or they do not fit the labels and the outputs.
     """
     return score(criteria, x, y, sample_weight, metrics=metrics, answer=answering(model, criteria))
 
 
 def answering(model: LiteRTModel, criteria: Criteria) -> Callable[[Any], Any]:
-    """What answers a batch as the source does: inputs and outputs in the structure of its own."""
+    """Makes a function that predicts a batch with inputs and outputs in the source's structure."""
 
     def answer(inputs: Any) -> Any:
         return criteria.arranged(model.predict(criteria.named(inputs)))

@@ -1,4 +1,4 @@
-"""The weights in a `.tflite` file, tensor by tensor: read from the file, not from what made it."""
+"""The weights in a `.tflite` file, tensor by tensor, as read from the file."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +17,11 @@ class FileWeight:
     """One constant of a file.
 
     Attributes:
-        name: That of the tensor, which tells the layer: "functional/dense/MatMul".
+        name: Name of the tensor, which contains that of the layer: "functional/dense/MatMul".
         dtype: "float32", "float16", "int8", "int4", "int32" for quantized biases, ….
         values: The numbers as stored; int4 as int8.
-        zeros: How many of them stand for 0.
-        size_bytes: What they take in the file.
+        zeros: How many of them encode 0.
+        size_bytes: Their size in the file.
     """
 
     name: str
@@ -32,14 +32,14 @@ class FileWeight:
 
 
 def file_weights(content: bytes) -> list[FileWeight]:
-    """Every weight in the file; each once, though several operations share it.
+    """Reads every weight in the file, each once, even if several operations share it.
 
     Args:
-        content: A `.tflite` file that LiteRT has run; another may be read as nonsense.
+        content: A `.tflite` file that LiteRT has run; a damaged file may be misread.
 
     Returns:
-        Constants that are floats, or integers that encode them; not the shapes and axes, which are
-        integers too. Of dtypes that NumPy has, and int4.
+        Constants that are floats, or integers that encode them, but not shapes and axes, which are
+        integers too. Their dtypes are those of NumPy, and int4.
     """
     model = _schema().Model.GetRootAs(content, 0)
     found: dict[int, FileWeight] = {}
@@ -62,10 +62,10 @@ def file_weights(content: bytes) -> list[FileWeight]:
 def constant(
     content: bytes | bytearray, model: "schema.Model", tensor: "schema.Tensor"
 ) -> np.ndarray | None:
-    """What a tensor holds from the start, as bytes; None if it is computed.
+    """Reads the constant value of a tensor as bytes; None if it is computed.
 
     Args:
-        content: The file; the array is a view of it, to be written to if it is a bytearray.
+        content: The file; the array is a view of it, which is writable if it is a bytearray.
         model: Read from `content`.
         tensor: Tensor of that model.
     """
@@ -102,7 +102,7 @@ def _dtypes() -> dict[int, str]:
 
 
 def _schema() -> Any:
-    """On first use: what measures files measures Keras models too, where there is no LiteRT."""
+    """Imported on first use: code for files and Keras models must work without LiteRT."""
     with extra("compression"):
         from ai_edge_litert import schema_py_generated
     return schema_py_generated

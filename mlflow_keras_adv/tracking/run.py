@@ -106,8 +106,8 @@ class Run:
     """A run to write to, from any thread. Made by `track`, `current_run` and `attach_run`.
 
     Args:
-        info: The run, as MLflow describes it.
-        earlier: What it holds from before.
+        info: MLflow's description of the run.
+        earlier: Its record from earlier processes.
 
     Attributes:
         run_id: Id of the run.
@@ -165,28 +165,28 @@ class Run:
         """Opens a run nested in this one, from any thread.
 
         Args:
-            name: Name of the child; short, and unlike its siblings' from the first letters.
+            name: Name of the child; short, with distinct first letters among its siblings.
             params: Its parameters.
             tags: Its tags.
             description: Its description, in Markdown.
 
         Returns:
-            What `track` returns, for the child.
+            A context manager as of `track`, for the child.
         """
         return track(
             name, parent_run_id=self.run_id, params=params, tags=tags, description=description
         )
 
     def resume_after(self, epochs: int, batches: int | None = None) -> None:
-        """Goes back on the axis to a checkpoint: training goes on from there.
+        """Moves the axis back to a checkpoint, from which training continues.
 
         MLflow keeps every point that was logged after the checkpoint. The tag `superseded` names
         the steps whose points no longer count.
 
         Args:
-            epochs: Epochs that were finished at the checkpoint.
-            batches: Training batches that were consumed by then. Default: those of that many
-                epochs, as the run has recorded them.
+            epochs: Number of epochs that were finished at the checkpoint.
+            batches: Number of training batches consumed by then. Default: those of that many
+                epochs, as recorded by the run.
         """
         superseded = self.axis.back_to_checkpoint(epochs, batches)
         if superseded is not None:
@@ -195,16 +195,16 @@ class Run:
             self.set_tags({"superseded" if number == 1 else f"superseded.{number}": superseded})
 
     def on_exit(self, callback: Callable[[], None]) -> Callable[[], object]:
-        """Has `callback` called once when the outermost `track` of this run ends.
+        """Registers a callback, which is called once when the outermost `track` of this run ends.
 
-        Also when it ends by an exception, and before the last values are delivered: the place to
-        put back what was changed on a model. A run that no `track` holds never calls it.
+        It is also called if that ends by an exception, and before the last values are delivered, so
+        that it can restore a model. A run outside of `track` never calls it.
 
         Args:
             callback: A function without arguments.
 
         Returns:
-            A function that withdraws the callback.
+            A function that unregisters the callback.
         """
         return self.internals.at_exit(callback)
 
@@ -399,43 +399,43 @@ def track(
     log_system_metrics: bool = True,
     await_delivery: bool = True,
 ) -> Tracked:
-    """Opens a run to write to, or adopts one that is open; ends what it opened, as what it became.
+    """Opens a run, or adopts an open one, and ends the run that it has opened with its status.
 
-    Which run: that of `run_id`; else that of an enclosing `track`; else that of `mlflow run`
-    (MLFLOW_RUN_ID, which is consumed, as `mlflow.start_run` does); else the active run of MLflow;
+    The run is that of `run_id`; else that of an enclosing `track`; else that of `mlflow run`
+    (MLFLOW_RUN_ID, which is consumed, as by `mlflow.start_run`); else the active run of MLflow;
     else a new one in the experiment that MLflow's fluent API would use. With `nested` or
-    `parent_run_id` a new one inside another. In the block it is `mlflow.active_run()`.
+    `parent_run_id` it is a new run inside another. In the block it is `mlflow.active_run()`.
 
-    A run that was active before, or is held by a `track` already, is adopted: it goes on
-    afterwards. Every other run is ended: FINISHED; FAILED after an exception, with the tag `error`
+    A run that was active before, or belongs to an enclosing `track`, is adopted: it continues after
+    the block. Every other run is ended: FINISHED; FAILED after an exception, with the tag `error`
     and the artifact `traceback.txt`; KILLED after Ctrl-C or SIGTERM.
 
-    Where the tracking server does not serve, or MLFLOW_KERAS_ADV_OFFLINE is set, a new run is
+    If the tracking server does not answer, or MLFLOW_KERAS_ADV_OFFLINE is set, a new run is
     recorded on this machine, and MLflow's tracking URI is that of the offline store until the block
-    ends. What a store has not taken `outbox.GRACE_SECONDS` after its last sign of life stays in a
-    journal, for `mlflow-keras-adv sync`.
+    ends. Records that the store has not accepted `outbox.GRACE_SECONDS` after its last answer stay
+    in a journal, for `mlflow-keras-adv sync`.
 
     Args:
-        name: Name of a new run. A run that exists keeps its own, except one that `mlflow run`
-            opened without `--run-name`.
+        name: Name of a new run. An existing run keeps its own, except one that `mlflow run` opened
+            without `--run-name`.
         run_id: A run to continue.
         nested: Open a child of the enclosing run, if there is one.
         parent_run_id: Open a child of this run, in its experiment.
         params: Parameters, nested or flat; see `RunWriter.log_params`.
         tags: Tags.
         description: Description of the run, in Markdown.
-        log_system_metrics: Let MLflow record the machine's load, if this run is opened here and is
+        log_system_metrics: Let MLflow record its system metrics, if this run is opened here and is
             not inside another: all runs of a process would show the same. MLflow's first values
             come after its sampling interval of 10 s; a shorter run has none.
-        await_delivery: Wait at the end until the store has everything. Without, a run that is ended
-            here is delivered beside what follows, and `ending.settle_ended` waits for it.
+        await_delivery: Wait at the end until the store has everything. Otherwise a run that is
+            ended here is delivered in the background, and `ending.settle_ended` waits for it.
 
     Returns:
-        A context manager for one `with`, which gives the `Run`; also a decorator of a function.
+        A context manager for one `with`, which returns the `Run`; also a decorator of a function.
 
     Raises:
         TypeError: An argument is of the wrong type, such as a run where its id is expected.
-        UserError: On entering the block, if the store cannot be written or does not know the run.
+        UserError: On entering the block, if the store cannot be written or does not have the run.
         ValueError: On entering the block, if both a run to continue and a run to nest in are given.
     """
     if isinstance(name, Run):
@@ -463,14 +463,14 @@ def track(
 
 
 def current_run() -> Run | None:
-    """Gives the run that this context is in: the innermost that `track` or MLflow made active.
+    """Returns the innermost run that `track` or MLflow made active in this context.
 
-    Each of several asyncio tasks in a thread has its own; a task that is begun inside a run is in
-    it too. The active run of `mlflow.start_run()` is the same object each time, so that its step
-    axis goes on through several trainings.
+    Each of several asyncio tasks in a thread has its own; a task that is started inside a run
+    inherits it. The active run of `mlflow.start_run()` is the same object each time, so that its
+    step axis continues through several trainings.
 
     Returns:
-        The run; None where no run is active. Another thread's is not seen.
+        The run; None if this thread has no active run. Runs of other threads are ignored.
     """
     found = mlflow.active_run()
     if found is not None:
@@ -486,7 +486,7 @@ def known_run(run_id: str) -> Run | None:
 
 @keeps_random_state()
 def attach_run(run_id: str) -> Run:
-    """Gives a run by its id, to write to and not to end.
+    """Returns a run by its id, to write to it without ending it.
 
     Args:
         run_id: Its id.
@@ -495,7 +495,7 @@ def attach_run(run_id: str) -> Run:
         The run: the same object each time in a process.
 
     Raises:
-        UserError: If the store cannot be reached, or does not know the run.
+        UserError: The store cannot be reached, or does not have the run.
     """
     if run_id in _runs:
         return _runs[run_id]

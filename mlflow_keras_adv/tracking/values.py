@@ -22,24 +22,24 @@ _INFINITE = "an infinity, which a chart cannot show"
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data that a metric was measured on.
+    """The data on which a metric was measured.
 
     Attributes:
-        name: At most 500 characters.
-        digest: At most 36 characters.
+        name: Name of the data, at most 500 characters.
+        digest: Identifies the data, at most 36 characters.
     """
 
     name: str
     digest: str
 
     def as_input(self, context: str) -> Input:
-        """As an input of a run, for "training", "validation" or "test".
+        """Converts it to an input of a run.
 
         Args:
             context: "training", "validation" or "test".
 
         Returns:
-            What `Run.log_dataset` hands in.
+            MLflow's entity for `Run.log_dataset`.
         """
         source = json.dumps({"name": self.name})
         entity = entities.Dataset(self.name, self.digest, "external", source)

@@ -1,1 +1,1 @@
-"""What is measured and done inside training: knows Keras and TensorFlow, never MLflow."""
+"""Measuring and training loops: uses Keras and TensorFlow, never MLflow."""

@@ -1,4 +1,4 @@
-"""Batches: how many a training has consumed, and how many examples are in one."""
+"""Counts the batches that a training has consumed, and the examples in a batch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,13 +10,13 @@ from mlflow_keras_adv.training.observe import inside_of
 
 
 def count_batches(optimizers: Iterable[Any]) -> int | None:
-    """Training batches that a model has seen, as its optimizers count them, checkpoints included.
+    """Counts the training batches that a model has seen by its optimizers, across checkpoints.
 
-    Right where each batch makes one update or, with `gradient_accumulation_steps`, a part of one.
+    Correct if each batch makes one update or, with `gradient_accumulation_steps`, a part of one.
     If there are several optimizers, the largest count is taken.
 
     Returns:
-        None where that cannot be told: a `LossScaleOptimizer` does not count what it skipped.
+        The count; None if it is unknown: a `LossScaleOptimizer` does not count skipped updates.
     """
     count, scaled = 0, False
     for optimizer in optimizers:
@@ -34,19 +34,19 @@ def steps_per_execution(model: Any) -> int:
 
 
 def examples_in(data: Any) -> float:
-    """As `batch_size`, for a batch that is at hand, which may be spread over replicas."""
+    """Like `batch_size`, for an actual batch, which may be distributed over replicas."""
     return float(batch_size(data))
 
 
 def batch_size(data: Any) -> Any:
-    """Number of examples in a batch: the first dimension of its first array.
+    """Counts the examples in a batch by the first dimension of its first array.
 
     Args:
         data: Any nesting of tensors (dense, sparse, ragged or spread over the replicas of a
             distribution strategy) and arrays.
 
     Returns:
-        A float where it is known, else a float32 scalar tensor; 0 where the batch holds no array.
+        A float if it is known, else a float32 scalar tensor; 0 if the batch holds no array.
     """
     for leaf in tf.nest.flatten(data):
         if isinstance(leaf, tf.distribute.DistributedValues):

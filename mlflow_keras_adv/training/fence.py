@@ -1,4 +1,4 @@
-"""Fence: keeps what fails in ours from a training. Knows no TensorFlow."""
+"""Fence: keeps failures of this package out of a training. Imports no TensorFlow."""
 
 import logging
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Fence:
-    """Keeps what fails in ours from a training: the first failure is said.
+    """Keeps failures of this package out of a training, and warns of the first one.
 
     Args:
-        what: What is recorded or done inside of it, as the subject of the warning.
-        tries_again: Whether it is tried again after a failure; else the record of it ends.
+        what: The values recorded inside of it, as the subject of the warning.
+        tries_again: Whether recording continues after a failure; else it ends.
 
     Attributes:
         whole: Whether nothing has failed yet.

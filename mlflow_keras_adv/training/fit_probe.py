@@ -1,4 +1,4 @@
-"""FitProbe: observes the step that `fit` makes, which it compiles by itself."""
+"""FitProbe: observes the training step that `fit` compiles."""
 
 import inspect
 import threading
@@ -20,7 +20,7 @@ MAX_RETURNED = 64
 
 
 class FitProbe:
-    """Looks at the `train_step` of one model, so that `fit` writes a row a batch, with its loss.
+    """Observes the `train_step` of one model, so that `fit` writes a row per batch with its loss.
 
     Args:
         model: The model that is trained.
@@ -138,7 +138,7 @@ class FitProbe:
         self._changed()
 
     def _record_returned(self, returned: Any) -> None:
-        """What a step of the user's own returns: the only one who knows is it."""
+        """Records the values that a custom train step returns."""
         if not isinstance(returned, Mapping):
             return
         scalars = {

@@ -1,4 +1,4 @@
-"""How a `for` loop was left: by `break`, or by an exception, and by which.
+"""Tells how a `for` loop was left: by `break`, or by which exception.
 
 Python tells an iterator that it is no longer needed, and not why: for both it is dropped. But an
 exception that leaves the body of the loop has a traceback by then, at the very instruction at which

@@ -29,10 +29,10 @@ MAX_ENTRIES = 64
 
 
 class Loop:
-    """Serves a `GradientTape` loop as `fit` serves its own: callbacks, progress bar, the record.
+    """Gives a `GradientTape` loop the services of `fit`: callbacks, progress bar, recording.
 
-    It drives ordinary Keras callbacks (`EarlyStopping`, `ModelCheckpoint`, `MlflowLogger`, …) and
-    observes the optimizers, so that norms and rates are on record without a line in the step.
+    It calls ordinary Keras callbacks (`EarlyStopping`, `ModelCheckpoint`, `MlflowLogger`, …) and
+    observes the optimizers, so that norms and rates are recorded without a line in the step.
 
     Example:
         ```python
@@ -53,9 +53,9 @@ class Loop:
         ```
 
     Args:
-        model: The model that the callbacks see. While the loop runs its `optimizer` is the first of
-            `optimizers` if it has none of its own; afterwards it is as found.
-        optimizers: A Keras optimizer, or several by the names that they are to have in the keys.
+        model: The model that the callbacks get. If it has no `optimizer`, it has the first of
+            `optimizers` while the loop runs.
+        optimizers: A Keras optimizer, or several by their names in the metric keys.
         callbacks: Keras callbacks.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per epoch.
 
@@ -105,8 +105,8 @@ class Loop:
         """Yields the epochs' numbers, from `initial_epoch` to `epochs - 1`.
 
         Ends early when a callback sets `model.stop_training`. At the end, also by `break` or an
-        exception, callbacks are told and the model is left as found. One that was interrupted and
-        is held by nothing but a traceback ends when the next begins.
+        exception, the callbacks are called and the model is restored. A loop that was interrupted
+        and is referenced only by a traceback ends when the next one begins.
 
         Args:
             epochs: Number of the last epoch plus one, as in `fit`.
@@ -205,12 +205,12 @@ class Loop:
 
         Args:
             data: A `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of batches. The
-                `on_epoch_begin` and `on_epoch_end` of a `PyDataset` are called when `fit` calls
-                them, which resets it by `on_epoch_end` before its first epoch too; its batches come
-                in their order, as with `fit(shuffle=False)`.
+                `on_epoch_begin` and `on_epoch_end` of a `PyDataset` are called as by `fit`, which
+                also calls `on_epoch_end` before the first epoch; its batches come in their order,
+                as with `fit(shuffle=False)`.
 
         Yields:
-            The batches, as `data` gives them.
+            The batches of `data`, unchanged.
 
         Raises:
             RuntimeError: No epoch of this Loop is running.
@@ -239,7 +239,7 @@ class Loop:
     ) -> None:
         """Runs one epoch with several steps per call, inside the graph.
 
-        A small model spends more time in Python than in its step; this leaves Python once per
+        A small model spends more time in Python than in its step; this calls the graph once per
         `steps_per_call` steps, as `steps_per_execution` does in `fit`.
 
         Args:
@@ -276,16 +276,16 @@ class Loop:
         """Records scalars of the current step, from inside a `tf.function` too.
 
         They become the curves `batch/<name>`, and their mean over the epoch, each batch weighted by
-        its number of examples as in `fit`, becomes the epoch's `<name>` in the callbacks' logs. Of
-        a value with several numbers (at most `MAX_ENTRIES`, in a shape that is known when the step
-        is traced) each becomes `<name>/<index>`. What is no number is left out, and that is said.
+        its number of examples as in `fit`, becomes the epoch's `<name>` in the callbacks' logs. A
+        value with several numbers (at most `MAX_ENTRIES`, of a shape that is known when the step is
+        traced) becomes `<name>/<index>`. Values that are no numbers are left out, with a warning.
 
-        Under a distribution strategy a value that each replica has is reduced over them.
+        Under a distribution strategy the values of the replicas are reduced.
 
         Args:
-            reduction: "sum", right for a loss that is divided by the size of the global batch, as
-                TensorFlow's guide does; or "mean".
-            **values: Numbers or scalar tensors, of a replica's own or spread over the replicas.
+            reduction: "sum", which is right for a loss that is divided by the global batch size, as
+                in TensorFlow's guide; or "mean".
+            **values: Numbers or scalar tensors of a replica, or distributed over the replicas.
 
         Raises:
             ValueError: If `reduction` is neither.
@@ -307,8 +307,8 @@ class Loop:
 
         Args:
             **values: Numbers or scalar tensors, under the names that `fit` would give them; or an
-                array of numbers, as of a metric with a value for each class, which the callbacks
-                get as such. What is no number is left out, and that is said.
+                array of numbers, such as the values of a metric for each class, which the callbacks
+                get as an array. Values that are no numbers are left out, with a warning.
         """
         self._running()
         for name, value in values.items():
@@ -318,7 +318,7 @@ class Loop:
                 self._say_left_out("log", name, error)
 
     def function(self, step: Callable[..., Any]) -> Any:
-        """A new `tf.function` of a step that was traced before the loop could observe it.
+        """Makes a new `tf.function` of a step that was traced before the loop could observe it.
 
         Args:
             step: The function that was decorated with `tf.function`, or a plain one.

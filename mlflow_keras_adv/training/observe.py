@@ -1,4 +1,4 @@
-"""What an optimizer can tell while it runs: gradient norms, learning rate, loss scale.
+"""Observes optimizers while they run: gradient norms, learning rate, loss scale.
 
 Nothing is computed twice and no class is replaced: the methods that the real step passes through
 are watched on the instance, and what is seen goes into the table of a `StepRecorder`. No variable
@@ -163,7 +163,7 @@ class OptimizerProbe:
 
 
 def find_optimizers(model: Any) -> dict[str, Any]:
-    """The optimizers that a model trains with, by the name of the attribute that holds them.
+    """Finds the optimizers of a model, by the name of the attribute that holds them.
 
     Looks at the attributes of the model, into lists and dicts, and at the optimizer of a model
     inside (named as that model's attribute). The children of a `MultiOptimizer` stand for it, as
@@ -197,12 +197,12 @@ def is_optimizer(value: Any) -> bool:
 
 
 def over_replicas(value: Any, *, mean: bool) -> Any:
-    """The sum or the mean of a value over the replicas, in a replica's step or outside of it.
+    """Computes the sum or the mean of a value over replicas, in a replica's step or outside of it.
 
     Args:
-        value: What each replica has of its own, or what is spread over them; anything else is
-            returned as it is.
-        mean: Whether the mean is asked for.
+        value: A replica's value, or one that is distributed over replicas; anything else is
+            returned unchanged.
+        mean: Whether to compute the mean.
     """
     if isinstance(value, tf.distribute.DistributedValues):  # outside of the replicas' step
         values = [tf.cast(each, tf.float32) for each in value.values]
@@ -224,7 +224,7 @@ def inside_of(optimizer: Any) -> Any:
 
 
 def global_norm(gradients: Iterable[Any]) -> Any:
-    """Global L2 norm of a list of gradients, a float32 scalar.
+    """Computes the global L2 norm of a list of gradients, a float32 scalar.
 
     The rows of an `IndexedSlices` (the gradient of an `Embedding`) may repeat an index; equal ones
     are summed first, so that the norm is that of the dense gradient, without making it dense.
@@ -244,7 +244,7 @@ def reduced(value: Any) -> Any:
 
 
 def _outermost_graph() -> Any:
-    """Of the function that is being traced, branches included; eagerly always the same."""
+    """The graph of the function that is traced, around its branches; eagerly always the same."""
     graph = tf.compat.v1.get_default_graph()
     while hasattr(outer := getattr(graph, "outer_graph", None), "outer_graph"):
         graph = outer

@@ -1,4 +1,4 @@
-"""Readings: what the steps of a training wrote since the host looked last, by metric key."""
+"""Readings: the values that training steps have written since the last reading, by metric key."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Column = np.ma.MaskedArray[Any, Any]
 
 @dataclass(frozen=True)
 class Readings:
-    """What happened since the last reading. All arrays have one entry per training batch.
+    """The values since the last reading. All arrays have one entry per training batch.
 
     Attributes:
         batches: Number of training batches consumed.

@@ -31,7 +31,7 @@ ABSENT = np.finfo(np.float32).min
 
 @dataclass(frozen=True)
 class Rows:
-    """What a table held.
+    """The rows of a table.
 
     Attributes:
         count: Number of rows, one per training batch, in the order of the batches.
@@ -49,7 +49,7 @@ class Rows:
 
 
 class StepRecorder:
-    """A table of float32 cells, one row a training batch and one column a number.
+    """A table of float32 cells, with a row per training batch and a column per value.
 
     `advance` and `write` are graph operations: they may be called eagerly, inside a `tf.function`,
     in a branch of `tf.cond` and under XLA. `advance_on_host` and `read` are for the host.
@@ -93,7 +93,7 @@ class StepRecorder:
             table.cells.scatter_nd_update([[(begun - 1) % self.capacity]], [row])
 
     def advance_on_host(self, **values: float) -> None:
-        """As `advance`, outside of any graph: a loop in Python pays one operation, not ten.
+        """Like `advance`, outside of any graph, where it costs one operation instead of ten.
 
         Args:
             **values: Numbers of the row that the host knows; they stay here until `read`.

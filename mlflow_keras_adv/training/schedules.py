@@ -1,13 +1,12 @@
 """Learning-rate schedules that Keras lacks.
 
-Step decay and time-based decay it has under other names: `ExponentialDecay(staircase=True)` is
+Keras has step decay and time-based decay under other names: `ExponentialDecay(staircase=True)` is
 `rate · factor ** floor(step / every)`, `InverseTimeDecay(decay_steps=1)` is
-`rate / (1 + decay · step)`. It has `CosineDecay`, with a warm-up of its own, and `PolynomialDecay`
-too.
+`rate / (1 + decay · step)`. It also has `PolynomialDecay`, and `CosineDecay` with its own warm-up.
 
 A schedule is called with the number of updates made so far and returns the rate of the next one, a
-float32 scalar; steps up to 2**24 are exact. Those below are registered with Keras: a compiled model
-that is saved brings its schedule back.
+float32 scalar; steps up to 2**24 are exact. Those below are registered with Keras: loading a
+compiled model restores its schedule.
 """
 
 import math
@@ -21,7 +20,7 @@ Policy = Literal["triangular", "triangular2", "exp_range"]
 
 @keras.saving.register_keras_serializable(package="mlflow_keras_adv")
 class WarmUp(LearningRateSchedule):
-    """A linear rise to the rate at which another schedule begins, then that schedule.
+    """A linear warm-up to the first rate of another schedule, then that schedule.
 
     At step t the rate is `initial + (peak - initial) · t / warmup_steps` while t < `warmup_steps`,
     then `learning_rate(t - warmup_steps)`, where `peak` is `learning_rate(0)`.
@@ -35,8 +34,8 @@ class WarmUp(LearningRateSchedule):
         ```
 
     Args:
-        learning_rate: The schedule that follows, or a constant rate.
-        warmup_steps: Updates of the rise, 1 or more.
+        learning_rate: The schedule after the warm-up, or a constant rate.
+        warmup_steps: Number of updates of the warm-up, 1 or more.
         initial_learning_rate: Rate of the first update.
         name: Name of the schedule.
 
@@ -71,7 +70,7 @@ class WarmUp(LearningRateSchedule):
         return keras.ops.where(step < steps, rising, later)
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` rebuilds it from."""
+        """The arguments, for `from_config`."""
         after = self.learning_rate
         if isinstance(after, LearningRateSchedule):
             after = keras.saving.serialize_keras_object(after)
@@ -104,8 +103,8 @@ class ConstantThenExponential(LearningRateSchedule):
 
     Args:
         initial_learning_rate: The constant rate.
-        constant_steps: Updates made with it.
-        decay_steps: Updates in which the rate then becomes `decay_rate` times itself.
+        constant_steps: Number of updates with that rate.
+        decay_steps: Number of updates in which the rate is then multiplied by `decay_rate`.
         decay_rate: Above 0, at most 1.
         name: Name of the schedule.
 
@@ -141,7 +140,7 @@ class ConstantThenExponential(LearningRateSchedule):
         return self.initial_learning_rate * keras.ops.power(_float(self.decay_rate), decayed)
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` rebuilds it from."""
+        """The arguments, for `from_config`."""
         return {
             "initial_learning_rate": self.initial_learning_rate,
             "constant_steps": self.constant_steps,
@@ -153,7 +152,7 @@ class ConstantThenExponential(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="mlflow_keras_adv")
 class CyclicalRate(LearningRateSchedule):
-    """A rate that goes up and down between two bounds, in straight lines.
+    """A rate that rises and falls linearly between two bounds.
 
     With `cycle = floor(t / (2 · step_size))` and `x = |t / step_size - 2 · cycle - 1|`, which runs
     from 1 to 0 and back within each cycle, the rate at step t is
@@ -165,8 +164,8 @@ class CyclicalRate(LearningRateSchedule):
     Args:
         initial_learning_rate: The lower bound, base_lr in the paper.
         maximal_learning_rate: The upper bound, max_lr there; not below the lower one.
-        step_size: Updates of half a cycle; the paper advises 2 to 10 epochs.
-        policy: How the height of the cycles changes.
+        step_size: Number of updates of half a cycle; the paper advises 2 to 10 epochs.
+        policy: How the amplitude of the cycles changes: "triangular", "triangular2" or "exp_range".
         gamma: The factor of "exp_range", above 0, at most 1.
         name: Name of the schedule.
 
@@ -220,7 +219,7 @@ class CyclicalRate(LearningRateSchedule):
         return low + (high - low) * (1 - x) * scale
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` rebuilds it from."""
+        """The arguments, for `from_config`."""
         return {
             "initial_learning_rate": self.initial_learning_rate,
             "maximal_learning_rate": self.maximal_learning_rate,

@@ -1,7 +1,7 @@
 """TrainingSession: one training of one model, observed from its begin to its end.
 
-Several callbacks may look on: the first one begins the session, each subscribes a reader, rows that
-any of them asks for are handed to all, and the last one to leave puts everything back.
+Several callbacks may take part: the first one begins the session, each subscribes a reader, rows
+that any of them reads are passed to all, and the last one to leave restores model and optimizers.
 """
 
 import logging
@@ -39,9 +39,8 @@ from mlflow_keras_adv.training.watching import watch_method
 
 _logger = logging.getLogger(__name__)
 
-# What a step produced is handed to the readers at most so long after it was produced. Nothing can
-# be read while a call of the compiled step runs, so of a call that takes unexpectedly long, or
-# longer than this, they have the steps when it ends.
+# Longest time in seconds until the values of a step are passed to the readers. The table cannot be
+# read during a compiled call; steps of a call that takes longer are delivered when it returns.
 HAND_IN_SECONDS = 5.0
 
 
@@ -49,7 +48,7 @@ Reader = Callable[[Readings], None]
 
 
 class TrainingSession:
-    """Observes the optimizers of a model, and hands out what they wrote.
+    """Observes the optimizers of a model, and passes their values to readers.
 
     Args:
         model: The model that is trained.
@@ -126,7 +125,7 @@ class TrainingSession:
 
     @property
     def batch(self) -> Any:
-        """What a batch of its steps looks like: `tf.TensorSpec`s with free sizes; None if unknown.
+        """The form of its batches: `tf.TensorSpec`s with free sizes; None if unknown.
 
         Of a step of one replica, which is traced for one.
         """
@@ -137,7 +136,7 @@ class TrainingSession:
         return count_batches(self.optimizers.values())
 
     def subscribe(self, reader: Reader) -> None:
-        """Hands every later reading to `reader`."""
+        """Passes every later reading to `reader`."""
         self._readers[reader] = Fence("What a callback makes of the steps", tries_again=True)
 
     def unsubscribe(self, reader: Reader) -> None:
@@ -170,7 +169,7 @@ class TrainingSession:
             self.primary.advance(examples=reduced(tf.cast(batch_size(data), tf.float32)))
 
     def advance_on_host(self, data: Any) -> None:
-        """As `advance`, for a loop in Python: outside of any graph."""
+        """Like `advance`, for a loop in Python, outside of any graph."""
         self._begin_rows()
         for recorder in self.recorders[1:]:
             recorder.advance_on_host()
@@ -257,7 +256,7 @@ class TrainingSession:
                 reader(readings)
 
     def close(self) -> None:
-        """Hands out what is left and puts the model and its optimizers back as they were found."""
+        """Passes the last rows to the readers, and restores the model and its optimizers."""
         try:
             self.read()
         finally:
@@ -328,7 +327,7 @@ class TrainingSession:
         return min(recorder.capacity for recorder in self.recorders)
 
     def _read_before_saving(self) -> None:
-        """What led to a checkpoint is on record before it: a run may have to go on from there."""
+        """Reads the tables before a checkpoint is saved, since a run may have to resume from it."""
         training_thread = threading.get_ident()
 
         def look(*_arguments: Any, **_named: Any) -> Generator[None, Any, None]:

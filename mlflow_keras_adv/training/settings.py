@@ -1,4 +1,4 @@
-"""What a training is set to: its optimizers, its model and the libraries, as plain values."""
+"""Settings of a training: its optimizers, its model and the libraries, as plain values."""
 
 import json
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ _FIT_DEFAULTS = {
 
 
 def optimizer_settings(optimizer: Any) -> dict[str, object]:
-    """An optimizer's configuration, ready to be flattened into params.
+    """Reads an optimizer's configuration, ready to be flattened into params.
 
     Args:
-        optimizer: A Keras optimizer; of a `LossScaleOptimizer` the inner one is described.
+        optimizer: A Keras optimizer; for a `LossScaleOptimizer` the inner one is described.
 
     Returns:
-        The class under `class`, then what its `get_config` says. A learning-rate schedule stands
-        under `learning_rate` with its own class and settings. Unset options are left out. Of an
-        optimizer or a schedule that has no `get_config` only the class is known.
+        The class under `class`, then the values of its `get_config`. A learning-rate schedule is
+        under `learning_rate` with its own class and settings. Unset options are left out. For an
+        optimizer or a schedule without `get_config` there is only the class.
     """
     inner = inside_of(optimizer)
     try:
@@ -49,16 +49,16 @@ def model_settings(model: Any) -> dict[str, object]:
 
 
 def fit_settings(arguments: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, object]:
-    """What a call of `fit` is set to, ready to be flattened into params (`{"fit": …}`).
+    """Reads the settings of a call of `fit`, ready to be flattened into params (`{"fit": …}`).
 
     Args:
         arguments: The arguments of the call by name, as bound to the signature of `fit`.
         params: `params` of its callbacks, where Keras says how many epochs and steps there are.
 
     Returns:
-        `epochs`, `batch_size` and `steps_per_epoch` where they are known, and of the other settings
-        those that are not Keras' defaults. Plain values, never data: `class_weight` is JSON, and of
-        `sample_weight` it says that there are some.
+        `epochs`, `batch_size` and `steps_per_epoch` if they are known, and the other settings that
+        differ from Keras' defaults. Plain values, never data: `class_weight` is JSON, and
+        `sample_weight` is only said to exist.
     """
     data = arguments.get("x")
     steps = _count(arguments.get("steps_per_epoch")) or _count(params.get("steps"))

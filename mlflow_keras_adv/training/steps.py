@@ -1,13 +1,13 @@
 """Building blocks of a training step that is written by hand: clipping and accumulation.
 
-They are for what the arguments of a Keras optimizer cannot do: clip the parts of a model by
-different norms, know the norm before clipping, update on an incomplete last group. Where an
-optimizer with `clipnorm`, `global_clipnorm`, `clipvalue` or `gradient_accumulation_steps` does all
-you need, that is the shorter way, and it works in a `GradientTape` loop as it does in `fit`.
+They do what the arguments of a Keras optimizer cannot do: clip the parts of a model by different
+norms, return the norm before clipping, update on an incomplete last group. If an optimizer with
+`clipnorm`, `global_clipnorm`, `clipvalue` or `gradient_accumulation_steps` does all you need, use
+that: it works in a `GradientTape` loop as it does in `fit`.
 
 Loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740) has no block here, because
-Keras' own serves a tape as well: it skips an update whose gradients are not finite and halves the
-scale, and doubles it after a run of good ones.
+that of Keras works with a tape, too: if gradients are not finite it skips the update and halves the
+scale, and it doubles the scale after a number of good updates.
 
     ```python
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-3))
@@ -22,8 +22,8 @@ scale, and doubles it after a run of good ones.
         return loss
     ```
 
-The gradients of a scaled loss are scaled: clip them by the arguments of the optimizer inside, which
-sees them unscaled, not by the functions below. A `GradientAccumulator` may be put in between.
+The gradients of a scaled loss are scaled: clip them by the arguments of the inner optimizer, which
+gets them unscaled, not by the functions below. A `GradientAccumulator` can be put in between.
 """
 
 from collections.abc import Iterable
@@ -37,8 +37,8 @@ from mlflow_keras_adv.training.observe import global_norm
 def clip_by_value(gradients: Iterable[Any], value: Any) -> list[Any]:
     """Limits every element of every gradient to `[-value, value]`.
 
-    As `clipvalue` of a Keras optimizer, but exact for the gradient of an `Embedding`: Keras and
-    `tf.clip_by_value` limit each occurrence of a row by itself, so that the sum over a token that
+    Like `clipvalue` of a Keras optimizer, but exact for the gradient of an `Embedding`: Keras and
+    `tf.clip_by_value` limit each occurrence of a row separately, so that the sum for a token that
     occurs twice may be twice `value`. Here the rows are summed first, which makes that gradient
     dense.
 
@@ -62,10 +62,10 @@ def clip_by_value(gradients: Iterable[Any], value: Any) -> list[Any]:
 
 
 def clip_by_norm(gradients: Iterable[Any], norm: Any) -> list[Any]:
-    """Scales every gradient whose own L2 norm exceeds `norm` down to it.
+    """Scales every gradient whose L2 norm exceeds `norm` down to that norm.
 
-    As `clipnorm` of a Keras optimizer, but exact for the gradient of an `Embedding`; see
-    `clip_by_global_norm`, which this is with each gradient for itself.
+    Like `clipnorm` of a Keras optimizer, but exact for the gradient of an `Embedding`; see
+    `clip_by_global_norm`, which this applies to each gradient separately.
 
     Args:
         gradients: Tensors, `IndexedSlices` or None, of any shape and float dtype.
@@ -84,10 +84,10 @@ def clip_by_global_norm(gradients: Iterable[Any], norm: Any) -> tuple[list[Any],
     """Scales all gradients by one factor, so that their global L2 norm is at most `norm`.
 
     The factor is `min(1, norm / global norm)` (Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063).
-    As `global_clipnorm` of a Keras optimizer, but exact for the gradient of an `Embedding`: Keras
-    and `tf.clip_by_global_norm` count each occurrence of a row by itself, so that the result may
-    exceed `norm` where a token occurs twice in a batch. Under a distribution strategy the norm is
-    that of the gradients summed over the replicas.
+    Like `global_clipnorm` of a Keras optimizer, but exact for the gradient of an `Embedding`: Keras
+    and `tf.clip_by_global_norm` count each occurrence of a row separately, so that the result may
+    exceed `norm` if a token occurs twice in a batch. Under a distribution strategy the norm is that
+    of the gradients summed over the replicas.
 
     Args:
         gradients: Tensors, `IndexedSlices` or None, of any shape and float dtype.
@@ -108,14 +108,14 @@ def clip_by_global_norm(gradients: Iterable[Any], norm: Any) -> tuple[list[Any],
 
 
 def gradient_cosine(first: Iterable[Any], second: Iterable[Any]) -> Any:
-    """Cosine of the angle between two gradients: whether two losses pull the same way.
+    """Computes the cosine of the angle between two gradients, to compare two losses.
 
     Args:
         first: Tensors of any shape, one for each weight.
         second: As many, of the same shapes.
 
     Returns:
-        A scalar tensor from -1 to 1; 0 where one of the gradients is zero.
+        A scalar tensor from -1 to 1; 0 if one of the gradients is zero.
     """
     a, b = (tf.concat([tf.reshape(each, [-1]) for each in parts], 0) for parts in (first, second))
     return tf.math.divide_no_nan(tf.reduce_sum(a * b), tf.norm(a) * tf.norm(b))
@@ -125,9 +125,9 @@ class GradientAccumulator:
     """Updates once every `steps` micro-batches, with the mean of their gradients.
 
     With micro-batches of equal size and a loss that is a mean, the update is that of one batch
-    `steps` times as large. What it has over `gradient_accumulation_steps` of a Keras optimizer: an
-    incomplete last group can be applied (`flush`), and the optimizer's iterations, hence
-    learning-rate schedules and moving averages of the weights, count updates, not micro-batches.
+    `steps` times as large. Unlike `gradient_accumulation_steps` of a Keras optimizer, it can apply
+    an incomplete last group (`flush`), and the optimizer's iterations, and so learning-rate
+    schedules and moving averages of the weights, count updates and not micro-batches.
 
     It keeps one variable per model variable that has a gradient; they are made on first use, which
     may be in the first trace of a `tf.function`.
@@ -200,9 +200,9 @@ class GradientAccumulator:
     def flush(self, optimizer: Any) -> Any:
         """Updates with the mean of an incomplete group, if there is one.
 
-        Without it the micro-batches left over at the end of an epoch count for the first group of
-        the next, as in Keras. In a `Loop`, called between the end of `loop.batches` and that of the
-        epoch, it is on record as an update of the last batch.
+        Without it, micro-batches left over at the end of an epoch belong to the first group of the
+        next one, as in Keras. In a `Loop`, call it between the end of `loop.batches` and that of
+        the epoch; it is recorded as an update of the last batch.
 
         Args:
             optimizer: The optimizer given to `apply`.

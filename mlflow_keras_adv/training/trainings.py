@@ -1,8 +1,8 @@
 """Training: one call of `fit`, or one `Loop`, from its begin to its end, however it ends.
 
-A callback of Keras is told that a training ends only if nothing goes wrong. So whoever needs the
-end asks the training itself: it calls back when `fit` returns and when it raises, when a loop is
-left, and when the process ends first.
+Keras calls `on_train_end` only if a training does not fail. So code that needs the end registers
+with the training: it is called when `fit` returns or raises, when a loop is left, and when the
+process ends first.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 _logger = logging.getLogger(__name__)
 
-# Receives what ended the training: None if it came to its end.
+# Receives the exception that ended the training; None if it was completed.
 AtEnd = Callable[[BaseException | None], None]
 
 
@@ -50,7 +50,7 @@ class Training:
         self.end(error)
 
     def at_end(self, callback: AtEnd) -> Callable[[], None]:
-        """Has `callback` called once, when the training ends.
+        """Registers a callback, which is called once, when the training ends.
 
         Returns:
             A function that withdraws it.
@@ -67,7 +67,7 @@ class Training:
         """Ends it; later calls do nothing.
 
         Args:
-            error: What ended it, if it did not come to its end.
+            error: The exception that ended it; None if it was completed.
         """
         if self in _under_way:
             _under_way.remove(self)
@@ -80,7 +80,7 @@ class Training:
 
     @property
     def is_of_this_process(self) -> bool:
-        """Whether it was begun here, and not in the process that this one was forked from."""
+        """Whether it began in this process, and not in one that this process was forked from."""
         return self._process == os.getpid()
 
     @property
@@ -95,7 +95,7 @@ class Training:
 
 
 def training_of(model: Any) -> Training | None:
-    """The training of a model that is under way, the innermost one; None if nobody knows of one."""
+    """The innermost current training of a model; None if there is none."""
     own = [each for each in _under_way if each.model is model and each.is_of_this_process]
     return own[-1] if own else None
 

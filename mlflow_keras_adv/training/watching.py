@@ -1,7 +1,7 @@
-"""Watching: methods of the user's objects are looked at, and go on as if nobody looked.
+"""Watching: observes methods of the user's objects without changing their behaviour.
 
-The one rule: what is called, with what, and what comes of it is the business of the caller and of
-the method alone. What goes wrong in ours ends our record, with one warning, and never the training.
+The one rule: the observed call, its arguments and its result or exception stay as they are without
+us. A failure of ours ends the recording, with one warning, and never the training.
 """
 
 import functools
@@ -34,15 +34,15 @@ Look = Callable[..., Generator[None, Any, None]]
 
 
 class Watch:
-    """Looks at each call of a method of one instance, from `begin` to `end`.
+    """Observes each call of a method of one instance, from `begin` to `end`.
 
     The method is called once, with the arguments of the caller, and its result or exception is
-    passed on. A look that fails is the last one: a warning says what is no longer recorded.
+    passed on. After the first failure of an observer a warning says what is no longer recorded.
 
     Args:
         owner: The instance; nothing is done if it has no such method.
-        name: The method.
-        what: What is recorded by it, for the warning.
+        name: Name of the method.
+        what: The recorded values, for the warning.
         replays: Whether arguments that can be read only once (a generator, a `zip`) are kept, so
             that both sides can read them.
     """

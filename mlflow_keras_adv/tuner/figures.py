@@ -1,4 +1,4 @@
-"""Pictures of a search: how it went, which configurations did well, what made the difference."""
+"""Figures of a search: its history, parallel coordinates, importance of hyperparameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-# Of more axes, or more texts on one, nothing can be read.
+# More axes, or more labels on an axis, could not be read.
 MAX_AXES = 12
 MAX_LABELS = 12
 
 
 def history_figure(scores: pd.Series, objective: str, direction: str) -> Figure:
-    """The score of each trial, and the best until then.
+    """Draws the score of each trial, and the best score so far.
 
     Args:
         scores: Finite numbers, indexed by the number of the trial.
@@ -34,11 +34,11 @@ def history_figure(scores: pd.Series, objective: str, direction: str) -> Figure:
 def parallel_coordinates_figure(
     values: pd.DataFrame, scores: pd.Series, objective: str, direction: str
 ) -> Figure:
-    """One line per trial through its hyperparameters to its score; the better, the darker.
+    """Draws a line per trial through its hyperparameters to its score; better ones are darker.
 
     Args:
-        values: One row per trial, one column per hyperparameter; of those that vary the first
-            `MAX_AXES - 1` are drawn. Where a value is missing the line is broken.
+        values: A row per trial, a column per hyperparameter; of those that vary the first
+            `MAX_AXES - 1` are drawn. A line has a gap where a value is missing.
         scores: Finite numbers, one per row.
         objective: Name of the objective.
         direction: `min` or `max`.
@@ -67,7 +67,7 @@ def parallel_coordinates_figure(
 
 
 def importance_figure(importance: Mapping[str, float]) -> Figure:
-    """A bar for each hyperparameter.
+    """Draws a bar for each hyperparameter.
 
     Args:
         importance: Shares that sum to 1, the largest first.
@@ -84,7 +84,7 @@ def importance_figure(importance: Mapping[str, float]) -> Figure:
 
 
 def _axis(column: pd.Series) -> tuple[np.ndarray[Any, Any], list[tuple[float, str]]]:
-    """Heights from 0 to 1 of the values, and the labels of the axis; NaN for a missing value."""
+    """Positions of the values from 0 to 1 (NaN for a missing value), and labels of the axis."""
     present = column.dropna()
     if all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in present):
         numbers = column.astype(float).to_numpy()

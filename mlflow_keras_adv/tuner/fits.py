@@ -1,4 +1,4 @@
-"""Every fit of a trial on record, whoever calls it and whichever callbacks it is given.
+"""Records every fit of a trial, whichever code calls it and whichever callbacks it gets.
 
 A callback passed to `tuner.search` would reach only tuners that hand it on: SklearnTuner takes
 none, a subclass with a `run_trial` of its own may drop it, and Keras Tuner copies it deeply.
@@ -25,7 +25,7 @@ def recorded_fits(
     the fits of other threads.
 
     Args:
-        within: What to record each of them in.
+        within: Opens the run in which a fit is recorded.
     """
     _fits.put_on()  # and stays: it adds nothing to a fit outside of such blocks
     _thread.depth = getattr(_thread, "depth", 0) + 1

@@ -1,4 +1,4 @@
-"""Methods of somebody else's object, replaced for the length of a block."""
+"""Replaces methods of another object within a block."""
 
 import functools
 import logging
@@ -16,13 +16,13 @@ _Call = TypeVar("_Call", bound=Callable[..., Any])
 
 @contextmanager
 def hooked(owner: Any, **hooks: Callable[..., Any]) -> Iterator[None]:
-    """Lets hooks stand before methods of one object, and puts it back as it was.
+    """Replaces methods of one object by hooks, and restores them after the block.
 
     Args:
-        owner: The object. Neither its class nor any other object of it is changed.
-        hooks: Per name of a method what is called in its place: with the method itself, and then
-            what the caller passed. Plain functions: a copy of the object, as `copy.deepcopy` makes
-            it of a callback that refers to a tuner, must not copy what they hold.
+        owner: The object. Neither its class nor other objects of it are changed.
+        hooks: By name of a method, the function that is called instead: with the method itself, and
+            then the caller's arguments. They are plain functions, so that a deep copy of the object
+            (of a callback that refers to a tuner, say) does not copy what they hold.
     """
     with ExitStack() as stack:
         for name, hook in hooks.items():
@@ -31,9 +31,9 @@ def hooked(owner: Any, **hooks: Callable[..., Any]) -> Iterator[None]:
 
 
 def harmless(call: _Call) -> _Call:
-    """Makes of a function one that never raises, and leaves the user's random numbers alone.
+    """Wraps a function so that it never raises, and does not change the user's random state.
 
-    What records a trial must not end it, nor change it.
+    Recording a trial must neither end nor change it.
     """
 
     @keeps_random_state()

@@ -1,4 +1,4 @@
-"""Which hyperparameters made the difference, as a random forest sees it."""
+"""Importance of hyperparameters, by a random forest."""
 
 import numpy as np
 import pandas as pd
@@ -8,27 +8,27 @@ from sklearn.inspection import permutation_importance
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
-# Of fewer trials a forest learns nothing; of two, one hyperparameter explains all.
+# A forest learns nothing from fewer trials; of two trials, any hyperparameter explains all.
 MIN_TRIALS = 6
 TREES = 64
 REPEATS = 5
 
 
 def hyperparameter_importance(values: pd.DataFrame, scores: pd.Series) -> dict[str, float]:
-    """By how much a forest that predicts the score errs more when one hyperparameter is shuffled.
+    """Computes the permutation importance of hyperparameters in a forest that predicts the score.
 
-    Breiman: Random Forests, Machine Learning 45, 2001, section 10. Measured on the trials that the
-    forest learned from, so it says what explains these trials and not what would explain others;
-    of few trials it says little.
+    Breiman: Random Forests, Machine Learning 45, 2001, section 10. It is measured on the trials
+    that the forest was fitted to, so it explains these trials and not others; with few trials it
+    says little.
 
     Args:
-        values: One row per completed trial, one column per hyperparameter: numbers, bools, texts;
+        values: A row per completed trial, a column per hyperparameter: numbers, bools, texts;
             missing where it was not active.
         scores: Their scores, finite numbers.
 
     Returns:
-        Shares that sum to 1, the largest first. Empty if there are fewer than `MIN_TRIALS`, or no
-        hyperparameter or score varies, or nothing that varies explains the score.
+        Shares that sum to 1, the largest first. Empty if there are fewer than `MIN_TRIALS`, if no
+        hyperparameter or score varies, or if none of those that vary explains the score.
     """
     varied = values.loc[:, values.nunique(dropna=False) > 1]
     if len(varied) < MIN_TRIALS or varied.empty or scores.nunique() < 2:

@@ -26,22 +26,22 @@ def search_in_processes(
     """Starts a chief and workers, and waits until the search is over.
 
     All of them run the same command; it builds the tuner, in a folder that they share and without
-    `overwrite`, and calls its `search`. What each is to be stands in the variables that Keras Tuner
-    reads: KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. The cores are
-    divided among the workers, unless TF_NUM_INTRAOP_THREADS says how.
+    `overwrite`, and calls its `search`. The variables that Keras Tuner reads give each its role:
+    KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. The cores are divided
+    among the workers, unless TF_NUM_INTRAOP_THREADS is set.
 
-    A worker that dies is started again and does its trial once more. The chief looks every 20
-    seconds whether all workers have left, so the end may take as long.
+    A worker that dies is started again and repeats its trial. The chief checks every 20 seconds
+    whether all workers have left, so the end may take as long.
 
     Args:
-        command: What each process runs.
+        command: The command of each process.
         workers: How many workers, 1 or more.
         restarts: How often one worker is started again.
         environment: Variables for all processes, beside those of this one.
 
     Raises:
-        UserError: If the chief fails, or a worker does more often than `restarts`.
-        ValueError: If `workers` is below 1.
+        UserError: The chief fails, or a worker fails more often than `restarts`.
+        ValueError: `workers` is below 1.
     """
     if workers < 1:
         raise ValueError(f"Received workers={workers}. Expected 1 or more.")

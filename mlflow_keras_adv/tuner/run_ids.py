@@ -1,4 +1,4 @@
-"""Which runs a folder of Keras Tuner's has: how a search that goes on finds its own again."""
+"""The ids of runs in Keras Tuner's folders, by which a continued search finds its runs."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ _logger = logging.getLogger(__name__)
 
 
 def read_run_ids(folder: str) -> dict[str, str]:
-    """The runs that belong to a folder.
+    """Reads the ids of the runs of a folder.
 
     Args:
-        folder: A project's or a trial's; anything that TensorFlow can read, `gs://` too.
+        folder: That of a project or of a trial; any that TensorFlow can read, `gs://` too.
 
     Returns:
-        Ids by name. Empty where none are on record, or none can be read.
+        Ids by name. Empty if there are none, or they cannot be read.
     """
     return _read(_path(folder)) or {}
 
@@ -31,19 +31,19 @@ def read_run_ids(folder: str) -> dict[str, str]:
 def open_run(
     stack: ExitStack, folder: str, name: str, new: AbstractContextManager[Run]
 ) -> tuple[Run, bool]:
-    """Goes on with the run that a folder names, or opens a new one and notes it there.
+    """Continues the run that a folder names, or opens a new one and notes its id there.
 
     Args:
-        stack: What the run is open in.
-        folder: A project's or a trial's.
-        name: What the run is in that folder.
-        new: Opens the new one.
+        stack: The stack that keeps the run open.
+        folder: That of a project or of a trial.
+        name: Name of the run in that folder.
+        new: Opens a new run.
 
     Returns:
-        The run, and whether it was there before.
+        The run, and whether it existed before.
 
     Raises:
-        UserError: If the store cannot be reached, or has no place for the run.
+        UserError: The store cannot be reached, or refuses the run.
     """
     run_ids = read_run_ids(folder)
     if name in run_ids:
@@ -63,11 +63,11 @@ def open_run(
 
 
 def note(folder: str, name: str, text: str, *, without: str | None = None) -> None:
-    """Notes a text beside the ids of a folder, which counts as no run.
+    """Notes a text beside the ids of a folder.
 
     Args:
-        folder: A project's or a trial's.
-        name: What is noted.
+        folder: That of a project or of a trial.
+        name: Name of the note.
         text: The text.
         without: Name of a run that is not to be continued; its id is kept under another name.
     """

@@ -43,14 +43,14 @@ def track_search(
     best_model_example: Any = None,
     nest_fits: bool = False,
 ) -> _Tuner:
-    """Has every `search` of a tuner recorded: one run for it, and one nested run for each trial.
+    """Records every `search` of a tuner: a run for the search, and a nested run for each trial.
 
     The run of the search is nested in the active run, if there is one. It holds the settings of the
-    tuner and the search space as params, the best trial so far as description, metrics
-    (`search/score`, `search/best_score` over the trials that ended) and tag `winner`, and at the
-    end, or as often as it takes 1 % of the time, the table `trials.json`, the figures
-    `optimization_history.png`, `parallel_coordinates.png`, `hyperparameter_importance.png` and
-    `best_hyperparameters.json`.
+    tuner and the search space as params, the best trial so far as description and tag `winner`, and
+    the metrics `search/score` and `search/best_score` over the trials that ended. The table
+    `trials.json`, the figures `optimization_history.png`, `parallel_coordinates.png` and
+    `hyperparameter_importance.png`, and `best_hyperparameters.json` are written at the end, and
+    before only so often that they take 1 % of the time.
 
     A trial is `trial-007`, in the order of creation; the tag `tuner.trial_id` is Keras Tuner's own
     id. It holds the active hyperparameters as params, the curves of every `fit` in it (as
@@ -63,11 +63,12 @@ def track_search(
     in `mlflow_runs.json` of Keras Tuner's folders, and `search_run_id` reads them. With another
     objective it is another search, with a run of its own. In a search by Keras Tuner's chief and
     workers each of these processes calls this function; the folder must be shared, as Keras Tuner
-    requires, and not be overwritten.
+    requires, and must not be overwritten.
 
-    The tuner, its callbacks and its models are left as they were, but for `search`. A fault of the
-    record is logged and the search goes on. No trial waits for the store: what one has produced is
-    delivered beside the next, and `search` returns when the store has all of it, or takes nothing.
+    The tuner, its callbacks and its models are left unchanged, except for `search`. An error of the
+    recording is logged and the search continues. Trials do not wait for the store: the values of
+    one trial are delivered while the next one trains, and `search` returns when all of them are in
+    the store, or the store does not answer.
 
     Args:
         tuner: Any tuner of Keras Tuner, or of a subclass.
@@ -82,7 +83,7 @@ def track_search(
         reached.
 
     Raises:
-        ValueError: If it is no tuner.
+        ValueError: It is no tuner.
     """
     if not isinstance(tuner, BaseTuner):
         raise ValueError(
@@ -105,13 +106,13 @@ def track_search(
 
 
 def search_run_id(tuner: BaseTuner) -> str | None:
-    """Id of the run of a tuner's search, also of one that another process recorded in its folder.
+    """Finds the run of a tuner's search, also if another process has recorded it.
 
     Args:
         tuner: A tuner of Keras Tuner.
 
     Returns:
-        The id; None where no search was recorded there.
+        The id of the run; None if no search was recorded in the tuner's folder.
 
     Raises:
         TypeError: It is no tuner.
@@ -121,10 +122,10 @@ def search_run_id(tuner: BaseTuner) -> str | None:
 
 
 def record_searches(*, disable: bool = False) -> None:
-    """Has every `search` of every tuner recorded as `track_search` says: a part of `autolog`.
+    """Records every `search` of every tuner, as `track_search` does: a part of `autolog`.
 
     Args:
-        disable: Puts `search` back.
+        disable: Restore the original `search`.
     """
     global _enabled, _replaced
     _enabled = not disable
@@ -209,14 +210,14 @@ def _hooks(tuner: Any, trials: TrialRuns) -> dict[str, Callable[..., Any]]:
 
 
 def _leave(inside: ExitStack, error: BaseException | None) -> None:
-    """Ends the run of a search; as FAILED also where every trial has failed without a word."""
+    """Ends the run of a search; as FAILED also if every trial failed without an exception."""
     trace = error.__traceback__ if error else None
     inside.__exit__(type(error) if error else None, error, trace)
 
 
 @harmless
 def _set_aside_another_objective(tuner: Any) -> None:
-    """What was searched in the same folder for another objective stays a search of its own."""
+    """Keeps the run of a search for another objective in the same folder separate."""
     found, asked = read_run_ids(tuner.project_dir), _objective_of(tuner.oracle)
     if "search" not in found:
         return

@@ -1,6 +1,6 @@
-"""The run of a search: what is searched, how far it is, what is best, and a report of all trials.
+"""The run of a search: its settings, its progress, its best trial, and a report of all trials.
 
-It is written where the oracle is: in the process that searches, or in Keras Tuner's chief.
+It is written by the process that has the oracle: the one that searches, or Keras Tuner's chief.
 """
 
 import json
@@ -36,10 +36,10 @@ from mlflow_keras_adv.tuner.trial_table import (
     trials_table,
 )
 
-# A report costs the more the more trials there are, so it takes this share of the time at most.
+# The time of a report grows with the trials, so it may take this share of the whole time.
 REPORT_SHARE = 0.01
 REPORT_SECONDS = 30.0
-# Settings of an oracle that bound or steer a search, where it has them.
+# Settings of an oracle that bound or steer a search, if it has them.
 _ORACLE_SETTINGS = (
     "max_trials",
     "max_epochs",
@@ -55,17 +55,17 @@ _ORACLE_SETTINGS = (
 
 
 class SearchRecord:
-    """One search on its way into its run.
+    """Writes one search to its run.
 
-    Each trial that ends costs the same: two points and two tags. The table and the figures are made
-    at the end, and before that as often as they take no more than `REPORT_SHARE` of the time.
+    Each trial that ends costs the same: two points and two tags. The table and the figures are
+    written at the end, and before only so often that they take `REPORT_SHARE` of the time.
 
     Args:
         run: The run of the search.
         tuner: Its tuner, which holds the oracle itself and not a client of it.
-        clock: Seconds.
-        example: A few samples for the best trial's model, which is logged at the end; None: it is
-            not.
+        clock: Returns seconds.
+        example: A few samples for logging the best trial's model at the end; None: it is not
+            logged.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SearchRecord:
 
     @harmless
     def begin(self) -> None:
-        """Says what is searched; of a search that goes on also what it has found before."""
+        """Logs the settings, and for a continued search also its earlier results."""
         self._run.set_tags({"technique": "search"})
         self._run.log_params({"tuner": self._settings()})
         for trial_id in self._oracle.end_order:
@@ -130,7 +130,7 @@ class SearchRecord:
 
     @property
     def failure(self) -> RuntimeError | None:
-        """Why the search has found nothing, if every trial of it has failed."""
+        """The error of the search, if every trial of it has failed."""
         if self._best is not None or not self._oracle.end_order:
             return None
         last = self._oracle.trials[self._oracle.end_order[-1]]
@@ -163,7 +163,7 @@ class SearchRecord:
         return settings | {name: value for name, value in found.items() if value is not None}
 
     def _log_space(self) -> None:
-        """As params to read and as JSON that `HyperParameters.from_config` reads back."""
+        """Logs the space as readable params, and as JSON for `HyperParameters.from_config`."""
         space = self._oracle.get_space()
         self._run.log_params({"space": described_space(space)})
         self._run.log_dict(space.get_config(), "search_space.json")
@@ -207,7 +207,7 @@ class SearchRecord:
 
     @harmless
     def _log_best_model(self) -> str | None:
-        """As Keras Tuner loads it; once, however often a search that is complete is started."""
+        """Logs the model as Keras Tuner loads it; once, even if a complete search is repeated."""
         folder, logged = self._tuner.project_dir, f"{self._run.run_id} {self._best.trial_id}"
         if self._example is None or read_run_ids(folder).get("best model") == logged:
             return None
@@ -236,7 +236,7 @@ class SearchRecord:
             self._run.log_dict(importance, "hyperparameter_importance.json")
 
     def _end_left_behind(self) -> None:
-        """Ends the runs of trials whose worker was killed and could not end them itself."""
+        """Ends the runs of trials whose worker was killed."""
         with store_errors_for_users():
             client = MlflowClient()
             for trial in self._oracle.ongoing_trials.values():

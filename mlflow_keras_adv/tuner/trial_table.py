@@ -1,4 +1,4 @@
-"""Keras Tuner's trials as plain values: names, hyperparameters, one table of all."""
+"""Keras Tuner's trials as plain values: names, hyperparameters, and a table of all trials."""
 
 import math
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ import pandas as pd
 
 # The columns of the table beside the hyperparameters.
 COLUMNS = ("trial", "status", "score", "best_step")
-# What Hyperband keeps among the values of a trial.
+# Entries that Hyperband adds to the values of a trial.
 OWN_PREFIX = "tuner/"
 
 
 def trial_name(trial_id: str) -> str:
-    """`trial-007`: the order of creation, which is what Keras Tuner's own ids count.
+    """Names a trial by the order of creation, which Keras Tuner's ids count: `trial-007`.
 
     Args:
-        trial_id: Keras Tuner's id; where an oracle of the user's own gives ids that are no numbers,
-            the head of it makes the name.
+        trial_id: Keras Tuner's id; if a custom oracle gives ids that are no numbers, the beginning
+            of the id is used.
     """
     if trial_id.isdecimal():
         return f"trial-{int(trial_id):03d}"
@@ -26,7 +26,7 @@ def trial_name(trial_id: str) -> str:
 
 
 def active_values(hyperparameters: keras_tuner.HyperParameters) -> dict[str, Any]:
-    """The values that count in a trial: none of a scope that was not entered, none of a tuner's."""
+    """The active values of a trial: without those of inactive scopes, and without a tuner's own."""
     known = {each.name for each in hyperparameters.space}
     return {
         name: value
@@ -37,9 +37,9 @@ def active_values(hyperparameters: keras_tuner.HyperParameters) -> dict[str, Any
 
 
 def described_space(hyperparameters: keras_tuner.HyperParameters) -> dict[str, str]:
-    """The search space in words, by name of the hyperparameter.
+    """Describes the search space in words, by name of the hyperparameter.
 
-    One that several conditional scopes define has them joined by `; `.
+    The definitions of one in several conditional scopes are joined by `; `.
     """
     found: dict[str, str] = {}
     for each in hyperparameters.space:
@@ -51,12 +51,12 @@ def described_space(hyperparameters: keras_tuner.HyperParameters) -> dict[str, s
 
 
 def trials_table(oracle: keras_tuner.Oracle) -> pd.DataFrame:
-    """All trials, in the order of their creation.
+    """Tabulates all trials, in the order of their creation.
 
     Returns:
-        One row per trial: `trial` (its run's name), `status`, `score`, `best_step`, then one column
-        per hyperparameter; one of such a name is called `hyperparameter score`. NaN or None where
-        there is nothing: no score yet, not active.
+        A row per trial: `trial` (its run's name), `status`, `score`, `best_step`, then a column per
+        hyperparameter; one with such a name is called `hyperparameter score`. NaN or None if there
+        is no score yet, or the hyperparameter is not active.
     """
     rows = []
     for trial_id in oracle.start_order:
@@ -71,10 +71,10 @@ def trials_table(oracle: keras_tuner.Oracle) -> pd.DataFrame:
 
 
 def score_for(oracle: keras_tuner.Oracle, trial: Any) -> float | None:
-    """What a trial reached in the objective of an oracle, as `score_of` says.
+    """The score of a trial in the objective of an oracle; see `score_of`.
 
-    A trial of an earlier search in the same folder may have its score from another objective; then
-    it is the metric of this name that was reported of it, if one was.
+    A trial of an earlier search in the same folder may have the score of another objective; then it
+    is the reported metric of this name, if there is one.
     """
     score, name = score_of(trial), oracle.objective.name
     ours = type(oracle).score_trial is not keras_tuner.Oracle.score_trial
@@ -85,7 +85,7 @@ def score_for(oracle: keras_tuner.Oracle, trial: Any) -> float | None:
 
 
 def score_of(trial: Any) -> float | None:
-    """What a trial reached; None unless it is complete and the score is a finite number."""
+    """The score of a trial; None unless it is complete and the score is a finite number."""
     if trial.status != "COMPLETED" or trial.score is None or not math.isfinite(trial.score):
         return None
     return float(trial.score)

@@ -1,4 +1,4 @@
-"""The runs of trials, and of their executions: opened, filled and ended beside the tuner's work."""
+"""Opens, fills and ends the runs of trials and of their executions."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ from mlflow_keras_adv.tuner.hooks import harmless
 from mlflow_keras_adv.tuner.run_ids import open_run, read_run_ids
 from mlflow_keras_adv.tuner.trial_table import OWN_PREFIX, active_values, score_of, trial_name
 
-# Trials that have ended and are still on their way to the store, while the next ones run.
+# Largest number of trials that are still being delivered to the store while the next ones run.
 TRIALS_ON_THE_WAY = 8
 
 
@@ -29,14 +29,14 @@ class _Open:
     """A trial under way.
 
     Attributes:
-        trial: Keras Tuner's.
+        trial: Keras Tuner's trial.
         run: Its run.
-        stack: What holds the run open.
-        params: Those that it was given.
+        stack: The stack that keeps the run open.
+        params: The params of the run.
         executions: Executions that have begun.
         folds: Fits that have begun, where each has a run of its own.
         scores: Scores of the executions that have ended.
-        error: What its work raised.
+        error: The exception that it raised.
     """
 
     trial: Any
@@ -53,8 +53,8 @@ class TrialRuns:
     """One run for each trial of this process, nested in the run of the search.
 
     Args:
-        tuner: Keras Tuner's, or a subclass of it.
-        parent_run_id: Gives the id of the run of the search.
+        tuner: A tuner of Keras Tuner, or of a subclass.
+        parent_run_id: Returns the id of the run of the search.
         nest_fits: Whether each `fit` of a trial has a run of its own.
     """
 
@@ -89,7 +89,7 @@ class TrialRuns:
 
     @contextmanager
     def running(self, trial: Any) -> Iterator[None]:
-        """The work of a trial: every `fit` in it is recorded, and what it raises is noted."""
+        """A context for the work of a trial: records every `fit`, and notes an exception."""
         if self._open is None or self._open.trial.trial_id != trial.trial_id:
             self.begin(trial)  # a `search` of the user's own has no on_trial_begin
         with nullcontext() if self._open is None else recorded_fits(self._within):
@@ -101,7 +101,7 @@ class TrialRuns:
                 raise
 
     def execution(self, work: Callable[[], Any]) -> Any:
-        """One of several executions of a trial: the work is recorded in a run of its own."""
+        """A context for one of several executions of a trial, recorded in a nested run."""
         stack, run = self._begin_execution() or (None, None)
         try:
             results = work()
@@ -114,7 +114,7 @@ class TrialRuns:
 
     @contextmanager
     def _fold(self) -> Iterator[None]:
-        """One `fit` of several in a trial: it is recorded in a run of its own."""
+        """A context for one of several fits of a trial, recorded in a nested run."""
         stack = self._begin_fold()
         try:
             yield
@@ -133,11 +133,11 @@ class TrialRuns:
 
     @harmless
     def end(self, trial: Any) -> None:
-        """Ends the run of a trial with what the oracle makes of it.
+        """Ends the run of a trial with the status that the oracle gives it.
 
         Args:
-            trial: As the tuner has it: with the hyperparameters that it met while building. None
-                ends what was left open.
+            trial: The tuner's trial, with the hyperparameters found while building. None ends a run
+                that was left open.
         """
         if self._open is None:
             return
@@ -160,10 +160,10 @@ class TrialRuns:
             settle_ended(GRACE_SECONDS, but=TRIALS_ON_THE_WAY)
 
     def abandon(self, error: BaseException | None) -> None:
-        """Ends the run of a trial that a search was in when it ended.
+        """Ends the run of the trial that was running when the search ended.
 
         Args:
-            error: What ended it.
+            error: The exception that ended the search.
         """
         if self._open is not None:
             self._open.error = self._open.error or error
@@ -204,7 +204,7 @@ class TrialRuns:
         return active_values(trial.hyperparameters) | own
 
     def _lineage(self, trial: Any) -> dict[str, object]:
-        """In Hyperband, the trial whose weights this one goes on with."""
+        """In Hyperband, the trial whose weights this one continues with."""
         continued = trial.hyperparameters.values.get("tuner/trial_id")
         if continued is None:
             return {}
@@ -218,7 +218,7 @@ def _nested(name: str, parent_run_id: str) -> AbstractContextManager[Run]:
 
 
 def _begin_again(run: Run) -> None:
-    """A trial that was killed or failed is run from its beginning once more, in the same run."""
+    """Prepares the run of a trial that was killed or failed for another attempt."""
     client = MlflowClient()
     tags = client.get_run(run.run_id).data.tags
     attempt = int(tags.get("tuner.attempt", 1)) + 1
@@ -249,7 +249,7 @@ def _results(trial: Any, scores: list[float]) -> dict[str, float]:
 
 
 def _error_of(trial: Any) -> BaseException | None:
-    """What ends the run with the status that Keras Tuner gave the trial."""
+    """The exception that ends the run with the status that Keras Tuner gave the trial."""
     if trial.status == "COMPLETED":
         return None
     if trial.status == "STOPPED":

@@ -27,19 +27,10 @@ def fit(
     def train(turns: Turns) -> None:
         model = build()
         model.compile(
-            "adam",
-            loss_function(),
-            metrics=["accuracy"],
-            steps_per_execution=steps_per_execution,
+            "adam", loss_function(), metrics=["accuracy"], steps_per_execution=steps_per_execution
         )
         with logger() as (callbacks, turns.settle):
-            model.fit(
-                data,
-                epochs=ENDLESS,
-                callbacks=[*callbacks, turns],
-                shuffle=False,
-                verbose=0,
-            )
+            model.fit(data, epochs=ENDLESS, callbacks=[*callbacks, turns], shuffle=False, verbose=0)
 
     return train
 

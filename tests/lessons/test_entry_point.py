@@ -393,3 +393,29 @@ def test_what_mlflow_run_is_given_reaches_main(
 
     got = mlflow.artifacts.load_dict((script.parent / "out.json").as_uri())
     assert (got["data"], got["batch_size"], got["offset"]) == (data, 8, -0.001)
+
+
+def test_a_description_is_in_the_docstring_or_in_the_annotation() -> None:
+    Size = Annotated[PositiveInt, Field(description="Samples per step.")]  # noqa: N806
+
+    def main(size: Size = 2, other: Size = 3, plain: int = 1) -> None:
+        """Runs.
+
+        Args:
+            other: Something else.
+        """
+
+    found = {each.name: each.description for each in entry_point.parameters(main)}
+    assert found == {"size": "Samples per step.", "other": "Something else.", "plain": ""}
+
+
+def test_a_command_gives_a_script_its_parameters() -> None:
+    called = Called()
+    program, option, module, *arguments = entry_point.command(
+        "projects.tune", {"batch_size": 8, "data": "", "shuffle": False}
+    )
+
+    assert (program, option, module) == (sys.executable, "-m", "projects.tune")
+    entry_point.run(called.main, arguments)
+    given = {name: called.values[name] for name in ("batch_size", "data", "shuffle")}
+    assert given == {"batch_size": 8, "data": "", "shuffle": False}

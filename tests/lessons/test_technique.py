@@ -73,6 +73,19 @@ def test_each_variant_begins_at_the_seed(experiment: str) -> None:
     assert mka.largest_difference(weights[0], alone) == 0
 
 
+def test_the_seed_and_the_data_are_those_given(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    data = mka.registry.Samples(X, Y, name="zeros")
+    with mka.technique("given", {"seed": 5}, dataset=data) as technique:
+        assert technique.seed == 5
+        drawn = np.random.random()
+    keras.utils.set_random_seed(5)
+    assert np.random.random() == drawn
+    (given,) = client.get_run(technique.run.run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("zeros", data.dataset.digest)
+
+
 def test_a_variant_that_breaks_is_failed_and_so_is_its_parent(
     experiment: str, client: mlflow.MlflowClient
 ) -> None:

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from projects.adversarial import attack, crossentropy
+from mlflow_keras_adv.lessons.training import crossentropy
+from projects.adversarial import attack
 
 EPSILON = 0.2
 ULP = float(np.spacing(np.float32(1)))

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import mlflow_keras_adv as mka
-from projects.meta_learning import adapted, crossentropy, main, net
+from mlflow_keras_adv.lessons.training import crossentropy
+from projects.meta_learning import adapted, main, net
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 2, 2, 1)).astype(np.float32)

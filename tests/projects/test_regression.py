@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from projects.data import load
-from projects.regression import net, ridge, slipped
+from projects.regression import net, slipped
 
 
 def test_of_the_labels_a_share_is_ten_times_too_large() -> None:
@@ -17,16 +14,6 @@ def test_of_the_labels_a_share_is_ten_times_too_large() -> None:
     assert sorted(set(wrong / y)) == [1, 10]
     assert (wrong != y).sum() == 5
     assert y.max() == 50  # the right ones are left as they are
-
-
-def test_the_ridge_regression_is_scikit_learns_in_the_units_of_the_table() -> None:
-    rows = load("diabetes", kinds=("features",), goals=("numbers",))
-    found = np.ravel(ridge(rows, rows.y_train)(rows.x_test))
-
-    theirs = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 20)))
-    expected = theirs.fit(rows.x_train, rows.y_train).predict(rows.x_test)
-    # float32: terms of up to a thousand add up to some hundred
-    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def test_the_net_begins_at_the_median_in_the_units_of_the_labels() -> None:

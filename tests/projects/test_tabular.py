@@ -57,8 +57,6 @@ def test_a_column_of_one_kind_alone_is_enough(tmp_path: Path) -> None:
         rows = load(str(path), target="y", **COLUMNS)
 
         assert tabular.net(rows, 4, prepared=True)(rows.x_test).shape == (10, 2)
-        linear, usual = tabular.errors_without_net(rows)
-        assert linear <= usual + 0.2
 
 
 @pytest.mark.slow

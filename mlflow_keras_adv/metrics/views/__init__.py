@@ -1,1 +1,1 @@
-"""What there is to be seen of a model's answers, task by task: numbers, tables and figures."""
+"""Views of a model's outputs, task by task: numbers, tables and figures."""

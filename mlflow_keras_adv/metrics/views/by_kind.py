@@ -1,4 +1,4 @@
-"""What there is to be seen of each kind of task."""
+"""The view of each kind of task."""
 
 from collections.abc import Callable, Mapping
 

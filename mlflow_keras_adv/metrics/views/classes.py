@@ -1,4 +1,4 @@
-"""How a classifier answers, class by class, and whether it is as sure as it is right.
+"""Classification: confusion matrix, metrics of each class, reliability diagram.
 
 For whole samples, and for each step of a sequence (tagging).
 """
@@ -120,7 +120,7 @@ class Decided:
 
     @classmethod
     def of(cls, output: Output) -> "Decided":
-        """What was decided, by scores of classes or of a single yes."""
+        """The decisions by scores of classes, or by a single score."""
         answers = np.asarray(output.answers, np.float64)
         if answers.shape[-1] == 1:
             yes = yes_shares(answers[..., 0], output.scale)
@@ -192,15 +192,15 @@ def yes_shares(answers: Array, scale: str) -> Array:
 
 
 def probabilities(scores: Array, *, from_logits: bool | None = None) -> Array:
-    """A classifier's scores as probabilities.
+    """Converts a classifier's scores to probabilities.
 
     Args:
         scores: Floats of shape (samples, classes).
-        from_logits: Whether they are logits, of which the softmax is taken. Default: unless all are
-            from 0 to 1 and rows sum to 1 within 5 % on average, as those of an int8 softmax do too.
+        from_logits: Whether they are logits, whose softmax is computed. Default: unless all are
+            from 0 to 1 and rows sum to 1 within 5 % on average, as those of an int8 softmax do.
 
     Returns:
-        float64 of that shape; NaN in a row that holds NaN.
+        Probabilities, float64 of that shape; NaN in a row that contains NaN.
     """
     scores = np.asarray(scores, np.float64)
     if from_logits is None:
@@ -215,13 +215,13 @@ def probabilities(scores: Array, *, from_logits: bool | None = None) -> Array:
 def calibration_table(
     confidence: Array, correct: Array, *, bins: int = 15, weights: Array | None = None
 ) -> pd.DataFrame:
-    """Confidence against accuracy, in bins of equal width.
+    """Tabulates accuracy by confidence, in bins of equal width.
 
     Args:
         confidence: The probability of the chosen class, shape (samples,).
         correct: Bools of that shape: whether the chosen class is the label.
-        bins: How many; the m-th holds confidences above (m - 1) / bins, up to m / bins.
-        weights: How much each counts, of that shape too; else 1.
+        bins: Number of bins; the m-th has confidences above (m - 1) / bins, up to m / bins.
+        weights: Weights of the samples, of that shape; default: 1.
 
     Returns:
         A row for each bin: `above`, `up_to`, `samples` (or their weight), mean `confidence` and
@@ -253,10 +253,10 @@ def calibration_table(
 
 
 def expected_calibration_error(table: pd.DataFrame) -> float:
-    """Mean distance of confidence and accuracy over the bins, weighted by their samples.
+    """Computes the mean distance of confidence and accuracy, over bins weighted by their samples.
 
     Equation 3 of Guo et al. 2017, "On Calibration of Modern Neural Networks", ICML
-    (arXiv:1706.04599). From 0, and comparable only for the same number of bins.
+    (arXiv:1706.04599). It is 0 or more, and comparable only for the same number of bins.
 
     Args:
         table: From `calibration_table`.
@@ -272,13 +272,13 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
 def confusion_counts(
     labels: Array, chosen: Array, classes: int, weights: Array | None = None
 ) -> Array:
-    """How often each label was answered by each class.
+    """Counts how often each class was predicted for each label.
 
     Args:
         labels: Integers below `classes`, shape (samples,).
-        chosen: The choices, of that shape too; -1 for no answer (NaN), which stands in no column.
-        classes: How many.
-        weights: How much each counts, of that shape too; else 1.
+        chosen: The predictions, of that shape; -1 for none (NaN), which is counted in no column.
+        classes: Number of classes.
+        weights: Weights of the samples, of that shape; default: 1.
 
     Returns:
         int64 of shape (classes, classes), float64 with weights: rows are labels, columns answers.
@@ -292,7 +292,7 @@ def confusion_counts(
 def per_class_table(
     labels: Array, chosen: Array, names: Sequence[Any], weights: Array | None = None
 ) -> pd.DataFrame:
-    """How well each class is found.
+    """Tabulates precision, recall and F1 of each class.
 
     Args:
         labels: As in `confusion_counts`.

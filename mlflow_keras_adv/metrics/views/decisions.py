@@ -1,4 +1,4 @@
-"""How a model decides yes or no: of one question a sample, and of several labels."""
+"""Binary decisions: one per sample, or several labels per sample."""
 
 from typing import Any
 

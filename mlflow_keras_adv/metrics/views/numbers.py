@@ -1,4 +1,4 @@
-"""How far numbers are from what they should be: regression, forecasts, reconstruction."""
+"""Errors of numbers: regression, forecasts, reconstruction."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

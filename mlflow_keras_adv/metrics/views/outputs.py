@@ -1,4 +1,4 @@
-"""What there is to be seen of all outputs of a model: what each of them is, and its view."""
+"""The views of all outputs of a model, each by its kind of task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from mlflow_keras_adv.metrics.views.view import Array, Output, View, like_answer
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a model's outputs beside their answers.
+    """Known properties of a model's outputs.
 
     Attributes:
         outputs: Their names, in order; None of a model that has none.
@@ -42,7 +42,7 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What there is to be seen.
+    """The views of a model's outputs.
 
     Attributes:
         kinds: The kind of each output that could be told, by its name; "" for the only output.
@@ -87,7 +87,7 @@ def seen(
     answers: Any,
     masks: Sequence[Array | None] = (),
 ) -> Seen:
-    """What there is to be seen of a model's answers.
+    """Makes the views of a model's outputs.
 
     Args:
         known: What is known of the outputs.
@@ -212,7 +212,7 @@ def agreement(kind: Kind, output: Output, other: Array) -> float | None:
 
 
 def decisions(kind: Kind, answers: Array, output: Output) -> Array | None:
-    """What is decided at each place: a class, or 0 and 1; -1 for nothing. None of numbers."""
+    """The decision at each position: a class, or 0 and 1; -1 for none. None for numbers."""
     answers = np.asarray(answers, np.float64)
     if kind in ("regression", "forecast", "reconstruction"):
         return None

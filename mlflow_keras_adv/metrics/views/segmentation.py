@@ -1,4 +1,4 @@
-"""How well areas are found: a class, or a yes for each class, at every pixel."""
+"""Segmentation: a class, or a binary decision for each class, at every pixel."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Views: what there is to be seen of the answers on one output, whatever they are."""
+"""Views: numbers, tables and figures of the predictions on one output."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a model answered on one of its outputs, and what was asked for.
+    """Predictions on one output of a model, and their labels.
 
     Attributes:
         labels: Labels of the answers' shape, or without their last axis.
@@ -54,7 +54,7 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What there is to be seen.
+    """The numbers, tables and figures of one output.
 
     Attributes:
         numbers: By name; of two kinds of task the same name is the same thing.
