@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 import mlflow_keras_adv as mka
-from projects.cluster import counts, main
+from projects.cluster import counts, main, shared
 from tests.projects.small_net import log_small_net
 
 
@@ -34,6 +34,12 @@ def test_a_run_leaves_table_lineage_and_models_of_few_values(experiment: str) ->
         runs[name].data.metrics["final/gzip_bytes"] for name in ("4-values", "baseline")
     )
     assert small < large / 2
+
+
+def test_each_weight_becomes_the_mean_of_those_near_it() -> None:
+    kernel = np.array([[0.0, 1.0], [10.0, 11.0]])
+    np.testing.assert_allclose(shared(kernel, 2), [[0.5, 0.5], [10.5, 10.5]])
+    np.testing.assert_allclose(shared(kernel, 9), kernel)  # no more clusters than weights
 
 
 def test_numbers_are_named_for_their_runs() -> None:

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Callable
 
+import keras
 import mlflow
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import mlflow_keras_adv as mka
+from projects.compressing import answers_with
 from projects.data import load
-from projects.prune import main, targets
+from projects.prune import cubic, main, targets, without_smallest
 
 SPARSITIES = "0.8, 2:4"
 NAMES = {"baseline", "80-percent", "2-of-4"}
@@ -55,6 +58,7 @@ def test_a_run_leaves_curve_table_lineage_and_picture_and_its_model_can_be_prune
         logged = {m.name: m for m in MlflowClient().search_logged_models([experiment])}
         assert logged[name].tags["parent_model_id"] == logged["baseline"].model_id
         assert "final/agreement" in run.data.metrics
+        assert 0 <= run.data.metrics["final/accuracy_at_once"] <= 1
 
     parent = runs["parent"]
     assert parent.data.tags["winner"] in NAMES
@@ -79,6 +83,23 @@ def test_a_run_leaves_curve_table_lineage_and_picture_and_its_model_can_be_prune
     )
     assert after == before
     assert again["90-percent"].data.metrics["final/sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_the_smallest_weights_are_set_to_zero_and_the_curve_ends_at_the_target() -> None:
+    kernel = np.array([[1.0, -4.0], [3.0, -2.0]])
+    np.testing.assert_array_equal(without_smallest(kernel, 0.5), [[0, -4], [3, 0]])
+    assert (cubic(0), cubic(1)) == (0, 1)
+
+
+def test_a_model_answers_with_changed_kernels_and_keeps_its_own() -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, bias_initializer="ones")])
+    before = model.get_weights()
+
+    answers = answers_with(model, np.ones((4, 3)), np.zeros_like)
+
+    np.testing.assert_array_equal(answers, np.ones((4, 2)))  # the bias alone
+    for weight, own in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, own)
 
 
 def test_shares_and_patterns_are_named_for_their_runs() -> None:

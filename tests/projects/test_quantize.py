@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv.tflite.runtime import LiteRTModel
+from projects.compressing import answers_with, net
 from projects.data import load
-from projects.quantize import SCHEMES, kinds, main
+from projects.quantize import SCHEMES, kinds, main, rounded
 from tests.projects.small_net import log_small_net
 
 
@@ -61,6 +64,23 @@ def test_a_run_leaves_a_model_for_each_scheme_that_scores_what_the_record_says(
     files = {file.path for file in MlflowClient().list_artifacts(parent.info.run_id)}
     assert {"accuracy_against_size.png", "comparison.json", "claims.json"} <= files
     assert parent.data.metrics["final/latency_keras_predict_ms_p50"] > 0
+
+
+@pytest.mark.slow
+def test_weights_alone_are_rounded_as_the_formula_says() -> None:
+    keras.utils.set_random_seed(0)
+    images = load()
+    model, x = net(images), images.x_test
+    floats = mka.compression.convert(model, x[:20])
+    for bits in (8, 4):
+        scheme = getattr(mka.compression, f"weight_only_int{bits}")
+        file = mka.compression.quantize(floats, scheme, min_agreement=0.0, max_difference=1.0)
+
+        by_hand = answers_with(model, x, lambda kernel, n=bits: rounded(kernel, n))
+
+        in_file = LiteRTModel(file.content).predict(x)
+        # float32 in another order; a step of the integers would be a hundredth
+        np.testing.assert_allclose(in_file, by_hand, rtol=0, atol=1e-5)
 
 
 def test_schemes_are_called_by_name() -> None:
