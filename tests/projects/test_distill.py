@@ -575,7 +575,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     prefix = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
     tmp_path.chmod(0o555)
     try:
-        done = call(tmp_path, *prefix, *SCRIPT)
+        done = call(tmp_path, *prefix, sys.executable, *SCRIPT[1:])
     finally:
         tmp_path.chmod(0o755)
 

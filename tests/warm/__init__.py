@@ -4,7 +4,7 @@ A new interpreter needs about eight seconds of processor time for TensorFlow, Ke
 commands in `bin/` ask a server that has imported them, and nothing of ours, to fork a process: with
 the arguments, the folder, the environment and the files of the command, whose end, exit code and
 signals are the process' own. Its process id is another. What a test wants to see of an import, of
-process ids or of a process group is not for it: `sys.executable` is the way there.
+process ids, groups or capabilities is not for it: `sys.executable` is the way there.
 """
 
 import os
