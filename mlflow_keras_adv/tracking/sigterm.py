@@ -42,6 +42,20 @@ def was_terminated() -> bool:
     return _terminated_in == os.getpid()
 
 
+def raise_if_lost(*, terminated_before: bool) -> None:
+    """Raises `Terminated` once more where it was raised and nobody was ended by it.
+
+    It is raised wherever the main thread is, and some places drop every exception: C code that asks
+    whether an object has an attribute, for one. To be called in what can only be reached if the
+    exception is lost.
+
+    Args:
+        terminated_before: Whether it was raised before that began.
+    """
+    if was_terminated() and not terminated_before and _in_main_thread():
+        raise Terminated
+
+
 class _Handler:
     """Raises `Terminated` once, but not while runs are being ended.
 

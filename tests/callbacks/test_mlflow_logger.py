@@ -2,7 +2,9 @@
 
 import copy
 import logging
+import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -564,3 +566,40 @@ def test_no_warning_comes_from_looking_at_settings(experiment: str) -> None:
     model = net()
     model.compile(keras.optimizers.SGD(learning_rate=lambda: 0.1), crossentropy())
     fit_recorded(model)
+
+
+class LosesWhatIsRaised(keras.callbacks.Callback):
+    """As C code does that asks an object of Python's for an attribute."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 2:
+            with suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_a_sigterm_whose_exception_is_lost_ends_the_training_with_the_next_batch(
+    looped: bool, experiment: str, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_keras_adv.tracking.sigterm._terminated_in", None)
+    model, optimizer = net(), keras.optimizers.SGD(0.1)
+    model.compile(optimizer, crossentropy())
+    callbacks = [mka.MlflowLogger(), LosesWhatIsRaised()]
+
+    def train() -> None:
+        if not looped:
+            model.fit(X, Y, batch_size=BATCH, epochs=2, verbose=0, callbacks=callbacks)
+            return
+        loop = mka.Loop(model, optimizers=optimizer, callbacks=callbacks, verbose=0)
+        for _ in loop.epochs(2):
+            for x, y in loop.batches(batches()):
+                with tf.GradientTape() as tape:
+                    loss = crossentropy()(y, model(x, training=True))
+                gradients = tape.gradient(loss, model.trainable_variables)
+                optimizer.apply(gradients, model.trainable_variables)
+                loop.record(loss=loss)
+
+    with mka.track(log_system_metrics=False) as run, pytest.raises(SystemExit, match="143"):
+        train()
+    stored = client.get_metric_history(run.run_id, "batch/loss")
+    assert [point.step for point in stored] == [1, 2, 3]
