@@ -33,7 +33,7 @@ from tests.lock_holders import lock_holders
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
 from tests.mlflow_server import MlflowServer
 from tests.peers import page as peers
-from tests.warm import WarmServer
+from tests.warm import warm_server
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,9 +48,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What `tests.warm` needs."""
-    with WarmServer(tmp_path_factory.mktemp("warm")):
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the commands of `tests.warm` ask."""
+    with warm_server(tmp_path_factory.mktemp("warm")):
         yield
 
 

@@ -50,9 +50,13 @@ def new_shell(**variables: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("MLFLOW_") and name != "PYTHONPATH"
     }
-    bin_folder = str(Path(sys.executable).parent)  # uv, also without `activate`
-    path = os.pathsep.join([str(BIN), bin_folder, os.environ["PATH"]])
+    path = os.pathsep.join([str(BIN), cold_path()])
     return kept | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"} | variables
+
+
+def cold_path() -> str:
+    """A PATH by which `python` is a new interpreter, and uv is found, also without `activate`."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def mlflow_run_command(*parameters: str, env_manager: str = "local") -> list[str]:

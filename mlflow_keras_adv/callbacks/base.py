@@ -12,6 +12,7 @@ import numpy as np
 from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run
+from mlflow_keras_adv.tracking.sigterm import raise_if_lost, was_terminated
 from mlflow_keras_adv.training.batches import steps_per_execution
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.fits import AsksForTheEnd, know_fits
@@ -22,6 +23,9 @@ from mlflow_keras_adv.training.trainings import training_of
 _logger = logging.getLogger(__name__)
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 
+# Hooks that are only called while a training goes on.
+_IN_TRAINING = {"on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end"}
+
 
 def _sparing(hook: _Hook) -> _Hook:
     """Keeps what fails in a hook from the training, but for a `UserError` at its begin."""
@@ -29,6 +33,10 @@ def _sparing(hook: _Hook) -> _Hook:
 
     @functools.wraps(hook)
     def sparing(self: "RunCallback", *args: Any, **kwargs: Any) -> None:
+        if name == "on_train_begin":
+            self._terminated_before = was_terminated()
+        elif name in _IN_TRAINING:
+            raise_if_lost(terminated_before=self._terminated_before)
         said: UserError | None = None
         what = f"{type(self).__name__}.{name}"
         with self._fences.setdefault(name, Fence(what, tries_again=True))():
@@ -57,6 +65,8 @@ class RunCallback(keras.callbacks.Callback, AsksForTheEnd):
     Args:
         run: The run to write to, or its id. Default: the current run when the training begins.
     """
+
+    _terminated_before = True  # until a training begins
 
     def __init__(self, run: Run | str | None = None) -> None:
         super().__init__()

@@ -104,9 +104,7 @@ class LayerNorms(RunCallback):
             self._stride *= 2
 
     def _write(self, run: Run) -> None:
-        run.internals.counts["layer norms"] += 1
-        number = run.internals.counts["layer norms"]
-        name = "layers" if number == 1 else f"layers-{number}"
+        name = f"layers{run.internals.count_up('layer norms')}"
         gradients, weights = _long(self._gradients), _long(self._weights)
         both = pd.merge(
             gradients, weights, on=["step", "layer"], how="outer", suffixes=("_gradient", "_weight")

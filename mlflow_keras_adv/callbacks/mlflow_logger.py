@@ -23,11 +23,7 @@ from mlflow_keras_adv.tracking.names import flatten
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.process_end import before_the_end, grace_left
 from mlflow_keras_adv.tracking.run import Run, attach_run, current_run, track
-from mlflow_keras_adv.tracking.sigterm import (
-    raise_if_lost,
-    raises_terminated,
-    was_terminated,
-)
+from mlflow_keras_adv.tracking.sigterm import raises_terminated
 from mlflow_keras_adv.training.batches import steps_per_execution
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.readings import Readings
@@ -134,7 +130,6 @@ class MlflowLogger(RunCallback):
         give up dispatching its own callbacks off the training thread.
         """
         if self._record is not None:
-            raise_if_lost(terminated_before=self._record.terminated_before)
             self._record.session.steps_begin(steps_per_execution(self.model), batch)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -225,11 +220,9 @@ class _Record:
         self._said: set[str] = set()
         self._resumed = False
         self._late: tuple[int, Mapping[str, Any], set[str]] | None = None
-        self.terminated_before = was_terminated()
         try:
             self.run = self._open(run_id, model)
-            self.run.internals.counts["trainings"] += 1
-            self._file_suffix = f"-{n}" if (n := self.run.internals.counts["trainings"]) > 1 else ""
+            self._file_suffix = self.run.internals.count_up("trainings")
             self.session = join_session(model, token=fit_params)
             self.session.subscribe(self._receive)
             self._flops = StepFlops(self.session) if flops else None

@@ -151,8 +151,7 @@ class Predictions(RunCallback):
         if self._tables:
             with joined.spares_training("Writing the table of predictions"):
                 run = joined.run
-                run.internals.counts["predictions/trainings"] += 1
-                suffix = f"-{n}" if (n := run.internals.counts["predictions/trainings"]) > 1 else ""
+                suffix = run.internals.count_up("predictions/trainings")
                 for name, table in self._tables.items():
                     file = f"predictions/{_in_keys(name)}" if name else "predictions"
                     run.log_table(table, f"{file}{suffix}.json")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.evaluation.measure_models import measure_models
 from mlflow_keras_adv.registry.gates import Gate
 from mlflow_keras_adv.registry.promotion import Promotion
@@ -12,7 +11,6 @@ from mlflow_keras_adv.registry.samples import Measure, Samples
 from mlflow_keras_adv.tracking.directions import AskedMode
 
 
-@keeps_random_state()
 def promote(
     name: str,
     candidate: str,

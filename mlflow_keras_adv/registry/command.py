@@ -1,7 +1,6 @@
 """Converts the options of `mlflow-keras-adv promote` to samples and gates."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from mlflow import MlflowClient
 
@@ -11,6 +10,7 @@ from mlflow_keras_adv.registry.gates import Gate
 from mlflow_keras_adv.registry.promotion import Promotion, promote
 from mlflow_keras_adv.registry.rights import READ_EXPERIMENT, asking
 from mlflow_keras_adv.registry.samples import Measure, read_samples
+from mlflow_keras_adv.tracking.directions import AskedMode
 
 
 def promotion_of(
@@ -28,7 +28,7 @@ def promotion_of(
     monitor: str | None,
     margin: float,
     relative: bool,
-    mode: Literal["min", "max", "auto"],
+    mode: AskedMode,
     confidence: float | None,
     slices: Sequence[str],
     min_agreement: float | None,

@@ -7,13 +7,12 @@ numbers are there: a first version has to pass its floors only.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from mlflow_keras_adv.registry.paired import bootstrap_bound, exact_mcnemar, score_test
 from mlflow_keras_adv.registry.samples import Measurements, MissingNumberError
-from mlflow_keras_adv.tracking.directions import direction
+from mlflow_keras_adv.tracking.directions import AskedMode, direction
 
 _NO_CHAMPION = "no champion to compare with"
 _ROUNDING = 1e-9
@@ -123,7 +122,7 @@ def non_inferiority(
     margin: float = 0.01,
     *,
     relative: bool = False,
-    mode: Literal["min", "max", "auto"] = "auto",
+    mode: AskedMode = "auto",
     confidence: float | None = None,
 ) -> Gate:
     """Passes if the candidate is worse than the champion by no more than a margin.

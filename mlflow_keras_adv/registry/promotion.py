@@ -39,6 +39,7 @@ from mlflow_keras_adv.registry.rights import (
 )
 from mlflow_keras_adv.registry.samples import Measure, Samples
 from mlflow_keras_adv.registry.weighing import EVIDENCE, Contest, put_on_record, weigh
+from mlflow_keras_adv.tracking.directions import AskedMode
 from mlflow_keras_adv.tracking.names import KeyTable
 from mlflow_keras_adv.tracking.run import Run, current_run, track
 
@@ -93,7 +94,7 @@ def promote(
     reason: str = "",
     experiment_id: str | None = None,
     monitor: str = "accuracy",
-    mode: Literal["min", "max", "auto"] = "auto",
+    mode: AskedMode = "auto",
 ) -> Promotion:
     """Measures a candidate beside the champion, and makes it the champion if all gates pass.
 

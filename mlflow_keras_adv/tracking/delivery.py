@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.validation import (
     MAX_METRICS_PER_BATCH,
     MAX_PARAM_VAL_LENGTH,
@@ -229,10 +229,10 @@ class Delivery:
 
     def _run_takes_values(self) -> bool:
         try:
-            info = self.retry.until_answered(lambda: self.client.get_run(self.run_id)).info
+            self.retry.until_answered(lambda: self.target.active_run(self.run_id))
         except RejectedError:
             return False
-        return bool(info.lifecycle_stage == LifecycleStage.ACTIVE)
+        return True
 
 
 def prove(target: Target, run_id: str, text: str) -> None:

@@ -73,6 +73,12 @@ class Internals:
         """Whether a block of `track` is around, which sees to the delivery."""
         return self.writer.run_id in _holders
 
+    def count_up(self, name: str) -> str:
+        """Counts one more; what sets its files apart: nothing of the first, then "-2", "-3"."""
+        self.counts[name] += 1
+        number = self.counts[name]
+        return f"-{number}" if number > 1 else ""
+
     def at_exit(self, callback: Callable[[], None]) -> Callable[[], object]:
         """As `Run.on_exit`."""
         key = object()

@@ -603,3 +603,18 @@ def test_a_sigterm_whose_exception_is_lost_ends_the_training_with_the_next_batch
         train()
     stored = client.get_metric_history(run.run_id, "batch/loss")
     assert [point.step for point in stored] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "callback", [mka.LayerNorms, lambda: mka.Checkpoints("loss")], ids=["each batch", "each epoch"]
+)
+def test_a_lost_one_ends_a_training_without_a_logger_too(
+    callback: Callable[[], Any], experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_keras_adv.tracking.sigterm._terminated_in", None)
+    model = net()
+    model.compile(keras.optimizers.SGD(0.1), crossentropy())
+    callbacks = [callback(), LosesWhatIsRaised()]
+    with mka.track(log_system_metrics=False), pytest.raises(SystemExit, match="143"):
+        model.fit(X, Y, batch_size=BATCH, epochs=2, verbose=0, callbacks=callbacks)
+    model.evaluate(X, Y, verbose=0, callbacks=callbacks)  # which no training goes on in

@@ -22,6 +22,7 @@ from projects import distill
 from projects.data import Data, load
 from tests.mlflow_run import (
     Recorded,
+    cold_path,
     copy_project,
     mlflow_run,
     mlflow_run_command,
@@ -632,12 +633,11 @@ def interruptible() -> Iterator[None]:
 
 def stop_in_training(command: list[str], folder: Path, number: signal.Signals) -> int:
     """Signals the process group, as a terminal does, in the third epoch; returns the exit code."""
-    cold = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with (folder / "stderr.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, *command[1:]],
             cwd=folder,
-            env=new_shell(PATH=cold),  # a process from tests.warm is in no group of ours
+            env=new_shell(PATH=cold_path()),  # a process from tests.warm is in no group of ours
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

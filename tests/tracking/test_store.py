@@ -18,6 +18,7 @@ from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking import store
 from mlflow_keras_adv.tracking.run import track
 from mlflow_keras_adv.tracking.store import require_store, store_errors_for_users, without_password
+from tests.mlflow_run import cold_path
 
 
 @pytest.fixture
@@ -209,9 +210,9 @@ def test_a_relative_store_under_mlflow_run_is_said_and_no_other_is_made(tmp_path
     (project / "train.py").write_text(TRAIN.format(arguments=""))
     command = [sys.executable, "-m", "mlflow", "run", str(project), "--env-manager", "local"]
     uri = "sqlite:///relative.db"
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     source = str(Path(__file__).parents[2])
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path, "PYTHONPATH": source}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": cold_path()}
+    environment["PYTHONPATH"] = source
     environment.pop("MLFLOW_EXPERIMENT_ID", None)
     done = subprocess.run(
         command, cwd=here, env=environment, capture_output=True, text=True, timeout=120

@@ -13,61 +13,51 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 BIN = Path(__file__).parent / "bin"
 PYTHON = str(BIN / "python")
 VARIABLE = "WARM_PYTHON"  # the address of the server
 
 
-class WarmServer(AbstractContextManager["WarmServer"]):
+@contextmanager
+def warm_server(folder: Path) -> Iterator[None]:
     """The server of the commands in `bin/`; starts when the first of them asks.
 
     Args:
         folder: Where its address is.
     """
+    address, started = str(folder / "socket"), []
+    ended, end = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen(64)
 
-    def __init__(self, folder: Path) -> None:
-        self._address = str(folder / "socket")
-        self._process: subprocess.Popen[bytes] | None = None
-        self._listening = socket.socket(socket.AF_UNIX)
-        self._listening.bind(self._address)
-        self._listening.listen(64)
-        self._ended, self._end = os.pipe()
-        self._thread = threading.Thread(target=self._start_when_asked, daemon=True)
+        def start_when_asked() -> None:
+            asked, _, _ = select.select([listening.fileno(), ended], [], [])
+            if ended not in asked:
+                started.append(_start(listening.fileno()))
 
-    def __enter__(self) -> "WarmServer":
-        os.environ[VARIABLE] = self._address
-        self._thread.start()
-        return self
+        thread = threading.Thread(target=start_when_asked, daemon=True)
+        thread.start()
+        os.environ[VARIABLE] = address
+        try:
+            yield
+        finally:
+            del os.environ[VARIABLE]
+            os.close(end)
+            thread.join()
+            os.close(ended)
+    for process in started:
+        process.communicate(timeout=60)  # the end of its standard input is its sign to end
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._end)
-        self._thread.join()
-        os.close(self._ended)
-        self._listening.close()
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()  # its sign to end
-            self._process.wait(60)
-        del os.environ[VARIABLE]
 
-    def _start_when_asked(self) -> None:
-        asked, _, _ = select.select([self._listening, self._ended], [], [])
-        if self._ended in asked:
-            return
-        descriptor = self._listening.fileno()
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server.py")), str(descriptor)],
-            stdin=subprocess.PIPE,
-            pass_fds=[descriptor],
-            env=kept,
-        )
+def _start(listening: int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("server.py")), str(listening)],
+        stdin=subprocess.PIPE,
+        pass_fds=[listening],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )

@@ -60,14 +60,11 @@ def serve(listening: socket.socket) -> Asked:
                     asked, files = receive(connection)
                     pid = os.fork()
                     if pid == 0:
-                        signal.set_wakeup_fd(-1)
-                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                        for index, descriptor in enumerate(files):
-                            os.dup2(descriptor, index)
-                        for descriptor in (*files, woken, wake):
-                            os.close(descriptor)
+                        become_the_child(files)
                         for each in (listening, connection, *sons.values()):
                             each.close()
+                        for descriptor in (woken, wake):
+                            os.close(descriptor)
                         return asked
                     for descriptor in files:
                         os.close(descriptor)
@@ -87,6 +84,16 @@ def serve(listening: socket.socket) -> Asked:
                         answer(connection, os.waitstatus_to_exitcode(status))
 
 
+def become_the_child(files: list[int]) -> None:
+    """Gives a process that was forked its standard files, and signals as Python has them."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for index, descriptor in enumerate(files):
+        os.dup2(descriptor, index)
+        os.close(descriptor)
+
+
 def receive(connection: socket.socket) -> tuple[Asked, list[int]]:
     """What is asked, and the three standard files."""
     size, files, _, _ = socket.recv_fds(connection, 8, 3)
@@ -103,15 +110,12 @@ def answer(connection: socket.socket, code: int) -> None:
 
 
 def prepare(asked: Asked) -> None:
-    """Makes the process that of a command."""
+    """Makes the folder, the environment and the path those of a command."""
     os.chdir(asked.folder)
     os.environ.clear()
     os.environ.update(asked.environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*paths, *sys.path[1:]]
-    for name in ("Asked", "serve", "receive", "answer", "prepare"):
-        globals().pop(name)
 
 
 def run(arguments: list[str]) -> None:
