@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from mlflow_keras_adv.replacing import Replacement
 from mlflow_keras_adv.training.aside import aside
+from mlflow_keras_adv.training.cluster import over_replicas, sums_over_replicas
 from mlflow_keras_adv.training.fence import Fence
-from mlflow_keras_adv.training.observe import over_replicas, reduced
 from mlflow_keras_adv.training.recorder import StepRecorder
 from mlflow_keras_adv.training.watching import Watch, watch_method
 
@@ -130,7 +130,8 @@ class FitProbe:
         loss = yield
         # Evaluation, too, computes a loss.
         if getattr(_stepping, "model", None) is self._model and loss is not None:
-            self.recorder.write("batch/loss", reduced(tf.reduce_sum(aside(loss))))
+            (total,) = sums_over_replicas([tf.reduce_sum(aside(loss))])
+            self.recorder.write("batch/loss", total)
             self._loss_is_seen = True
 
     def _look_at_compile(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
@@ -146,12 +147,8 @@ class FitProbe:
             for name, value in returned.items()
             if _is_scalar(value) and not (name == "loss" and self._loss_is_seen)
         }
-        self.recorder.write_all(
-            {
-                name: over_replicas(value, mean=True)
-                for name, value in list(scalars.items())[:MAX_RETURNED]
-            }
-        )
+        chosen = dict(list(scalars.items())[:MAX_RETURNED])
+        self.recorder.write_all(over_replicas(chosen, mean=True))
 
 
 _stepping = threading.local()  # the model whose train_step runs

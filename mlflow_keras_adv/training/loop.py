@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from mlflow_keras_adv.compat.keras import initial_epoch_of, put_initial_epoch
 from mlflow_keras_adv.errors import expect
+from mlflow_keras_adv.training.cluster import over_replicas, over_values, strategy_of
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.leaving import Asker, NotesInterrupts, exception_leaving
-from mlflow_keras_adv.training.observe import is_optimizer, over_replicas
+from mlflow_keras_adv.training.observe import is_optimizer
 from mlflow_keras_adv.training.readings import Readings
 from mlflow_keras_adv.training.recorder import recorder_of
 from mlflow_keras_adv.training.session import TrainingSession
@@ -280,7 +281,10 @@ class Loop:
         value with several numbers (at most `MAX_ENTRIES`, of a shape that is known when the step is
         traced) becomes `<name>/<index>`. Values that are no numbers are left out, with a warning.
 
-        Under a distribution strategy the values of the replicas are reduced.
+        Under a distribution strategy the values of the replicas are reduced: in the replicas' step
+        by one operation a call, which the replicas of all processes have to make; outside of it
+        where they are distributed over replicas. A tensor outside of their step is taken to be
+        reduced already.
 
         Args:
             reduction: "sum", which is right for a loss that is divided by the global batch size, as
@@ -293,14 +297,20 @@ class Loop:
         if reduction not in ("sum", "mean"):
             raise ValueError(f"Received reduction={reduction!r}; expected 'sum' or 'mean'.")
         with self._recording():
-            cells: dict[str, Any] = {}
+            mean = reduction == "mean"
+            cells, reduced = dict[str, Any](), dict[str, Any]()
             for name, value in values.items():
                 try:
-                    cells |= _cells(f"batch/{name}", over_replicas(value, mean=reduction == "mean"))
+                    if isinstance(value, tf.distribute.DistributedValues):
+                        value = over_values(value, mean=mean, strategy=strategy_of(self.model))
+                        reduced |= _cells(f"batch/{name}", value)
+                    else:
+                        cells |= _cells(f"batch/{name}", value)
                 except (TypeError, ValueError) as error:
                     self._say_left_out("record", name, error)
-            if cells:
-                recorder_of(next(iter(self._optimizers.values()))).write_all(cells)
+            if cells or reduced:
+                recorder = recorder_of(next(iter(self._optimizers.values())))
+                recorder.write_all({**over_replicas(cells, mean=mean), **reduced})
 
     def log(self, **values: Any) -> None:
         """Adds values to the logs of the current epoch: `val_loss`, `val_accuracy`, a metric.

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from mlflow_keras_adv.compat.keras import trained_by
 from mlflow_keras_adv.training.aside import aside
+from mlflow_keras_adv.training.cluster import has_replicas, in_one_process, sums_over_replicas
 from mlflow_keras_adv.training.recorder import CAPACITY, StepRecorder, recorder_of
 from mlflow_keras_adv.training.watching import Look, watch_method
 
@@ -55,7 +56,7 @@ class OptimizerProbe:
         self._outer = optimizer
         self._inner = inside_of(optimizer)
         self._undo: list[Callable[[], None]] = []
-        self._said = self._said_of_layers = False
+        self._said = self._said_of_layers = self._said_of_processes = False
         self._trace = threading.local()  # MirroredStrategy traces its replicas in threads
 
     def observe_layers(self) -> None:
@@ -75,7 +76,10 @@ class OptimizerProbe:
             self._undo.append(watch_method(owner, name, look, what=what, replays=True))
 
         watch(self._inner, "_clip_gradients", self._look_at_clipping)
+        watch(self._inner, "_all_reduce_sum_gradients", self._look_at_sums)
         watch(self._inner, "apply", self._look_at_update)
+        if not hasattr(self._inner, "apply"):  # of tf_keras
+            watch(self._inner, "apply_gradients", self._look_at_pairs)
         if self._outer is not self._inner:
             watch(self._outer, "apply", self._look_at_scaling)
 
@@ -93,12 +97,59 @@ class OptimizerProbe:
         (gradients,) = [*arguments, *named.values()]
         gradients = list(gradients)
         clipped = list((yield))
-        halves = _half_squares(gradients)
-        self._write_layers(halves)
-        values = {"norm": _norm(halves), **_rate_of(self._inner)}
-        if any(after is not before for after, before in zip(clipped, gradients, strict=True)):
-            values["norm_clipped"] = global_norm(clipped)
+        clips = any(after is not before for after, before in zip(clipped, gradients, strict=True))
+        values = _rate_of(self._inner)
+        if self._sums_later():
+            self._trace.awaited = "norm_clipped" if clips else "norm"
+            if clips:
+                values |= self._norm_over_replicas(gradients)
+        else:
+            halves = _half_squares(gradients)
+            self._write_layers(halves)
+            values |= {"norm": _norm(halves)}
+            if clips:
+                values["norm_clipped"] = global_norm(clipped)
         self.recorder.write_all(values)
+
+    def _look_at_sums(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
+        """Reads the norm of what the optimizer itself sums over the replicas, which costs nothing.
+
+        They clip their own gradients before; so it is the clipped norm where they do.
+        """
+        awaited, self._trace.awaited = getattr(self._trace, "awaited", None), None
+        summed = yield
+        if awaited is None:
+            return
+        halves = _half_squares(gradient for gradient, _ in summed)
+        if awaited == "norm":
+            self._write_layers(halves)
+        self.recorder.write(awaited, _norm(halves))
+
+    def _sums_later(self) -> bool:
+        """Whether the gradients are a replica's own: Keras 3 clips them before it sums them."""
+        return has_replicas() and hasattr(self._inner, "_all_reduce_sum_gradients")
+
+    def _norm_over_replicas(self, gradients: list[Any], scale: Any = None) -> dict[str, Any]:
+        """The norm of gradients whose sum over the replicas the training does not need itself.
+
+        Empty where the replicas are in several processes.
+        """
+        if not in_one_process():
+            if not self._said_of_processes:
+                self._said_of_processes = True
+                _logger.warning(
+                    "gradient/norm of the optimizer %r is not recorded: each process clips "
+                    "gradients of its own, whose sum before that is computed nowhere. "
+                    "gradient/norm_clipped, of what all of them apply, is.",
+                    self._outer.name,
+                )
+            return {}
+        present = [aside(gradient) for gradient in gradients if gradient is not None]
+        halves = _half_squares(sums_over_replicas(present))
+        if scale is not None:
+            halves = [half / scale**2 for half in halves]
+        self._write_layers(halves)
+        return {"norm": _norm(halves)}
 
     def _look_at_update(self, *arguments: Any, **named: Any) -> Generator[None, Any, None]:
         optimizer = self._inner
@@ -117,11 +168,17 @@ class OptimizerProbe:
         self._trace.clip_was_called = bool(getattr(optimizer, "gradient_accumulation_steps", None))
         yield
         if not self._trace.clip_was_called:
-            halves = _half_squares(_to_follow(gradients, variables))
-            if (scale := getattr(optimizer, "loss_scale_factor", None)) is not None:
-                halves = [half / scale**2 for half in halves]
-            self._write_layers(halves)
-            self.recorder.write_all({"norm": _norm(halves), **rate})
+            followed = _to_follow(gradients, variables)
+            scale = getattr(optimizer, "loss_scale_factor", None)
+            self.recorder.write_all({**self._norm_over_replicas(followed, scale), **rate})
+
+    def _look_at_pairs(
+        self, pairs: Iterable[tuple[Any, Any]], *_arguments: Any, **_named: Any
+    ) -> Generator[None, Any, None]:
+        pairs = list(pairs)
+        self._trace.paths = _paths([each for each, _ in pairs], [each for _, each in pairs])
+        self._count_update()
+        yield
 
     def _write_layers(self, half_squares: list[Any]) -> None:
         if self.layers is None:
@@ -196,25 +253,6 @@ def is_optimizer(value: Any) -> bool:
     return isinstance(value, tuple(library.optimizers.Optimizer for library in libraries))
 
 
-def over_replicas(value: Any, *, mean: bool) -> Any:
-    """Computes the sum or the mean of a value over replicas, in a replica's step or outside of it.
-
-    Args:
-        value: A replica's value, or one that is distributed over replicas; anything else is
-            returned unchanged.
-        mean: Whether to compute the mean.
-    """
-    if isinstance(value, tf.distribute.DistributedValues):  # outside of the replicas' step
-        values = [tf.cast(each, tf.float32) for each in value.values]
-        total, replicas = tf.add_n(values), len(values)
-    else:
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return value
-        total, replicas = reduced(tf.cast(value, tf.float32)), context.num_replicas_in_sync
-    return total / replicas if mean else total
-
-
 def inside_of(optimizer: Any) -> Any:
     """The optimizer that a `LossScaleOptimizer` updates with; any other is its own.
 
@@ -233,14 +271,6 @@ def global_norm(gradients: Iterable[Any]) -> Any:
         gradients: Tensors, `IndexedSlices` or None, of any shape and float dtype.
     """
     return _norm(_half_squares(gradients))
-
-
-def reduced(value: Any) -> Any:
-    """The sum of a value over the replicas of the distribution strategy; itself without one."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _outermost_graph() -> Any:
@@ -277,7 +307,7 @@ def _rate_of(optimizer: Any) -> dict[str, Any]:
 def _half_squares(gradients: Iterable[Any]) -> list[Any]:
     """Half the sum of the squares of each gradient: one operation each, where squares take two."""
     return [
-        tf.nn.l2_loss(tf.cast(_distinct_rows(reduced(aside(gradient))), tf.float32))
+        tf.nn.l2_loss(tf.cast(_distinct_rows(aside(gradient)), tf.float32))
         for gradient in gradients
         if gradient is not None
     ]

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_keras_adv.training.aside import aside, in_branch_for_xla
+from mlflow_keras_adv.training.cluster import in_first_replica
 
 CAPACITY = 1024
 WIDTH = 32
@@ -78,7 +79,7 @@ class StepRecorder:
 
     def advance(self, **values: Any) -> None:
         """Begins the row of the next batch, empty but for `values` (scalars, cast to float32)."""
-        if not _in_first_replica():
+        if not in_first_replica():
             return
         by_table = self._by_table(values)
         rows = []
@@ -117,7 +118,7 @@ class StepRecorder:
 
     def write_all(self, values: Mapping[str, Any]) -> None:
         """Writes several cells of the current row, in one operation a table; see `write`."""
-        if not _in_first_replica():
+        if not in_first_replica():
             return
         row = (self._begun - 1) % self.capacity
         values = {name: aside(value) for name, value in values.items()}
@@ -263,11 +264,3 @@ def recorder_of(
     if subject not in tables or tables[subject].capacity < capacity:
         tables[subject] = StepRecorder(capacity, width)
     return tables[subject]
-
-
-def _in_first_replica() -> bool:
-    """Whether to write: every replica traces the step, with numbers already reduced over them."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return True
-    return bool(tf.get_static_value(context.replica_id_in_sync_group) == 0)

@@ -23,9 +23,16 @@ from mlflow_keras_adv.training.batches import (
     examples_in,
     steps_per_execution,
 )
+from mlflow_keras_adv.training.cluster import (
+    has_replicas,
+    in_one_process,
+    processes_of,
+    strategy_of,
+    sums_over_replicas,
+)
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.fit_probe import FitProbe
-from mlflow_keras_adv.training.observe import OptimizerProbe, find_optimizers, reduced
+from mlflow_keras_adv.training.observe import OptimizerProbe, find_optimizers
 from mlflow_keras_adv.training.readings import (
     Column,
     Readings,
@@ -42,6 +49,9 @@ _logger = logging.getLogger(__name__)
 # Longest time in seconds until the values of a step are passed to the readers. The table cannot be
 # read during a compiled call; steps of a call that takes longer are delivered when it returns.
 HAND_IN_SECONDS = 5.0
+
+# Columns of which an update writes one at least.
+_NORMS = ("norm", "norm_clipped")
 
 
 Reader = Callable[[Readings], None]
@@ -82,6 +92,7 @@ class TrainingSession:
         self._observes_layers = False
         self._readers: dict[Reader, Fence] = {}
         self._undo: list[Callable[[], None]] = []
+        self._processes = processes_of(strategy_of(model))
         self._is_described = False  # the batch: each step that runs in Python would do it again
         self._clock = clock
         self._batch: int | None = None
@@ -166,14 +177,14 @@ class TrainingSession:
             self._begin_rows()
             for recorder in self.recorders[1:]:
                 recorder.advance()
-            self.primary.advance(examples=reduced(tf.cast(batch_size(data), tf.float32)))
+            self.primary.advance(examples=self._global(batch_size(data)))
 
     def advance_on_host(self, data: Any) -> None:
         """Like `advance`, for a loop in Python, outside of any graph."""
         self._begin_rows()
         for recorder in self.recorders[1:]:
             recorder.advance_on_host()
-        self.primary.advance_on_host(examples=examples_in(data))
+        self.primary.advance_on_host(examples=examples_in(data) * self._processes)
 
     def steps_begin(self, steps: int, batch: int) -> None:
         """Called on the host before `steps` more batches are consumed: reads if it is time to.
@@ -237,7 +248,7 @@ class TrainingSession:
             columns |= metric_columns(own, path)
             events |= counted_events(own, path)
             # Under loss scaling a step may be skipped; its optimizer is at work all the same.
-            if any(own[column].count() for column in ("norm", "loss_scale") if column in own):
+            if any(own[each].count() for each in (*_NORMS, "loss_scale") if each in own):
                 updated.add(name)
             if probe.layers is not None:
                 layers = united_norms(layers, tables[id(probe.layers)].columns)
@@ -318,6 +329,15 @@ class TrainingSession:
                 self.model.name,
                 ", ".join(each.name for each in new.values()),
             )
+
+    def _global(self, examples: Any) -> Any:
+        """Of how many examples the global batch is, of which this process has a share."""
+        examples = tf.cast(examples, tf.float32)
+        if not has_replicas():
+            return examples * self._processes
+        if in_one_process():
+            return sums_over_replicas([examples])[0]
+        return examples * tf.distribute.get_strategy().num_replicas_in_sync
 
     def _begin_rows(self) -> None:
         for probe in self._probes.values():
@@ -422,5 +442,5 @@ def _described(data: Any) -> Any:
 
 def _without_update(rows: Rows) -> bool:
     """Whether the last batch was consumed without an update of this optimizer."""
-    norms = rows.columns.get("norm")
-    return rows.count > 0 and (norms is None or bool(np.ma.getmaskarray(norms)[-1]))
+    norms = [rows.columns[each] for each in _NORMS if each in rows.columns]
+    return rows.count > 0 and all(np.ma.getmaskarray(each)[-1] for each in norms)

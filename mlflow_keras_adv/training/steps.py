@@ -31,6 +31,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlflow_keras_adv.training.cluster import sums_over_replicas
 from mlflow_keras_adv.training.observe import global_norm
 
 
@@ -102,7 +103,8 @@ def clip_by_global_norm(gradients: Iterable[Any], norm: Any) -> tuple[list[Any],
     """
     _check_positive("norm", norm)
     gradients = list(gradients)
-    norm_before = global_norm(gradients)
+    present = [gradient for gradient in gradients if gradient is not None]
+    norm_before = global_norm(sums_over_replicas(present))
     clipped, _ = tf.clip_by_global_norm(gradients, norm, use_norm=norm_before)
     return clipped, norm_before
 
