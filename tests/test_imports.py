@@ -17,7 +17,7 @@ COMPRESSION = {"tf_keras", "tensorflow_model_optimization", "litert_quantizer"}
 FIGURES = {"pandas", "matplotlib", "sklearn", "scipy"}
 MEETING = STORE | TRAINING | {"pandas", "matplotlib"}
 
-EVERYWHERE = {"errors", "extras", "compat", "keywords", "replacing"}
+EVERYWHERE = {"errors", "extras", "compat", "keywords", "ranks", "replacing"}
 # A module of `compat` is named after the package that it is about, and is for rooms that know that;
 # `random_state` looks at libraries only where somebody has loaded them.
 ABOUT = {
@@ -32,6 +32,7 @@ ROOMS = {
     "errors.py": (set(), set()),
     "when_imported.py": (set(), set()),
     "keywords.py": (set(), set()),
+    "ranks.py": (set(), set()),
     "replacing.py": (set(), set()),
     "extras.py": (set(), set()),
     "cli.py": ({"click"}, {"tracking", "comparison", "diagnostics", "registry", "evaluation"}),

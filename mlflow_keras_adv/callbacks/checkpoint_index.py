@@ -50,9 +50,13 @@ class CheckpointIndex:
     Args:
         run_id: The run. What an earlier process stored of it is read, if the store answers within
             `GRACE_SECONDS`.
+        reads: Whether it is; on a rank that does not write there is nothing to go on with.
     """
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, *, reads: bool = True) -> None:
+        self._entries: list[Checkpoint] = []
+        if not reads:
+            return
         stored: list[Checkpoint] = []
 
         def read() -> None:
@@ -85,7 +89,7 @@ _indexes: "weakref.WeakKeyDictionary[Run, CheckpointIndex]" = weakref.WeakKeyDic
 def index_of(run: Run) -> CheckpointIndex:
     """The index of a run, one for all callbacks and trainings of this process."""
     if run not in _indexes:
-        _indexes[run] = CheckpointIndex(run.run_id)
+        _indexes[run] = CheckpointIndex(run.run_id, reads=not run.internals.writer.is_quiet)
     return _indexes[run]
 
 

@@ -20,8 +20,9 @@ from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.ranks import this_rank
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
-from mlflow_keras_adv.tracking.run import Run, current_run, known_run
+from mlflow_keras_adv.tracking.run import Run, current_run, known_run, track
 from mlflow_keras_adv.tracking.store import answers, without_password
 from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
@@ -83,6 +84,9 @@ def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> M
         mlflow.exceptions.MlflowException: From the store; a LoggedModel that exists by then is
             FAILED.
     """
+    if not this_rank().is_chief:  # which logs the model that all ranks have
+        with track(run_id=wanted.run_id) as quiet:
+            return _hand_in(quiet, folder, described, wanted)
     run = current_run() if wanted.run_id is None else known_run(wanted.run_id)
     if run is None:
         if wanted.run_id is None and mlflow.active_run() is None:

@@ -20,6 +20,7 @@ from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.errors import UserError, expect
+from mlflow_keras_adv.ranks import say_who_writes, this_rank
 from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
@@ -28,6 +29,7 @@ from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.pending import Receipt
 from mlflow_keras_adv.tracking.process_end import Stage, at
+from mlflow_keras_adv.tracking.quiet import QuietWriter, quiet_run_info
 from mlflow_keras_adv.tracking.sigterm import holds_back_terminated, raises_terminated
 from mlflow_keras_adv.tracking.store import store_errors_for_users
 from mlflow_keras_adv.tracking.sync import catch_up
@@ -58,12 +60,16 @@ class Internals:
 
     def __init__(self, run_id: str, earlier: EarlierRecord) -> None:
         self.pid = pid = os.getpid()
-        self.writer = RunWriter(
-            run_id,
-            client_of(mlflow.get_tracking_uri()),
-            in_use=lambda: pid == os.getpid() and active.is_active(run_id),
-            key_tables=earlier.key_tables,
-        )
+        self.writer: RunWriter
+        if this_rank().is_chief:
+            self.writer = RunWriter(
+                run_id,
+                client_of(mlflow.get_tracking_uri()),
+                in_use=lambda: pid == os.getpid() and active.is_active(run_id),
+                key_tables=earlier.key_tables,
+            )
+        else:
+            self.writer = QuietWriter(run_id, mlflow.get_tracking_uri())
         self.counts: Counter[str] = Counter(earlier.counts)
         self.charts: str | None = None
         self._at_exit: dict[object, Callable[[], None]] = {}
@@ -101,7 +107,8 @@ def _as_by_its_writer(
     """A method of `Run` that has its writer do it: its arguments, its docstring."""
 
     def answer(self: "Run", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
-        return method(self.internals.writer, *args, **kwargs)
+        found: Callable[_Arguments, _Answer] = getattr(self.internals.writer, method.__name__)
+        return found(*args, **kwargs)
 
     functools.update_wrapper(answer, method)
     answer.__qualname__ = f"Run.{method.__name__}"
@@ -318,7 +325,9 @@ class Tracked(AbstractContextManager[Run]):
             enclosing = current_run()
             parent_run_id = enclosing.run_id if enclosing else MLFLOW_RUN_ID.get()
         self._held.callback(self._catch_up)
-        if parent_run_id is not None:
+        if not this_rank().is_chief:
+            found = _enter_quietly(wish)
+        elif parent_run_id is not None:
             found = _enter_child(wish.name, parent_run_id, self._held)
         else:
             found = _enter(wish.name, wish.run_id, self._held)
@@ -369,6 +378,8 @@ class Tracked(AbstractContextManager[Run]):
                 active.deactivate(run.run_id, self._stack)
             if self._holds:
                 _holders.pop(run.run_id, None)
+            if self._holds and run.internals.writer.is_quiet:
+                _runs.pop(run.run_id, None)
             if self._ends_run and self._pid == os.getpid():
                 _runs.pop(run.run_id, None)
                 delivered = end(run.internals.writer, error, seconds, status=status)
@@ -415,6 +426,10 @@ def track(
     A run that was active before, or belongs to an enclosing `track`, is adopted: it continues after
     the block. Every other run is ended: FINISHED; FAILED after an exception, with the tag `error`
     and the artifact `traceback.txt`; KILLED after Ctrl-C or SIGTERM.
+
+    Of several processes that train one model, only the chief does any of this (`TF_CONFIG`, `RANK`
+    or `SLURM_PROCID` tell it, or MLFLOW_KERAS_ADV_RANK by hand): in the others the block is quiet,
+    and what is handed in to its run is dropped.
 
     If the tracking server does not answer, or MLFLOW_KERAS_ADV_OFFLINE is set, a new run is
     recorded on this machine, and MLflow's tracking URI is that of the offline store until the block
@@ -505,6 +520,9 @@ def attach_run(run_id: str) -> Run:
     """
     if run_id in _runs:
         return _runs[run_id]
+    if not this_rank().is_chief:
+        say_who_writes(this_rank())
+        return _run_of(quiet_run_info(run_id, None), new=True)
     with store_errors_for_users(run_id):
         info = MlflowClient().get_run(run_id).info
     return _run_of(info)
@@ -603,6 +621,19 @@ def _enter(name: str | None, run_id: str | None, stores: ExitStack) -> _Found:
         resumed=resumed is not None,
         outermost=innermost is None,
     )
+
+
+def _enter_quietly(wish: _Wish) -> _Found:
+    """The run on a rank that writes nothing: nobody is asked for it, and nobody is told of it."""
+    say_who_writes(this_rank())
+    new = wish.nested or wish.parent_run_id is not None
+    innermost = current_run()
+    if innermost is not None and not new and wish.run_id in (None, innermost.run_id):
+        return _Found(innermost, activated=False, opened=False)
+    # Consumed, as it is by the chief: MLflow would take it for a run to go on with, and end it.
+    given = None if new else wish.run_id or os.environ.pop(MLFLOW_RUN_ID.name, None)
+    run = _run_of(quiet_run_info(given, wish.name), new=True)
+    return _Found(run, activated=False, opened=False)
 
 
 def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Found:

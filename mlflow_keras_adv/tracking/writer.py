@@ -62,7 +62,12 @@ class RunWriter:
         in_use: Whether the run is open in this process by other means than `will_end_run`: idle
             threads stay then, and if the process dies, the run has ended.
         key_tables: If a run is taken up again: which name has which key, by kind.
+
+    Attributes:
+        is_quiet: Whether it drops what it is handed; see `quiet`.
     """
+
+    is_quiet = False
 
     def __init__(
         self,
