@@ -423,6 +423,8 @@ class _Record:
         )
 
     def _say_what_is_missing(self) -> None:
+        if self.session.is_remote:  # it was said at its begin
+            return
         if self._batches and not self._described:
             looked_at = ", ".join(self.session.optimizers) or "none"
             advice = (

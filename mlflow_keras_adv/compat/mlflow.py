@@ -17,6 +17,7 @@ import mlflow
 from mlflow import MlflowClient, environment_variables
 from mlflow.entities import Metric, Param, RunData, RunTag
 from mlflow.entities.metric import MetricWithRunId
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -222,8 +223,16 @@ def chosen_experiment_id() -> str | None:
 
 
 def active_experiment_id() -> str:
-    """The experiment of `mlflow.start_run`, which is created if only the environment names it."""
-    return str(fluent._get_experiment_id())
+    """The experiment of `mlflow.start_run`, which is created if only the environment names it.
+
+    By MLflow itself, and of two processes that find it missing the second one fails: it exists then.
+    """
+    try:
+        return str(fluent._get_experiment_id())
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(fluent._get_experiment_id())
 
 
 def chosen_tracking_uri() -> str | None:

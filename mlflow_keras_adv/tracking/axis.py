@@ -125,9 +125,17 @@ class StepAxis:
         if place is None or place == self.batches:
             return None
         last, self.batches = self.batches, place
-        if place > last:
-            return None
-        return f"{place + 1}-{last} before {time.time_ns() // 1_000_000}"
+        return None if place > last else _span(place + 1, last)
+
+    def back_to_begin(self) -> str | None:
+        """Goes to before the first step, though the training on record may have come to its end.
+
+        Returns:
+            What is superseded, as `back_to_checkpoint` says it.
+        """
+        self._earlier = None
+        last, self.batches = self.batches, 0
+        return _span(1, last) if last else None
 
     def offset_tags(self, batches: int | None, *, begins: bool = False) -> dict[str, str]:
         """The tag that keeps `EarlierRecord.offset`, if it has to be written: most runs have none.
@@ -181,6 +189,10 @@ def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
         counts={**counts, "resumed": len(spans)},
         key_tables=key_tables,
     )
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first}-{last} before {time.time_ns() // 1_000_000}"
 
 
 def superseded_spans(tags: Mapping[str, str]) -> list[tuple[int, int, int]]:

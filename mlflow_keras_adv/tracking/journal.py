@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import struct
 import tempfile
 import zlib
@@ -350,6 +351,26 @@ def journals_of(run_id: str, home: Path) -> Iterator[tuple[Path, About]]:
     for folder in sorted(home.glob(f"{run_id}-*")):
         with contextlib.suppress(OSError, ValueError, TypeError):  # it may be gone by now
             yield folder, About(**json.loads((folder / _ABOUT).read_text()))
+
+
+def is_ended_by_another(run_id: str, home: Path) -> bool:
+    """Whether another process of this machine is at work on a run, and will end it."""
+    host = socket.gethostname()
+    return any(
+        about.ends_run and about.host == host and _is_held_by_another(folder)
+        for folder, about in journals_of(run_id, home)
+    )
+
+
+def _is_held_by_another(folder: Path) -> bool:
+    with _opening:
+        if folder in _held:
+            return False
+        try:
+            _locked(folder).close()
+        except OSError:
+            return True
+    return False
 
 
 def peek(folder: Path) -> tuple[Acknowledged, list[bytes]]:

@@ -67,9 +67,12 @@ def open_run(
                 MlflowClient().update_run(info.run_id, name=name)
                 info = MlflowClient().get_run(info.run_id).info
             return info
-        tags = {UID_TAG: uid}
+        about = {"run_name": name, "tags": {UID_TAG: uid}}
         run = _created(
-            lambda: _start(run_name=name, tags=tags), active_experiment_id, uid, adopt=_start
+            lambda: _start(experiment_id=active_experiment_id(), **about),
+            active_experiment_id,
+            uid,
+            adopt=_start,
         )
         return run.info
 

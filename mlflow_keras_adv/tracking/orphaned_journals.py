@@ -14,7 +14,7 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.compat.mlflow import client_of
-from mlflow_keras_adv.tracking.journal import Journal
+from mlflow_keras_adv.tracking.journal import Journal, is_ended_by_another
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.pending import Receipt
@@ -49,7 +49,8 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
 
     Args:
         journal: Taken over.
-        end_run: Whether to end the run as KILLED if its process has died without a word.
+        end_run: Whether to end the run as KILLED if its process has died without a word, and no
+            other process of this machine is to end it.
         seconds: How long to wait for a store that takes nothing.
 
     Returns:
@@ -59,6 +60,7 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
     last_word = _age(journal.folder)
     writer = RunWriter(journal.about.run_id, client, journal)
     died = end_run and journal.about.ends_run and not writer.has_ended
+    died = died and not is_ended_by_another(journal.about.run_id, journals_folder())
     if died and _is_running(client, journal.about.run_id):
         writer.log_status(journal.notes.ended() or "KILLED", int(last_word * 1000))
     writer.close(seconds)

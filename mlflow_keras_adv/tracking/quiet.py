@@ -54,6 +54,7 @@ class QuietWriter(RunWriter):
         """It is not ended here."""
 
     will_end_run = _nothing
+    will_not_end_run = _nothing
     log_metrics = _nothing
     log_series = _nothing
     log_params = _nothing

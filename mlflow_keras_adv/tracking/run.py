@@ -25,8 +25,10 @@ from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
 from mlflow_keras_adv.tracking.ending import end, settle_ended
+from mlflow_keras_adv.tracking.journal import is_ended_by_another
 from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.pending import Receipt
 from mlflow_keras_adv.tracking.process_end import Stage, at
 from mlflow_keras_adv.tracking.quiet import QuietWriter, quiet_run_info
@@ -201,7 +203,9 @@ class Run:
             batches: Number of training batches consumed by then. Default: those of that many
                 epochs, as recorded by the run.
         """
-        superseded = self.axis.back_to_checkpoint(epochs, batches)
+        self._supersede(self.axis.back_to_checkpoint(epochs, batches))
+
+    def _supersede(self, superseded: str | None) -> None:
         if superseded is not None:
             self.internals.counts["resumed"] += 1
             number = self.internals.counts["resumed"]
@@ -423,9 +427,10 @@ def track(
     else a new one in the experiment that MLflow's fluent API would use. With `nested` or
     `parent_run_id` it is a new run inside another. In the block it is `mlflow.active_run()`.
 
-    A run that was active before, or belongs to an enclosing `track`, is adopted: it continues after
-    the block. Every other run is ended: FINISHED; FAILED after an exception, with the tag `error`
-    and the artifact `traceback.txt`; KILLED after Ctrl-C or SIGTERM.
+    A run that was active before, belongs to an enclosing `track`, or is open in another process of
+    this machine is adopted: it continues after the block. Every other run is ended: FINISHED;
+    FAILED after an exception, with the tag `error` and the artifact `traceback.txt`; KILLED after
+    Ctrl-C or SIGTERM.
 
     Of several processes that train one model, only the chief does any of this (`TF_CONFIG`, `RANK`
     or `SLURM_PROCID` tell it, or MLFLOW_KERAS_ADV_RANK by hand): in the others the block is quiet,
@@ -481,6 +486,14 @@ def track(
             await_delivery=await_delivery,
         )
     )
+
+
+def begin_again(run: Run) -> None:
+    """Moves the axis back to its begin: an attempt came to nothing, and is repeated in its run.
+
+    The tag `superseded` names its steps, as in `Run.resume_after`.
+    """
+    run._supersede(run.axis.back_to_begin())
 
 
 def current_run() -> Run | None:
@@ -608,16 +621,23 @@ def _enter(name: str | None, run_id: str | None, stores: ExitStack) -> _Found:
         return _Found(innermost, activated=False, opened=False)
     resumed = run_id or MLFLOW_RUN_ID.get()
     is_ours = resumed not in _holders and not active.is_active(resumed)
+    # Another process has it open: that one ends it.
+    is_anothers = (
+        is_ours and resumed is not None and is_ended_by_another(resumed, journals_folder())
+    )
     info = open_run(
         name,
         run_id=run_id,
         begins=is_ours,
         stores=stores,
     )
+    run = _run_of(info, new=resumed is None)
+    if is_anothers:
+        run.internals.writer.will_not_end_run()
     return _Found(
-        _run_of(info, new=resumed is None),
+        run,
         activated=True,
-        opened=is_ours,
+        opened=is_ours and not is_anothers,
         resumed=resumed is not None,
         outermost=innermost is None,
     )

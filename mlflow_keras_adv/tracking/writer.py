@@ -83,6 +83,7 @@ class RunWriter:
         self._client = client
         self._in_use = in_use
         self._ends_run_in: int | None = None  # id of a process: a forked child ends nothing
+        self._others_end_run = False
         self._exit: SystemExit | None = None
         self._pending = Pending(self._new_journal, left)
         self._delivery = JournalDelivery(run_id, client, self._pending)
@@ -119,6 +120,10 @@ class RunWriter:
         self._ends_run_in = os.getpid()
         self._outbox.keep_journal()
         self._outbox.hold()
+
+    def will_not_end_run(self) -> None:
+        """Says in the journal that another process ends the run, whatever becomes of this one."""
+        self._others_end_run = True
 
     def hold(self) -> Callable[..., None]:
         """Has the writer's threads at work until then, for a training whose run others have opened.
@@ -422,6 +427,7 @@ class RunWriter:
 
     def _new_journal(self) -> Journal:
         store = normalized_uri(self._client.tracking_uri)
-        ends_run = self._ends_run_in == os.getpid() or self._in_use()
+        is_ours = self._ends_run_in == os.getpid() or self._in_use()
+        ends_run = is_ours and not self._others_end_run
         about = About(self.run_id, store, ends_run, socket.gethostname(), os.getpid())
         return Journal.create(journals_folder(), about)

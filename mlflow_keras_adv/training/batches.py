@@ -30,7 +30,9 @@ def count_batches(optimizers: Iterable[Any]) -> int | None:
 def steps_per_execution(model: Any) -> int:
     """Number of batches that one call of the model's train function consumes at most."""
     steps = getattr(model, "steps_per_execution", None)  # None in tf_keras before `compile`
-    return 1 if steps is None else int(steps)
+    if steps is None:
+        return 1
+    return steps if isinstance(steps, int) else int(tf.convert_to_tensor(steps))  # a variable
 
 
 def examples_in(data: Any) -> float:

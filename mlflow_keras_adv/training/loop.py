@@ -14,7 +14,13 @@ import tensorflow as tf
 
 from mlflow_keras_adv.compat.keras import initial_epoch_of, put_initial_epoch
 from mlflow_keras_adv.errors import expect
-from mlflow_keras_adv.training.cluster import over_replicas, over_values, strategy_of
+from mlflow_keras_adv.training.batches import count_batches
+from mlflow_keras_adv.training.cluster import (
+    over_replicas,
+    over_values,
+    steps_are_remote,
+    strategy_of,
+)
 from mlflow_keras_adv.training.fence import Fence
 from mlflow_keras_adv.training.leaving import Asker, NotesInterrupts, exception_leaving
 from mlflow_keras_adv.training.observe import is_optimizer
@@ -98,6 +104,7 @@ class Loop:
         self._totals: dict[str, tuple[float, float]] = {}
         self._logged: dict[str, Any] = {}
         self._said: set[str] = set()
+        self._advanced = self._updates_before = 0
         # By training, the data whose first epoch has begun.
         self._fed: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
         self._multi_steps: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -165,11 +172,16 @@ class Loop:
                 try:
                     for epoch in range(initial_epoch_of(self.model) or initial_epoch, epochs):
                         self._totals, self._logged = {}, {}
+                        self._advanced, self._updates_before = 0, self._updates()
                         self._callback_list.on_epoch_begin(epoch)
                         yield epoch
                         logs = self._epoch_logs()
                         if not logs and not self.history:
-                            self._say_nothing_is_recorded()
+                            self._say_once(
+                                "This loop has recorded no value in its first epoch, not even a "
+                                "loss. Call loop.record(loss=loss) in the train step, or "
+                                "loop.log(loss=...) once an epoch."
+                            )
                         self._callback_list.on_epoch_end(epoch, logs)
                         for name, value in logs.items():
                             self.history.setdefault(name, []).append(value)
@@ -193,13 +205,14 @@ class Loop:
                 if found_none:
                     self.model.optimizer = None
 
-    def _say_nothing_is_recorded(self) -> None:
-        if "nothing is recorded" not in self._said:
-            self._said.add("nothing is recorded")
-            _logger.warning(
-                "This loop has recorded no value in its first epoch, not even a loss. Call "
-                "loop.record(loss=loss) in the train step, or loop.log(loss=...) once an epoch."
-            )
+    def _updates(self) -> int:
+        """How many updates the optimizers have made; 0 where they do not tell."""
+        return count_batches(self._optimizers.values()) or 0
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _logger.warning(message)
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches of one epoch, and counts them.
@@ -296,6 +309,12 @@ class Loop:
         """
         if reduction not in ("sum", "mean"):
             raise ValueError(f"Received reduction={reduction!r}; expected 'sum' or 'mean'.")
+        if steps_are_remote(strategy_of(self.model)):
+            self._say_once(
+                "loop.record cannot reach the process that trains from a worker of parameter "
+                "servers: fetch the value there, and give it to loop.log once an epoch."
+            )
+            return
         with self._recording():
             mean = reduction == "mean"
             cells, reduced = dict[str, Any](), dict[str, Any]()
@@ -311,6 +330,26 @@ class Loop:
             if cells or reduced:
                 recorder = recorder_of(next(iter(self._optimizers.values())))
                 recorder.write_all({**over_replicas(cells, mean=mean), **reduced})
+
+    def advance(self, batches: int, *, examples: int = 0) -> None:
+        """Counts training batches that are not given by `batches` or `run`.
+
+        Such as those that a `tf.distribute.coordinator.ClusterCoordinator` has scheduled. Without
+        it, an epoch under a `ParameterServerStrategy` is as long as the optimizer has counted
+        updates, which may be some less than were made: workers count at the same time.
+
+        Args:
+            batches: How many.
+            examples: How many examples are in all of them, for the pace.
+
+        Raises:
+            RuntimeError: No epoch of this Loop is running.
+            ValueError: `batches` is negative.
+        """
+        if batches < 0:
+            raise ValueError(f"Received batches={batches}; expected 0 or more.")
+        self._running().count_on_host(batches, examples)
+        self._advanced += batches
 
     def log(self, **values: Any) -> None:
         """Adds values to the logs of the current epoch: `val_loss`, `val_accuracy`, a metric.
@@ -394,6 +433,8 @@ class Loop:
                 self._totals[name] = (total, weight + float(np.sum(weights[present])))
 
     def _epoch_logs(self) -> dict[str, Any]:
+        if not self._advanced and steps_are_remote(strategy_of(self.model)):
+            self.advance(self._updates() - self._updates_before)
         self._running().read()
         means = {name: total / weight for name, (total, weight) in self._totals.items() if weight}
         return means | self._logged

@@ -27,6 +27,7 @@ from mlflow_keras_adv.training.cluster import (
     has_replicas,
     in_one_process,
     processes_of,
+    steps_are_remote,
     strategy_of,
     sums_over_replicas,
 )
@@ -67,6 +68,9 @@ class TrainingSession:
         token: Tells this training from another one of the same model (see `join_session`).
         capacity: Rows needed at least between two calls of `steps_begin`.
         clock: Monotonic time in seconds.
+
+    Attributes:
+        is_remote: Whether the steps run in other processes, where they cannot be observed.
     """
 
     def __init__(
@@ -82,8 +86,13 @@ class TrainingSession:
         self.token = token
         self.optimizers = dict(optimizers)
         self._fit_probe: FitProbe | None = None
+        self._counts_batches = False
+        strategy = strategy_of(model)
+        self._processes = processes_of(strategy)
+        self.is_remote = steps_are_remote(strategy)
+        seen = {} if self.is_remote else optimizers
         self._probes = {
-            name: OptimizerProbe(each, capacity=capacity) for name, each in optimizers.items()
+            name: OptimizerProbe(each, capacity=capacity) for name, each in seen.items()
         }
         probes = iter(self._probes.values())
         first = next(probes, None)
@@ -92,7 +101,6 @@ class TrainingSession:
         self._observes_layers = False
         self._readers: dict[Reader, Fence] = {}
         self._undo: list[Callable[[], None]] = []
-        self._processes = processes_of(strategy_of(model))
         self._is_described = False  # the batch: each step that runs in Python would do it again
         self._clock = clock
         self._batch: int | None = None
@@ -105,6 +113,13 @@ class TrainingSession:
             recorder.read()  # what a step outside of any session left behind
         _sessions[model] = self
         _last_look.begin()
+        if self.is_remote:
+            _logger.warning(
+                "The steps of %r run on the workers of parameter servers, at moments of their own: "
+                "what happens in them (batch/…, gradient/…, optimizer/…) is not recorded, the "
+                "values of each epoch are.",
+                model.name,
+            )
         try:
             for probe in self._probes.values():
                 probe.attach()
@@ -186,6 +201,16 @@ class TrainingSession:
             recorder.advance_on_host()
         self.primary.advance_on_host(examples=examples_in(data) * self._processes)
 
+    def count_on_host(self, batches: int, examples: float = 0.0) -> None:
+        """Counts batches that nobody hands in.
+
+        Args:
+            batches: How many.
+            examples: In all of them.
+        """
+        for _ in range(batches):
+            self.primary.advance_on_host(examples=examples / batches)
+
     def steps_begin(self, steps: int, batch: int) -> None:
         """Called on the host before `steps` more batches are consumed: reads if it is time to.
 
@@ -207,6 +232,8 @@ class TrainingSession:
         if not self._unread:
             self._unread_since = time.time()
             self._hand_in_at = now + HAND_IN_SECONDS
+        if self.is_remote and self._counts_batches:
+            self.count_on_host(steps)
         self._batch = batch
         self._looked_at = now
         self._ended = None
@@ -283,6 +310,9 @@ class TrainingSession:
 
     def observe_fit(self) -> None:
         """Looks at the model's own step, so that `fit` writes a row a batch, with its loss."""
+        if self.is_remote:
+            self._counts_batches = True
+            return
         self._fit_probe = FitProbe(self.model, self.advance, self.primary, self.follow)
         self._undo.append(self._fit_probe.detach)
         self._fit_probe.attach()

@@ -14,7 +14,7 @@ from mlflow_keras_adv.tracking.directions import TAG as DIRECTIONS
 from mlflow_keras_adv.tracking.directions import note
 from mlflow_keras_adv.tracking.ending import settle_ended
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
-from mlflow_keras_adv.tracking.run import Run, track
+from mlflow_keras_adv.tracking.run import Run, begin_again, track
 from mlflow_keras_adv.tuner.fits import recorded_fits
 from mlflow_keras_adv.tuner.hooks import harmless
 from mlflow_keras_adv.tuner.run_ids import open_run, read_run_ids
@@ -221,13 +221,8 @@ def _begin_again(run: Run) -> None:
     """Prepares the run of a trial that was killed or failed for another attempt."""
     client = MlflowClient()
     tags = client.get_run(run.run_id).data.tags
-    attempt = int(tags.get("tuner.attempt", 1)) + 1
-    run.set_tags(
-        {
-            "tuner.attempt": attempt,
-            f"tuner.attempt.{attempt}": f"from step {run.axis.batches + 1} on",
-        }
-    )
+    run.set_tags({"tuner.attempt": int(tags.get("tuner.attempt", 1)) + 1})
+    begin_again(run)
     if "error" in tags:  # of the attempt before
         client.delete_tag(run.run_id, "error")
 

@@ -14,9 +14,11 @@ import keras_tuner
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import mlflow_keras_adv as mka
+from mlflow_keras_adv.tracking.axis import is_superseded, superseded_spans
 from mlflow_keras_adv.tuner import trials as trials_module
 from tests.tuner.searches import (
     DATA,
@@ -356,6 +358,36 @@ def test_a_trial_that_is_retried_keeps_its_run(
     assert set(statuses(found).values()) == {"FINISHED"}
     assert found["trial-001"].data.tags["tuner.attempt"] == "2"
     assert "error" not in found["trial-001"].data.tags
+
+
+class BreaksLate(keras_tuner.RandomSearch):
+    """A trial that has trained all of its epochs, and fails then; once."""
+
+    broke = False
+
+    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        found = super().run_trial(trial, *args, **kwargs)
+        if not type(self).broke:
+            type(self).broke = True
+            raise ValueError("after the last epoch")
+        return found
+
+
+def test_of_a_trial_that_is_repeated_one_attempt_counts(
+    runs: Callable[[], dict[str, Run]],
+    client: MlflowClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BreaksLate, "broke", False)
+    tuner = network_search(tmp_path, BreaksLate, max_trials=1, max_retries_per_trial=1)
+    mka.track_search(tuner).search(**DATA, epochs=2)
+    trial = runs()["trial-000"]
+    spans = superseded_spans(trial.data.tags)
+    points = client.get_metric_history(trial.info.run_id, "batch/loss")
+    assert len(points) == 2 * 2 * STEPS
+    counted = [point.step for point in points if not is_superseded(point, spans)]
+    assert sorted(counted) == list(range(1, 2 * STEPS + 1))
 
 
 def test_too_many_failures_fail_the_search(
