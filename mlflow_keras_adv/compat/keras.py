@@ -261,6 +261,14 @@ def wrapped_by(metric: Any) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
     return getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})
 
 
+def sums_after_clipping(optimizer: Any) -> bool:
+    """Whether an optimizer sums gradients over replicas itself, and after it has clipped them.
+
+    Those of Keras 3 do; those of tf_keras clip the sum.
+    """
+    return hasattr(optimizer, "_all_reduce_sum_gradients")
+
+
 def trained_by(optimizer: Any) -> Sequence[Any]:
     """The variables that an optimizer of Keras 3 was built for."""
     return getattr(optimizer, "_trainable_variables", ())

@@ -225,7 +225,8 @@ def chosen_experiment_id() -> str | None:
 def active_experiment_id() -> str:
     """The experiment of `mlflow.start_run`, which is created if only the environment names it.
 
-    By MLflow itself, and of two processes that find it missing the second one fails: it exists then.
+    By MLflow itself, and of two processes that find it missing the second one fails: by then it
+    exists.
     """
     try:
         return str(fluent._get_experiment_id())

@@ -67,9 +67,9 @@ def open_run(
                 MlflowClient().update_run(info.run_id, name=name)
                 info = MlflowClient().get_run(info.run_id).info
             return info
-        about = {"run_name": name, "tags": {UID_TAG: uid}}
+        tags = {UID_TAG: uid}
         run = _created(
-            lambda: _start(experiment_id=active_experiment_id(), **about),
+            lambda: _start(run_name=name, tags=tags, experiment_id=active_experiment_id()),
             active_experiment_id,
             uid,
             adopt=_start,

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mlflow_keras_adv.compat.keras import trained_by
+from mlflow_keras_adv.compat.keras import sums_after_clipping, trained_by
 from mlflow_keras_adv.training.aside import aside
 from mlflow_keras_adv.training.cluster import has_replicas, in_one_process, sums_over_replicas
 from mlflow_keras_adv.training.recorder import CAPACITY, StepRecorder, recorder_of
@@ -127,7 +127,7 @@ class OptimizerProbe:
 
     def _sums_later(self) -> bool:
         """Whether the gradients are a replica's own: Keras 3 clips them before it sums them."""
-        return has_replicas() and hasattr(self._inner, "_all_reduce_sum_gradients")
+        return has_replicas() and sums_after_clipping(self._inner)
 
     def _norm_over_replicas(self, gradients: list[Any], scale: Any = None) -> dict[str, Any]:
         """The norm of gradients whose sum over the replicas the training does not need itself.

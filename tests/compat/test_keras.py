@@ -46,3 +46,25 @@ def test_a_file_of_an_older_keras_answers_as_the_model(
     answer = runner.predict(given)
     # One matrix product in float32, summed in another order at most.
     np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimizer_of_keras_sums_over_replicas_what_it_has_clipped() -> None:
+    calls: list[str] = []
+
+    class Noted(keras.optimizers.SGD):
+        def _clip_gradients(self, grads: Any) -> Any:
+            calls.append("clips")
+            return super()._clip_gradients(grads)
+
+        def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+            summed = super()._all_reduce_sum_gradients(grads_and_vars)
+            calls.append(f"sums {len(list(summed))}")
+            return summed
+
+    weight = keras.Variable(np.ones(2, np.float32))
+    optimizer = Noted(0.1)
+    optimizer.apply([keras.ops.ones(2)], [weight])
+    assert calls == ["clips", "sums 1"]
+    assert compat.sums_after_clipping(optimizer)
+    tf_keras = pytest.importorskip("tf_keras", reason="comes with the extra `compression`")
+    assert not compat.sums_after_clipping(tf_keras.optimizers.SGD(0.1))
