@@ -7,10 +7,19 @@ what is recorded unasked is read from what the training itself reduces; between 
 process, which trace one step together, it may be reduced once more.
 """
 
+import itertools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from mlflow_keras_adv.compat.tensorflow import tell_cluster, told_in_cluster
+from mlflow_keras_adv.errors import UserError
+
+# How long the chief waits for what the others say of their begin, and they for it: it has a run to
+# open. Who says nothing is not observed.
+CHIEF_WAITS_SECONDS, OTHERS_WAIT_SECONDS = 5.0, 30.0
 
 
 def has_replicas() -> bool:
@@ -90,6 +99,53 @@ def over_values(value: Any, *, mean: bool, strategy: Any) -> Any:
     values = [tf.cast(each, tf.float32) for each in value.values]
     total = tf.add_n(values)
     return total / len(values) if mean else total
+
+
+def require_same_begin(strategy: Any, begin: str) -> None:
+    """Compares where the processes of a training begin, those that are observed.
+
+    Said and asked without a collective operation: one that is not observed would not take part.
+    So nobody waits for it for long.
+
+    Args:
+        strategy: That of the training.
+        begin: Where this process begins, in words.
+
+    Raises:
+        UserError: Another one begins elsewhere.
+    """
+    if processes_of(strategy) == 1 or strategy.cluster_resolver is None:
+        return
+    resolver, number = strategy.cluster_resolver, next(_begins)
+    spec = resolver.cluster_spec().as_dict()
+    everyone = [f"{job}/{index}" for job in _TRAINERS for index in range(len(spec.get(job, ())))]
+    own = f"{resolver.task_type}/{resolver.task_id}"
+    topic, others = f"mlflow_keras_adv/begin-{number}", [each for each in everyone if each != own]
+    if own not in everyone or not tell_cluster(f"{topic}/{own}", begin):
+        return
+    until = time.monotonic() + (CHIEF_WAITS_SECONDS if own == everyone[0] else OTHERS_WAIT_SECONDS)
+
+    def told(what: str) -> dict[str, str | None]:
+        """What the others say, as soon as they do."""
+        return {
+            each: told_in_cluster(f"{what}/{each}", max(0.001, until - time.monotonic()))
+            for each in others
+        }
+
+    elsewhere = {each: said for each, said in told(topic).items() if said not in (None, begin)}
+    if elsewhere:
+        tell_cluster(f"{topic}/seen/{own}", "")
+        told(f"{topic}/seen")  # whoever ends first takes the answers along
+        named = ", ".join(f"{each} at {said}" for each, said in elsewhere.items())
+        raise UserError(
+            f"The processes of this training begin at different places: {own} at {begin}, {named}. "
+            "They would train different weights on. Give all of them one checkpoint, such as that "
+            "of the chief in a folder that all of them see."
+        )
+
+
+_TRAINERS = ("chief", "worker")
+_begins = itertools.count()
 
 
 def _context() -> Any:

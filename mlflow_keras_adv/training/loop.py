@@ -18,6 +18,7 @@ from mlflow_keras_adv.training.batches import count_batches
 from mlflow_keras_adv.training.cluster import (
     over_replicas,
     over_values,
+    require_same_begin,
     steps_are_remote,
     strategy_of,
 )
@@ -170,7 +171,11 @@ class Loop:
             with training:
                 self._callback_list.on_train_begin()
                 try:
-                    for epoch in range(initial_epoch_of(self.model) or initial_epoch, epochs):
+                    first_epoch = initial_epoch_of(self.model) or initial_epoch
+                    batches = count_batches(self._optimizers.values())
+                    begin = f"epoch {first_epoch}, batch {'?' if batches is None else batches}"
+                    require_same_begin(strategy_of(self.model), begin)
+                    for epoch in range(first_epoch, epochs):
                         self._totals, self._logged = {}, {}
                         self._advanced, self._updates_before = 0, self._updates()
                         self._callback_list.on_epoch_begin(epoch)

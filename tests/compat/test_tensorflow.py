@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mlflow_keras_adv.compat.tensorflow import body_of
+from mlflow_keras_adv.compat.tensorflow import body_of, tell_cluster, told_in_cluster
 
 
 def test_the_body_of_a_loop_has_its_operations_and_their_shapes() -> None:
@@ -16,3 +16,9 @@ def test_the_body_of_a_loop_has_its_operations_and_their_shapes() -> None:
     made = {each.type: each for each in body_of(found, "body").get_operations()}
     assert made["Tanh"].outputs[0].shape == (2, 5)
     assert "Less" in {each.type for each in body_of(found, "cond").get_operations()}
+
+
+def test_a_process_without_a_cluster_tells_nobody_and_is_told_nothing() -> None:
+    """Several processes, which hear of each other, are in tests/machines."""
+    assert not tell_cluster("begin", "epoch 0")
+    assert told_in_cluster("begin", 0.01) is None

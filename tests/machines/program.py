@@ -26,6 +26,7 @@ SETTINGS = {
     "pause": 0.0,  # seconds in each step
     "breaks_at": None,  # the step at which this process raises
     "backups": None,  # folder of BackupAndRestore
+    "already": 0,  # how many updates the optimizer has made before
 }
 asked = SETTINGS | json.loads(sys.argv[1])
 if asked["library"] == "tf_keras":
@@ -57,6 +58,7 @@ with strategy.scope():
     model = built(keras)
     optimizer = keras.optimizers.SGD(RATE, clipnorm=asked["clipnorm"])
     optimizer.build(model.trainable_variables)
+    optimizer.iterations.assign(asked["already"])
 data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH)
 observed, found = asked["observed"], {"losses": [], "batches": []}
 

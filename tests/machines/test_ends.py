@@ -109,3 +109,19 @@ def test_a_worker_that_stops_early_leaves_a_failed_run_and_no_waiting_chief(
     run_id = re.findall(r"run (\w{32})", chief.output)[0]
     assert status(run_id) == "FAILED"
     assert list(read(run_id)["batch/loss"])[: 2 * STEPS] == list(range(1, 2 * STEPS + 1))
+
+
+def test_ranks_that_begin_at_different_batches_are_told_before_the_first_step(
+    tmp_path: Path, store: str, warm_python: None
+) -> None:
+    """Such as from backups of their own, of which one is older."""
+    chief, other = workers(tmp_path, {"already": 0}, {"already": 3}).ended()
+    for ended in (chief, other):
+        assert ended.code != 0
+        assert "begin at different places" in ended.output
+        assert "epoch 0, batch 0" in ended.output
+        assert "epoch 0, batch 3" in ended.output
+    (run_id,) = re.findall(r"run (\w{32})", chief.output)
+    assert status(run_id) == "FAILED"
+    assert "begin at different places" in mlflow.MlflowClient().get_run(run_id).data.tags["error"]
+    assert "batch/loss" not in read(run_id)
