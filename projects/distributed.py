@@ -10,7 +10,7 @@ Two nested runs with the same keys: one process, and `--workers` processes that 
 on this machine (`lessons/local_workers.py`; docs/machines.md says how to start them on several).
 They are one training and have one run: the first of them writes it. What to expect: the same curve.
 On one machine it takes longer, since a step of this small net is shorter than the sum over workers.
-A minute of computing on two cores.
+A minute or two of computing on two cores.
 
     mlflow run . -e distributed --env-manager local -P workers=2
 """

@@ -30,6 +30,7 @@ from tests.compression import page as topologies
 from tests.faults.table import rows_of, write
 from tests.kinds import page as kinds
 from tests.lock_holders import lock_holders
+from tests.machines import page as machines
 from tests.mlflow_run import Recorded, copy_project, mlflow_run
 from tests.mlflow_server import MlflowServer
 from tests.peers import page as peers
@@ -166,6 +167,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peers-table", type=Path, help="page to write the table of peers to")
     parser.addoption("--topologies-table", type=Path, help="page to write the table of nets to")
     parser.addoption("--models-table", type=Path, help="page to write the table of kinds to")
+    parser.addoption("--machines-table", type=Path, help="page to write the table of ranks to")
     parser.addoption("--screenshots", type=Path, help="folder to keep screenshots in")
 
 
@@ -196,3 +198,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     page = session.config.getoption("--models-table")
     if page is not None and (cells := kinds.cells_of(session.config)):
         kinds.write(page, cells)
+    page = session.config.getoption("--machines-table")
+    if page is not None and (ranks := machines.rows_of(session.config)):
+        machines.write(page, ranks)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.machines.net import BATCH, EPOCHS, RATE, STEPS, Truth, truth
+from tests.machines.page import Row, rows_of
 from tests.machines.processes import Ended, alone, with_servers, workers
 
 # A sum over replicas is taken in another order, and steps build on each other.
@@ -115,6 +116,33 @@ def test_one_training_is_one_run(together: tuple[str, list[Ended]]) -> None:
     assert "rank 1 of a training (TF_CONFIG)" in ended[1].output
     assert "Run " in ended[0].output
     assert "mlflow ui" not in ended[1].output
+
+
+def test_what_each_rank_has(
+    together: tuple[str, list[Ended]], request: pytest.FixtureRequest
+) -> None:
+    run_id, ended = together
+    expected, found, tape = truth(), read(run_id), "a tape in one process"
+    rows = rows_of(request.config)
+    for key, values in (
+        ("batch/loss", expected.losses),
+        ("gradient/norm", expected.norms),
+        ("optimizer/learning_rate", [RATE] * len(ALL)),
+    ):
+        assert found[key] == curve(values)
+        rows.append(Row(f"`{key}`", tape, [f"equal at {len(values)} steps", "not on record"]))
+    assert found["train/loss"] == epochs_of(expected.losses)
+    rows.append(Row("`train/loss`", "their mean", [f"equal at {EPOCHS} epochs", "not on record"]))
+    for each in ended:
+        assert each.found["losses"] == pytest.approx(expected.losses, rel=ROUNDING)
+        means = list(epochs_of(expected.losses).expected.values())
+        assert each.found["history"]["loss"] == pytest.approx(means, rel=ROUNDING)
+        assert_trained(each, expected)
+    rows.append(Row("`loop.history`, for callbacks", "their mean", ["equal"] * 2))
+    rows.append(Row("weights in the end", tape, ["equal"] * 2))
+    run = mlflow.MlflowClient().get_run(run_id)
+    assert len(run.outputs.model_outputs) == 1
+    rows.append(Row("params, tags, files, the model", "", ["once", "not on record"]))
 
 
 def test_all_ranks_know_the_same_of_their_epochs(together: tuple[str, list[Ended]]) -> None:
