@@ -15,6 +15,8 @@ from tests.machines.net import STEPS, truth
 from tests.machines.processes import Started, workers
 from tests.machines.test_training import ROUNDING, assert_trained, new_run, read, shared
 
+pytestmark = pytest.mark.slow
+
 LONG = {"epochs": 200, "pause": 0.2}
 
 

@@ -12,6 +12,8 @@ from tests.machines.net import BATCH, EPOCHS, RATE, STEPS, Truth, truth
 from tests.machines.page import Row, rows_of
 from tests.machines.processes import Ended, alone, with_servers, workers
 
+pytestmark = pytest.mark.slow
+
 # A sum over replicas is taken in another order, and steps build on each other.
 ROUNDING = 100 * float(np.finfo(np.float32).eps)
 ALL = list(range(1, EPOCHS * STEPS + 1))
