@@ -9,7 +9,7 @@ that a logger has nothing to hide behind.
 Then two questions about long trainings: do time or memory grow over 100,000 steps, and does a
 training wait while a million values are delivered beside it? And three about searches with Keras
 Tuner: what does the record add to a trial, does that grow over 1,000 trials, and how much faster
-are two workers than one?
+are two workers than one? And what does it add to a step of two workers that train one model?
 
 The claims are checked at the end, and those that do not hold are named. Half an hour on two cores
 that have nothing else to do, a third of it for the loggers.
@@ -29,6 +29,7 @@ import mlflow_keras_adv as mka
 from mlflow_keras_adv import Claim
 from mlflow_keras_adv.lessons import entry_point
 from projects.measuring.endurance import Delivery, Growth, measure_delivery, measure_growth
+from projects.measuring.machines import Machines, measure_machines
 from projects.measuring.prices import Price, data_frame, figure, metrics, tables
 from projects.measuring.searches import Searches, measure_searches, measure_workers
 from projects.measuring.stores import scratch_store, tracking_in
@@ -49,6 +50,7 @@ def claims(
     growth: Growth | None = None,
     delivery: Delivery | None = None,
     searches: Searches | None = None,
+    machines: Machines | None = None,
 ) -> list[Claim]:
     """What is claimed of the parts that were measured."""
     found = []
@@ -72,11 +74,20 @@ def claims(
         growing = searches.growth_ms / searches.first_ms
         text = f"growth of the record of a trial over {searches.simulated} trials"
         found.append(Claim("trial_growth", text, growing, at_most=0.1))
+    if machines is not None:
+        text = f"time of a step on {machines.workers} workers with the record over that without"
+        found.append(Claim("machines_ours_to_bare", text, machines.ratio, at_most=1.1))
+        more = machines.collectives - machines.bare_collectives
+        found.append(
+            Claim("machines_collectives", "collective operations it adds", more, at_most=1)
+        )
     return found
 
 
 def main(
-    what: Literal["all", "fit", "loop", "growth", "delivery", "search", "workers"] = "all",
+    what: Literal[
+        "all", "fit", "loop", "growth", "delivery", "search", "workers", "machines"
+    ] = "all",
     store: Literal["sqlite", "http"] = "sqlite",
     epochs: PositiveInt = 10,
     steps: PositiveInt = 200,
@@ -89,7 +100,7 @@ def main(
     """Measures what the record costs, and checks the claims.
 
     Args:
-        what: fit (the loggers), loop, growth, delivery, search, workers, or all of them.
+        what: fit (the loggers), loop, growth, delivery, search, workers, machines, or all of them.
         store: Where the measured trainings log to: sqlite, a file, or http, a server on this
             machine. Both are temporary; the result goes where every run goes.
         epochs: Timed epochs of each variant, each between two of what it is compared with.
@@ -104,7 +115,7 @@ def main(
     params = dict(locals())
     keras.utils.set_random_seed(seed)
     prices: list[Price] = []
-    growth = delivery = searches = workers = None
+    growth = delivery = searches = workers = machines = None
     with (
         mka.track(
             entry_point.run_name("benchmark"), params=params, log_system_metrics=False
@@ -145,9 +156,13 @@ def main(
             workers = measure("workers", measure_workers, min(trials, 16), seed)
             publish("workers", asdict(workers))
 
-        checked = claims(prices, growth, delivery, searches)
+        if what in ("all", "machines"):
+            machines = measure("machines", measure_machines, epochs, steps, seed)
+            publish("machines", asdict(machines))
+
+        checked = claims(prices, growth, delivery, searches, machines)
         verdict = mka.log_claims(*checked) if checked else ""
-        others = (growth, delivery, searches, workers)
+        others = (growth, delivery, searches, workers, machines)
         report = "\n\n".join([*tables(prices), *(str(each) for each in others if each)])
         run.describe(f"{report}\n\n{verdict}")
         run.log_text(f"{report}\n", "benchmark.md")

@@ -158,6 +158,20 @@ def test_trials_are_compared_with_their_twins(
     )
 
 
+@pytest.mark.slow
+def test_what_the_record_adds_to_a_step_of_several_workers(
+    experiment: str, client: mlflow.MlflowClient
+) -> None:
+    benchmark.main(what="machines", **TINY)
+
+    runs = runs_of(client, experiment)
+    final = runs["machines"].data.metrics
+    assert final["final/workers"] == 2
+    assert final["final/collectives"] == final["final/bare_collectives"] == 2
+    assert 0 < final["final/lower_quartile"] <= final["final/ratio"] < math.inf
+    assert "machines_collectives" in artifact(client, runs["benchmark"], "claims.json")
+
+
 @pytest.mark.filterwarnings(
     "ignore:currentThread:DeprecationWarning", "ignore:getName:DeprecationWarning"
 )
