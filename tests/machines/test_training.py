@@ -140,7 +140,7 @@ def test_what_each_rank_has(
         means = list(epochs_of(expected.losses).expected.values())
         assert each.found["history"]["loss"] == pytest.approx(means, rel=ROUNDING)
         assert_trained(each, expected)
-    rows.append(Row("`loop.history`, for callbacks", "their mean", ["equal"] * 2))
+    rows.append(Row("epoch values that callbacks see", "their mean", ["equal"] * 2))
     rows.append(Row("weights in the end", tape, ["equal"] * 2))
     run = mlflow.MlflowClient().get_run(run_id)
     assert len(run.outputs.model_outputs) == 1
