@@ -48,6 +48,7 @@ ROOMS = {
     "compat/tested.py": ({"packaging"}, set()),
     # The store side.
     "tracking/": (STORE, set()),
+    "durable/": (STORE, {"tracking"}),
     "diagnostics/": (STORE, {"tracking"}),
     "registry/": (STORE | {"jinja2", "scipy"}, {"tracking"}),
     "comparison/": (STORE | FIGURES - {"sklearn"} | {"jinja2", "PIL"}, {"tracking"}),
@@ -76,7 +77,7 @@ ROOMS = {
         MEETING | {"pydantic", "sklearn"},
         {"callbacks", "comparison", "compression", "evaluation", "metrics", "tflite", "tracking"},
     ),
-    "plugins/": (STORE, {"evaluation", "tracking"}),
+    "plugins/": (STORE, {"durable", "evaluation", "tracking"}),
 }
 
 

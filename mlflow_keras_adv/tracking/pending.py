@@ -19,6 +19,7 @@ from mlflow_keras_adv.tracking.records import (
     Deletion,
     End,
     Model,
+    ModelFiles,
     Record,
     Refusal,
     Values,
@@ -29,7 +30,7 @@ from mlflow_keras_adv.tracking.records import (
 _logger = logging.getLogger(__name__)
 
 # To deliver them again would need a copy that is gone by then, or undo what came later.
-_NOT_TWICE = (Artifact, Model, Deletion)
+_NOT_TWICE = (Artifact, Model, ModelFiles, Deletion)
 
 # Metric values that are kept in memory when the journal cannot be written, as on a full disk.
 POINTS_IN_MEMORY = 1_000_000

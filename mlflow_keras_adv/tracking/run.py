@@ -23,6 +23,7 @@ from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
+from mlflow_keras_adv.tracking.durable_address import configured_uri
 from mlflow_keras_adv.tracking.ending import end, settle_ended
 from mlflow_keras_adv.tracking.opening import open_child, open_run
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
@@ -60,7 +61,7 @@ class Internals:
         self.pid = pid = os.getpid()
         self.writer = RunWriter(
             run_id,
-            client_of(mlflow.get_tracking_uri()),
+            client_of(configured_uri()),
             in_use=lambda: pid == os.getpid() and active.is_active(run_id),
             key_tables=earlier.key_tables,
         )
@@ -608,7 +609,7 @@ def _enter(name: str | None, run_id: str | None, stores: ExitStack) -> _Found:
 def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Found:
     parent = known_run(parent_run_id)
     experiment_id = None
-    if parent is not None and parent.tracking_uri == mlflow.get_tracking_uri():
+    if parent is not None and parent.tracking_uri == configured_uri():
         experiment_id = parent.experiment_id
     child = open_child(name, parent_run_id, experiment_id, stores)
     return _Found(_run_of(child, new=True), activated=True, opened=True)
