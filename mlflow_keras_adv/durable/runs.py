@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunStatus
 from mlflow.store.tracking.abstract_store import AbstractStore
+from mlflow.utils.time import get_current_time_millis
 
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.durable.answers import ANSWER_SECONDS, Answers, AwayError
 from mlflow_keras_adv.durable.views import history_of, with_waiting
 from mlflow_keras_adv.tracking import active
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
-from mlflow_keras_adv.tracking.records import Artifact, Points, Record
+from mlflow_keras_adv.tracking.records import Artifact, End, Points, Record
 from mlflow_keras_adv.tracking.run import known_run
 from mlflow_keras_adv.tracking.writer import RunWriter
 
@@ -190,5 +191,10 @@ class DurableRun:
                 pass
             else:
                 return
-        writer.log_status(RunStatus.to_string(status), end_time)
+        end_time = end_time or get_current_time_millis()
+        record = End(RunStatus.to_string(status), end_time)
+        if self._seen is not None:
+            self._seen = with_waiting(self._seen, [Points(list(self._last.values())), record])
+        writer.log_status(record.status, record.end_time)
         writer.close(GRACE_SECONDS)
+        self._writer = None

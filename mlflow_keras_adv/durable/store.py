@@ -205,7 +205,8 @@ class DurableStore(AbstractStore):
                 waiting.hand_in_metrics()
         run.end(run_status, end_time, lambda: change(run_status, end_time, None))
         info = run.get().info
-        self._runs.pop(run_id, None)
+        if run.place is not self._place:
+            self._runs.pop(run_id, None)  # it may be in the store under another id soon
         self._say_where(info)
         if not any(each.place is not self._place for each in self._runs.values()):
             catch_up()

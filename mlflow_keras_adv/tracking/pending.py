@@ -238,6 +238,12 @@ class Pending:
                 self._warn_of(error)
                 return None
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the journal; None if there is none now."""
+        journal = self._journal
+        return None if journal is None else journal.folder
+
     def take(self, timeout: float) -> Entry | Flush | None:
         """The oldest entry, or None if there is none within `timeout` seconds."""
         while True:

@@ -162,7 +162,7 @@ class RunWriter:
 
     def waiting(self) -> list[Record]:
         """What stands in the journal, oldest first; a part of it may be in the store by now."""
-        folder = self._pending.open()
+        folder = self._pending.folder
         return [] if folder is None else [decode(each, folder) for each in peek(folder)[1]]
 
     def log_metrics(

@@ -67,3 +67,12 @@ def _model(client: MlflowClient, model_id: str) -> Any:
     files = sorted(each.path for each in client.list_logged_model_artifacts(model_id))
     tags = {k: v for k, v in model.tags.items() if not k.startswith(("mlflow.", *_OWN))}
     return model.name, str(model.status), model.params, tags, metrics, files
+
+
+def differing(one: object, other: object, path: str = "") -> list[str]:
+    """Where two records differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        found = [differing(one.get(key), other.get(key), f"{path}/{key}") for key in keys]
+        return [line for lines in found for line in lines]
+    return [] if one == other else [f"{path}: {one!r} != {other!r}"]

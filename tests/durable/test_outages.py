@@ -20,7 +20,7 @@ from mlflow_keras_adv.tracking import outbox, retry
 from mlflow_keras_adv.tracking.run import track
 from mlflow_keras_adv.tracking.sync import sync
 from tests.durable.programs import PROGRAMS, Program
-from tests.durable.record import record_of
+from tests.durable.record import differing, record_of
 from tests.mlflow_server import MlflowServer
 from tests.warm import BIN, PYTHON
 
@@ -202,27 +202,30 @@ def test_a_server_that_hangs_is_waited_for_once(server: MlflowServer, plain: Mlf
 # Without a server at the start: each program in a process of its own, as users have it.
 
 
+@pytest.fixture
+def dead_uri() -> Iterator[str]:
+    """The durable address of a server that is not there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"durable+http://127.0.0.1:{probe.getsockname()[1]}"
+
+
 @pytest.mark.slow
 def test_programs_that_begin_without_a_server_are_carried_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dead_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
-    for name in ("plain", "durable"):
-        (tmp_path / name).mkdir()
-    servers = [MlflowServer(tmp_path / name) for name in ("plain", "durable")]
     programs = [each for each in PROGRAMS if each.__name__ not in ("asynchronous", "autologged")]
-    try:
-        servers[0].start()
-        for way, address in {"": servers[0].address, "durable+": servers[1].address}.items():
-            _run_in(tmp_path / f"{way}programs", programs, f"{way}{address}")
-        servers[1].start()
-        outcome = sync()
-        assert outcome.pending == []
-        plain, durable = (record_of(MlflowClient(server.address)) for server in servers)
-        assert durable == plain
-    finally:
-        for server in servers:
-            server.stop()
+    _run_in(tmp_path / "durable", programs, dead_uri)
+    delivered = f"sqlite:///{tmp_path / 'durable' / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path / "durable")
+    assert sync(delivered).pending == []
+    plain_uri = f"sqlite:///{tmp_path / 'plain' / 'mlflow.db'}"
+    _run_in(tmp_path / "plain", programs, plain_uri)
+    durable = record_of(MlflowClient(delivered))
+    monkeypatch.chdir(tmp_path / "plain")
+    plain = record_of(MlflowClient(plain_uri))
+    assert durable == plain, differing(plain, durable)
 
 
 def _run_in(folder: Path, programs: list[Program], uri: str) -> None:
@@ -241,14 +244,6 @@ def _run_in(folder: Path, programs: list[Program], uri: str) -> None:
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def dead_uri() -> Iterator[str]:
-    """The durable address of a server that is not there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        yield f"durable+http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_a_run_of_track_over_an_address_without_a_server(
@@ -305,16 +300,25 @@ ENDS = {
 }
 
 
+@pytest.fixture(params=["there", "away"])
+def address(
+    request: pytest.FixtureRequest,
+    dead_uri: str,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """MLflow is configured with a durable address, of a store that is there or of none."""
+    monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    uri = f"durable+{store}" if request.param == "there" else dead_uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("there", [True, False])
-def test_a_script_that_nobody_ends_has_its_true_status(
-    end: str, there: bool, server: MlflowServer, plain: MlflowClient
-) -> None:
-    if not there and server.runs:
-        server.stop()
-    if there and not server.runs:
-        server.start()
+def test_a_script_that_nobody_ends_has_its_true_status(end: str, address: str, store: str) -> None:
     name = f"ends {time.monotonic_ns()}"
     program = f"""
 import os, sys, mlflow
@@ -326,19 +330,15 @@ for step in range(20):
     done = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, timeout=120)
     status, code = ENDS[end]
     assert done.returncode in (code, 128 - code), done.stderr
-    if not there:
-        server.start()
-    sync()
-    found = named(plain, name)
+    sync(store)
+    client = MlflowClient(store)
+    found = named(client, name)
     assert found.info.status == status
-    assert values_of(plain, found.info.run_id, "loss") == list(range(20))
+    assert values_of(client, found.info.run_id, "loss") == list(range(20))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("there", [True, False])
-def test_mlflow_run_needs_no_server(
-    there: bool, server: MlflowServer, plain: MlflowClient, tmp_path: Path
-) -> None:
+def test_mlflow_run_needs_no_server(address: str, store: str, tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "MLproject").write_text(
         "name: p\nentry_points:\n  main:\n    parameters:\n      a: {type: int, default: 1}\n"
@@ -350,18 +350,15 @@ def test_mlflow_run_needs_no_server(
         "    mlflow.log_metric('inside', 1.0, step=1)\n"
         "    mlflow.log_text('x', 'x.txt')\n"
     )
-    if not there:
-        server.stop()
     name = f"project {time.monotonic_ns()}"
     command = [str(BIN / "mlflow"), "run", str(tmp_path / "project"), "--env-manager", "local"]
     command += ["--run-name", name, "-P", "a=2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    if not there:
-        server.start()
-        sync()
-    found = named(plain, name)
+    sync(store)
+    client = MlflowClient(store)
+    found = named(client, name)
     assert found.info.status == "FINISHED"
     assert found.data.metrics == {"inside": 1.0}
     assert found.data.params == {"a": "2"}
-    assert [each.path for each in plain.list_artifacts(found.info.run_id)] == ["x.txt"]
+    assert [each.path for each in client.list_artifacts(found.info.run_id)] == ["x.txt"]

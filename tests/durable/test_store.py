@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_keras_adv.durable.store import DurableStore, store_of
 from mlflow_keras_adv.tracking.run import track
 from tests.durable.programs import PROGRAMS, Program
-from tests.durable.record import record_of
+from tests.durable.record import differing, record_of
 from tests.mlflow_server import MlflowServer
 
 
@@ -86,15 +86,6 @@ def test_the_record_is_that_of_the_plain_address(
     plain, durable = records
     assert durable == plain, differing(plain, durable)
     assert plain
-
-
-def differing(one: object, other: object, path: str = "") -> list[str]:
-    """Where two records differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = [*one, *(key for key in other if key not in one)]
-        found = [differing(one.get(key), other.get(key), f"{path}/{key}") for key in keys]
-        return [line for lines in found for line in lines]
-    return [] if one == other else [f"{path}: {one!r} != {other!r}"]
 
 
 CALLS: dict[str, Callable[[MlflowClient, str], object]] = {
