@@ -47,7 +47,7 @@ ROOMS = {
     "compat/system.py": (set(), set()),
     "compat/tested.py": ({"packaging"}, set()),
     # The store side.
-    "tracking/": (STORE, set()),
+    "tracking/": (STORE, {"durable"}),
     "durable/": (STORE, {"tracking"}),
     "diagnostics/": (STORE, {"tracking"}),
     "registry/": (STORE | {"jinja2", "scipy"}, {"tracking"}),

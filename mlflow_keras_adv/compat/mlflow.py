@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient, environment_variables
-from mlflow.entities import Metric, Param, RunData, RunInfo, RunTag
+from mlflow.entities import FileInfo, Metric, Param, RunData, RunInfo, RunTag
 from mlflow.entities.metric import MetricWithRunId
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as model_registry
 from mlflow.tracking._tracking_service import utils as tracking_service
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.fluent import ActiveRun
 from mlflow.utils import file_utils, name_utils, rest_utils, validation
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.uri import is_http_uri
+
+from mlflow_keras_adv.replacing import Replacement
 
 
 def file_store_is_closed() -> bool:
@@ -47,21 +50,39 @@ def client_of(tracking_uri: str) -> MlflowClient:
     whatever store it is asked of. Clients before 3.14 look for their server in the environment.
     """
     client = MlflowClient(tracking_uri)
-    if is_http_uri(tracking_uri):
-        vars(client._tracking_client)["_log_url"] = lambda _: None
-    known: dict[str, ArtifactRepository] = {}
-
-    def own_repository(owner_id: str, *, resource: str = "run") -> ArtifactRepository:
-        if owner_id not in known:
-            if resource == "run":
-                location = client.get_run(owner_id).info.artifact_uri
-            else:
-                location = client.get_logged_model(owner_id).artifact_location
-            known[owner_id] = get_artifact_repository(location, tracking_uri=tracking_uri)
-        return known[owner_id]
-
-    vars(client._tracking_client)["_get_artifact_repo"] = own_repository
+    client._tracking_client = _PlainClient(tracking_uri)
     return client
+
+
+class _PlainClient(TrackingServiceClient):
+    """MLflow's client of a store, which uses that store and nothing in its place."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._repositories: dict[str, ArtifactRepository] = {}
+        super().__init__(tracking_uri)
+
+    @property
+    def store(self) -> Any:
+        return tracking_service._tracking_store_registry.get_store(self.tracking_uri)
+
+    def _log_url(self, run_id: str) -> None:
+        """Says nothing."""
+
+    def _get_artifact_repo(self, resource_id: str, *, resource: str = "run") -> ArtifactRepository:
+        if resource_id not in self._repositories:
+            if resource == "run":
+                location = self.get_run(resource_id).info.artifact_uri
+            else:
+                location = self.get_logged_model(resource_id).artifact_location
+            build: Callable[..., ArtifactRepository] = get_artifact_repository
+            if location.startswith("mlflow-artifacts:"):
+                build = MlflowArtifactsRepository
+            repository = build(location, tracking_uri=self.tracking_uri)
+            self._repositories[resource_id] = repository
+        return self._repositories[resource_id]
+
+    def list_artifacts(self, run_id: str, path: str | None = None) -> list[FileInfo]:
+        return list(self._get_artifact_repo(run_id).list_artifacts(path))
 
 
 def log_model_artifact(
@@ -278,9 +299,24 @@ def tracking_store_of(uri: str, artifact_uri: str | None) -> AbstractStore:
     return build(store_uri=uri, artifact_uri=artifact_uri)
 
 
-def tracking_store_at(uri: str) -> Any:
-    """The tracking store of an address, which MLflow keeps."""
-    return tracking_service._get_store(uri)
+def looks_up_stores(look_up: Callable[[str, Callable[[], Any]], Any]) -> Replacement:
+    """What has a function say which tracking store MLflow's clients use.
+
+    Args:
+        look_up: Is given the tracking URI, and what gives the store that MLflow has for it.
+    """
+    found = tracking_service._get_store
+
+    def answer(store_uri: str | None = None, artifact_uri: str | None = None) -> Any:
+        uri = tracking_service._resolve_tracking_uri(store_uri)
+        return look_up(uri, lambda: found(store_uri, artifact_uri))
+
+    return Replacement(tracking_service, "_get_store", answer)
+
+
+def forget_artifact_repository(owner_id: str) -> None:
+    """Has MLflow's clients look anew where the artifacts of a run or a model are."""
+    tracking_service._artifact_repos_cache.pop(owner_id, None)
 
 
 def registry_store_of(uri: str, tracking_uri: str) -> Any:
@@ -371,9 +407,7 @@ def _once_or_again(request: Callable[..., Any]) -> Callable[..., Any]:
 
 def delete_artifact(client: MlflowClient, run_id: str, artifact_file: str) -> None:
     """Deletes an artifact of a run, for which MLflow has a command and no method of the client."""
-    folder, _, name = artifact_file.rpartition("/")
-    place = get_artifact_repository(f"runs:/{run_id}/{folder}", tracking_uri=client.tracking_uri)
-    place.delete_artifacts(name)
+    client._tracking_client._get_artifact_repo(run_id).delete_artifacts(artifact_file)
 
 
 def answer_of_server(

@@ -11,7 +11,7 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
 from mlflow_keras_adv.durable.answers import AwayError
-from mlflow_keras_adv.durable.store import DurableStore, store_of
+from mlflow_keras_adv.durable.store import DurableStore, open_store
 from mlflow_keras_adv.tracking.durable_address import plain_uri
 
 _OWNER = re.compile(r"/(?P<owner>[^/]+)/artifacts(?:/(?P<inside>.*))?$")
@@ -28,7 +28,7 @@ class DurableArtifacts(MlflowArtifactsRepository):
 
     def __init__(self, artifact_uri: str, tracking_uri: str, **options: Any) -> None:
         super().__init__(artifact_uri, tracking_uri=plain_uri(tracking_uri), **options)
-        self._durable: DurableStore = store_of(tracking_uri)
+        self._durable: DurableStore = open_store(tracking_uri)
         found = _OWNER.search(artifact_uri)
         self._owner = found["owner"] if found else ""
         self._inside = (found["inside"] or "") if found else ""

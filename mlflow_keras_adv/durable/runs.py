@@ -14,10 +14,9 @@ from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.durable.answers import ANSWER_SECONDS, Answers, AwayError
 from mlflow_keras_adv.durable.views import history_of, with_waiting
 from mlflow_keras_adv.tracking import active
-from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS, is_delivering
 from mlflow_keras_adv.tracking.records import Artifact, End, Points, Record
-from mlflow_keras_adv.tracking.run import known_run
-from mlflow_keras_adv.tracking.writer import RunWriter
+from mlflow_keras_adv.tracking.writer import RunWriter, open_writers
 
 _T = TypeVar("_T")
 
@@ -72,9 +71,9 @@ class DurableRun:
     @property
     def writer(self) -> RunWriter:
         """What delivers: that of `track` if the run is open there, else its own."""
-        shared = known_run(self.run_id)
-        if shared is not None and not shared.internals.writer.has_ended:
-            return shared.internals.writer
+        shared = open_writers.get(self.run_id)
+        if shared is not None and not shared.has_ended:
+            return shared
         if self._writer is None or self._writer.has_ended:
             self._writer = RunWriter(
                 self.run_id, self.place.client, in_use=lambda: active.is_active(self.run_id)
@@ -98,6 +97,8 @@ class DurableRun:
 
     def is_delivered(self) -> bool:
         """Whether all that was handed in is in the store, which is waited for if it answers."""
+        if is_delivering():  # what MLflow asks for in the middle of a delivery
+            return True
         if self.is_away:
             return False
         settled = self.writer.flush(ANSWER_SECONDS)
@@ -180,8 +181,7 @@ class DurableRun:
             call: Does the same in the store.
         """
         writer = self.writer
-        shared = known_run(self.run_id)
-        if shared is not None and shared.internals.writer is writer:
+        if writer is not self._writer:
             self.call(call, otherwise=tuple)  # `track` ends it once more
             return
         if not writer.was_used and not self.is_away:

@@ -36,7 +36,6 @@ from mlflow.utils.uri import is_http_uri
 from mlflow_keras_adv.compat.mlflow import (
     check_metric,
     checked_batch,
-    tracking_store_at,
     tracking_store_of,
 )
 from mlflow_keras_adv.durable.answers import AwayError
@@ -130,7 +129,6 @@ class DurableStore(AbstractStore):
         self._made: dict[str, LoggedModel] = {}  # the same, as they were seen last
         self._begun: set[str] = set()  # ids of runs that this process has begun
         self._uploaded: set[str] = set()  # ids of those that have files in the store
-        _stores.append(self)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_place":
@@ -599,14 +597,14 @@ class DurableStore(AbstractStore):
             say_where(f"Run {safe(info.run_name)}", self._place.uri, {"": page})
 
 
-_stores: list[DurableStore] = []
+_stores: dict[tuple[str, str | None], DurableStore] = {}
 
 
 def open_store(address: str, artifact_uri: str | None = None) -> DurableStore:
-    """The tracking store of a durable address.
+    """The tracking store of a durable address, the same each time.
 
     Args:
-        address: Such as `durable+http://127.0.0.1:5000`.
+        address: Such as `durable+http://127.0.0.1:5000`; the plain address means the same here.
         artifact_uri: Where MLflow puts the artifacts of new experiments.
 
     Raises:
@@ -614,6 +612,8 @@ def open_store(address: str, artifact_uri: str | None = None) -> DurableStore:
             cannot be opened.
     """
     folder, uri = journals_folder(), plain_uri(address)
+    if (known := _stores.get((uri, artifact_uri))) is not None:
+        return known
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -624,16 +624,10 @@ def open_store(address: str, artifact_uri: str | None = None) -> DurableStore:
         ) from error
     build: Any = DurableStore  # what looks abstract of it is forwarded
     store: DurableStore = build(uri, tracking_store_of(uri, artifact_uri))
-    return store
-
-
-def store_of(tracking_uri: str) -> DurableStore:
-    """The store of a durable address, as MLflow has it."""
-    store: DurableStore = tracking_store_at(tracking_uri)
-    return store
+    return _stores.setdefault((uri, artifact_uri), store)
 
 
 @at(Stage.RUNS)
 def _end_active(error: BaseException | None) -> None:
-    for store in _stores:
+    for store in _stores.values():
         store.end_active(error)

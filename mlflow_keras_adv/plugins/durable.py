@@ -4,6 +4,7 @@ MLflow imports this module while `import mlflow` runs, in each program of an env
 this package is installed: what it needs is imported when such an address is used.
 """
 
+import sys
 from typing import Any
 
 import mlflow
@@ -29,9 +30,13 @@ def registry_store(store_uri: str, tracking_uri: str | None = None) -> Any:
 def artifact_repository(
     artifact_uri: str, tracking_uri: str | None = None, **options: Any
 ) -> ArtifactRepository:
-    """The artifacts that a tracking server stores: MLflow's own but for durable addresses."""
+    """The artifacts that a tracking server stores, for MLflow's own client.
+
+    MLflow's own, but for durable addresses and in the blocks of `track`.
+    """
     address = tracking_uri or mlflow.get_tracking_uri()
-    if not address.startswith("durable+"):
+    block = sys.modules.get("mlflow_keras_adv.durable.block")  # nobody else can have opened one
+    if not address.startswith("durable+") and not (block and block.is_open(address)):
         return MlflowArtifactsRepository(artifact_uri, tracking_uri=tracking_uri, **options)
     from mlflow_keras_adv.durable.artifacts import DurableArtifacts
 

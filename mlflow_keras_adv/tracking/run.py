@@ -19,6 +19,7 @@ from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.compat.random_state import keeps_random_state
+from mlflow_keras_adv.durable.block import durable_block
 from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
@@ -34,7 +35,7 @@ from mlflow_keras_adv.tracking.store import store_errors_for_users
 from mlflow_keras_adv.tracking.sync import catch_up
 from mlflow_keras_adv.tracking.system_metrics import watch_machine
 from mlflow_keras_adv.tracking.texts import safe
-from mlflow_keras_adv.tracking.writer import RunWriter
+from mlflow_keras_adv.tracking.writer import RunWriter, open_writers
 
 _logger = logging.getLogger(__name__)
 _Arguments = ParamSpec("_Arguments")
@@ -61,10 +62,11 @@ class Internals:
         self.pid = pid = os.getpid()
         self.writer = RunWriter(
             run_id,
-            client_of(configured_uri()),
+            offline.offline_client() if offline.waits_here(run_id) else client_of(configured_uri()),
             in_use=lambda: pid == os.getpid() and active.is_active(run_id),
             key_tables=earlier.key_tables,
         )
+        open_writers[run_id] = self.writer
         self.counts: Counter[str] = Counter(earlier.counts)
         self.charts: str | None = None
         self._at_exit: dict[object, Callable[[], None]] = {}
@@ -324,6 +326,8 @@ class Tracked(AbstractContextManager[Run]):
         else:
             found = _enter(wish.name, wish.run_id, self._held)
         self._run = found.run
+        if not offline.is_offline():
+            self._held.enter_context(durable_block(found.run.tracking_uri, found.run.run_id))
         self._activated = found.activated
         self._pid, self._thread = os.getpid(), threading.current_thread()
         self._stack = active.stack_of_this_thread()

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from mlflow import MlflowClient
@@ -44,6 +45,9 @@ from mlflow_keras_adv.tracking.store import normalized_uri
 from mlflow_keras_adv.tracking.values import Dataset, points_from, series_from, table_of
 
 _logger = logging.getLogger(__name__)
+
+# By the id of a run, the writer that all of this process use.
+open_writers: "WeakValueDictionary[str, RunWriter]" = WeakValueDictionary()
 
 
 class RunWriter:

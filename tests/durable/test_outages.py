@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.tracking._tracking_service import utils as tracking_service
 from sklearn.linear_model import LinearRegression
 
-from mlflow_keras_adv.durable.store import store_of
+from mlflow_keras_adv.durable.store import open_store
 from mlflow_keras_adv.tracking import outbox, retry
 from mlflow_keras_adv.tracking.run import track
 from mlflow_keras_adv.tracking.sync import sync
@@ -43,7 +44,7 @@ def server(
     yield shared_server
     if not shared_server.runs:
         shared_server.start()
-    while store_of(f"durable+{shared_server.address}").is_away:
+    while open_store(f"durable+{shared_server.address}").is_away:
         time.sleep(0.1)
 
 
@@ -188,7 +189,7 @@ def test_a_server_that_hangs_is_waited_for_once(server: MlflowServer, plain: Mlf
         for step in range(1, 100):
             mlflow.log_metric("loss", step, step=step)
         mlflow.set_tag("a", "1")  # waits until it is known
-        store = store_of(mlflow.get_tracking_uri())
+        store = open_store(mlflow.get_tracking_uri())
         assert store.is_away
         mlflow.set_tag("b", "2")
         mlflow.log_text("text", "text.txt")
@@ -200,6 +201,44 @@ def test_a_server_that_hangs_is_waited_for_once(server: MlflowServer, plain: Mlf
 
 
 # Without a server at the start: each program in a process of its own, as users have it.
+
+
+@pytest.mark.slow
+def test_in_a_block_of_track_what_mlflow_is_told_is_on_the_journal(
+    server: MlflowServer, plain: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    found = tracking_service._get_store
+    with track("block", log_system_metrics=False) as run:
+        mlflow.log_metric("theirs", 0.0, step=0)
+        run.log_metrics({"ours": 0.0}, step=0)
+        server.kill()
+        for step in range(1, 50):
+            mlflow.log_metric("theirs", step, step=step)
+            run.log_metrics({"ours": float(step)}, step=step)
+        mlflow.log_param("during", 1)
+        mlflow.set_tag("during", "x")
+        mlflow.log_text("during", "during.txt")
+        mlflow.sklearn.log_model(
+            LinearRegression().fit(np.eye(3), [1.0, 2.0, 3.0]),
+            name="line",
+            pip_requirements=["scikit-learn"],
+        )
+        assert mlflow.get_run(run.run_id).data.params == {"during": "1"}
+        assert mlflow.get_tracking_uri() == server.address
+        server.start()
+    assert tracking_service._get_store is found
+    sync()
+    stored = plain.get_run(run.run_id)
+    assert values_of(plain, run.run_id, "theirs") == list(range(50))
+    assert values_of(plain, run.run_id, "ours") == list(range(50))
+    assert (stored.data.params, stored.data.tags["during"]) == ({"during": "1"}, "x")
+    assert [each.path for each in plain.list_artifacts(run.run_id)] == ["during.txt"]
+    (output,) = stored.outputs.model_outputs
+    assert plain.get_logged_model(output.model_id).name == "line"
+    # Both at step 0 once more, as values of the model: MLflow's `log_model` does so.
+    assert stored.data.tags["points.produced"] == stored.data.tags["points.delivered"] == "102"
+    assert stored.info.status == "FINISHED"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mlflow_keras_adv.durable.store import DurableStore, store_of
+from mlflow_keras_adv.durable.store import DurableStore, open_store
 from mlflow_keras_adv.tracking.run import track
 from tests.durable.programs import PROGRAMS, Program
 from tests.durable.record import differing, record_of
@@ -80,7 +80,7 @@ def test_the_record_is_that_of_the_plain_address(
         before = record_of(client)
         program(Path.cwd())
         if uri == stores.durable:
-            store_of(uri).bring_up_to_date()
+            open_store(uri).bring_up_to_date()
         after = record_of(client)
         records.append({name: each for name, each in after.items() if name not in before})
     plain, durable = records
@@ -208,7 +208,7 @@ def test_every_method_of_a_store_is_there(tmp_path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     public = {name for name in dir(SqlAlchemyStore) if not name.startswith("_")}
-    store = store_of(f"durable+sqlite:///{tmp_path / 'mlflow.db'}")
+    store = open_store(f"durable+sqlite:///{tmp_path / 'mlflow.db'}")
     assert isinstance(store, DurableStore)
     assert [name for name in sorted(public) if not hasattr(store, name)] == []
 
