@@ -190,6 +190,8 @@ class DurableRun:
             except AwayError:
                 pass
             else:
+                writer.close(GRACE_SECONDS)
+                self._writer = None
                 return
         end_time = end_time or get_current_time_millis()
         record = End(RunStatus.to_string(status), end_time)

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -14,14 +14,17 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.tracking._tracking_service import utils as tracking_service
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV
 
 from mlflow_keras_adv.durable.store import open_store
 from mlflow_keras_adv.tracking import outbox, retry
 from mlflow_keras_adv.tracking.run import track
 from mlflow_keras_adv.tracking.sync import sync
+from tests.conftest import Guarded
 from tests.durable.programs import PROGRAMS, Program
 from tests.durable.record import differing, record_of
+from tests.faults.table import Row, rows_of
 from tests.mlflow_server import MlflowServer
 from tests.warm import BIN, PYTHON
 
@@ -66,16 +69,51 @@ def named(client: MlflowClient, name: str) -> Run:
     return run
 
 
+class Loop:
+    """A plain loop that logs a value in each step, and what became of it.
+
+    Attributes:
+        longest_wait: Seconds that a call took at most.
+        step: The next step.
+    """
+
+    def __init__(self) -> None:
+        self.longest_wait = 0.0
+        self.step = 0
+
+    def run(self, steps: int) -> None:
+        """Logs the number of each step, by `mlflow.log_metric`."""
+        for _ in range(steps):
+            began = time.perf_counter()
+            mlflow.log_metric("loss", self.step, step=self.step)
+            self.longest_wait = max(self.longest_wait, time.perf_counter() - began)
+            self.step += 1
+
+    def row(self, fault: str, delivered: list[float], refused: int = 0) -> Row:
+        """The line of the table of faults."""
+        twice = len(delivered) - len(set(delivered))
+        return Row(
+            f"`durable+http`: {fault}", self.step, len(delivered), refused, twice, self.longest_wait
+        )
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[Row], None]:
+    """Adds a line to the table of faults."""
+    return rows_of(request.config).append
+
+
 @pytest.mark.slow
-def test_a_server_is_killed_and_comes_back(server: MlflowServer, plain: MlflowClient) -> None:
+def test_a_server_is_killed_and_comes_back(
+    server: MlflowServer, plain: MlflowClient, note: Callable[[Row], None]
+) -> None:
+    loop = Loop()
     with mlflow.start_run() as run:
         run_id = run.info.run_id
         mlflow.log_params({"before": 1, "same": 2})
-        for step in range(50):
-            mlflow.log_metric("loss", step, step=step)
+        loop.run(50)
         server.kill()
-        for step in range(50, 100):
-            mlflow.log_metric("loss", step, step=step)
+        loop.run(50)
         mlflow.log_params({"during": 3, "same": 2})
         mlflow.set_tag("during", "a tag")
         mlflow.set_tag("for a while", "x")
@@ -88,9 +126,9 @@ def test_a_server_is_killed_and_comes_back(server: MlflowServer, plain: MlflowCl
         assert seen.data.tags["during"] == "a tag"
         assert "for a while" not in seen.data.tags
         server.start()
-        for step in range(100, 150):
-            mlflow.log_metric("loss", step, step=step)
+        loop.run(50)
     assert values_of(plain, run_id, "loss") == list(range(150))
+    note(loop.row("a loop of `mlflow.log_metric`, `kill -9`, back", list(range(150))))
     found = plain.get_run(run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params == {"before": "1", "during": "3", "same": "2"}
@@ -105,24 +143,26 @@ def test_a_server_is_killed_and_comes_back(server: MlflowServer, plain: MlflowCl
 
 @pytest.mark.slow
 def test_a_server_that_stays_away_costs_no_step_and_sync_delivers(
-    server: MlflowServer, plain: MlflowClient
+    server: MlflowServer, plain: MlflowClient, note: Callable[[Row], None]
 ) -> None:
+    loop = Loop()
     with mlflow.start_run() as run:
         run_id = run.info.run_id
-        mlflow.log_metric("loss", 0, step=0)
+        loop.run(1)
         server.kill()
-        for step in range(1, 200):
-            mlflow.log_metric("loss", step, step=step)
-            if step % 50 == 0:
-                mlflow.set_tag("at", step)
+        for _ in range(4):
+            mlflow.set_tag("at", loop.step - 1)
+            loop.run(50)
     server.start()
     assert values_of(plain, run_id, "loss") in ([], [0.0])
     outcome = sync()
     assert outcome.pending == []
-    assert values_of(plain, run_id, "loss") == list(range(200))
+    stored = values_of(plain, run_id, "loss")
+    assert stored == list(range(201))
+    note(loop.row("a loop of `mlflow.log_metric`, never back, `sync`", stored))
     found = plain.get_run(run_id)
     assert (found.info.status, found.data.tags["at"]) == ("FINISHED", "150")
-    assert found.data.tags["points.delivered"] == "200"
+    assert found.data.tags["points.delivered"] == "201"
 
 
 @pytest.mark.slow
@@ -182,12 +222,14 @@ def test_what_the_store_refuses_later_is_refused_by_name(
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs_is_waited_for_once(server: MlflowServer, plain: MlflowClient) -> None:
+def test_a_server_that_hangs_is_waited_for_once(
+    server: MlflowServer, plain: MlflowClient, note: Callable[[Row], None]
+) -> None:
+    loop = Loop()
     with mlflow.start_run() as run:
-        mlflow.log_metric("loss", 0.0, step=0)
+        loop.run(1)
         server.send(signal.SIGSTOP)
-        for step in range(1, 100):
-            mlflow.log_metric("loss", step, step=step)
+        loop.run(99)
         mlflow.set_tag("a", "1")  # waits until it is known
         store = open_store(mlflow.get_tracking_uri())
         assert store.is_away
@@ -196,8 +238,69 @@ def test_a_server_that_hangs_is_waited_for_once(server: MlflowServer, plain: Mlf
         server.send(signal.SIGCONT)
     sync()
     found = plain.get_run(run.info.run_id)
-    assert values_of(plain, run.info.run_id, "loss") == list(range(100))
+    stored = values_of(plain, run.info.run_id, "loss")
+    assert stored == list(range(100))
+    note(loop.row("a loop of `mlflow.log_metric`, the server hangs", stored))
     assert (found.data.tags["a"], found.data.tags["b"]) == ("1", "2")
+
+
+@pytest.mark.slow
+def test_a_right_that_is_withdrawn_and_given_back(
+    guarded_server: Guarded,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    note: Callable[[Row], None],
+) -> None:
+    monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"durable+{guarded_server.address}")
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_SECONDS", 0.5)
+    for name, text in zip(("USERNAME", "PASSWORD"), guarded_server.reader, strict=True):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", text)
+    loop = Loop()
+    guarded_server.permit_writing(True)
+    try:
+        with mlflow.start_run() as run:
+            loop.run(50)
+            guarded_server.permit_writing(False)
+            loop.run(50)
+            mlflow.set_tag("during", "x")
+            guarded_server.permit_writing(True)
+            loop.run(50)
+        plain = MlflowClient(guarded_server.address)
+        stored = values_of(plain, run.info.run_id, "loss")
+        assert stored == list(range(150))
+        note(loop.row("a loop of `mlflow.log_metric`, 403 for a while", stored))
+        found = plain.get_run(run.info.run_id)
+        assert (found.info.status, found.data.tags["during"]) == ("FINISHED", "x")
+    finally:
+        guarded_server.permit_writing(False)
+
+
+@pytest.mark.slow
+def test_a_script_under_autologging_of_scikit_learn(
+    server: MlflowServer, plain: MlflowClient, note: Callable[[Row], None]
+) -> None:
+    x, y = np.eye(12), [0, 1] * 6
+    mlflow.sklearn.autolog(log_models=False)
+    began = time.perf_counter()
+    try:
+        with mlflow.start_run() as run:
+            server.kill()
+            with mlflow.start_run(nested=True, run_name="search"):
+                GridSearchCV(LogisticRegression(), {"C": [0.5, 1.0]}, cv=2).fit(x, y)
+            longest = time.perf_counter() - began
+            server.start()
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+    sync()
+    runs = plain.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    (search,) = runs
+    points = search.data.metrics
+    assert {"best_cv_score", "training_accuracy_score"} <= points.keys()
+    assert search.data.params["best_C"] in ("0.5", "1.0")
+    assert search.info.status == "FINISHED"
+    fault = "a search of scikit-learn under autologging, `kill -9`, back (all of it)"
+    note(Row(f"`durable+http`: {fault}", len(points), len(points), 0, 0, longest))
 
 
 # Without a server at the start: each program in a process of its own, as users have it.
