@@ -97,6 +97,16 @@ class MlflowServer:
         """Ends it in peace, if it runs."""
         self._end(signal.SIGTERM)
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and nobody has ended it."""
+        return self._process is not None
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to it and its workers."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
             os.killpg(self._process.pid, number)

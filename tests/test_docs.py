@@ -55,6 +55,7 @@ ELSEWHERE = {
     "python -m projects.": "as mlflow run",
     "export KERASTUNER_": "tests/tuner/test_processes.py has a chief and workers",
     "KERASTUNER_TUNER_ID=": "tests/tuner/test_processes.py has a chief and workers",
+    "export MLFLOW_TRACKING_URI=durable": "tests/durable has servers of its own",
     "python .ci/matrix.py": "minutes to hours; .ci/run makes the oldest environment",
 }
 

@@ -48,7 +48,8 @@ ROOMS = {
     "compat/system.py": (set(), set()),
     "compat/tested.py": ({"packaging"}, set()),
     # The store side.
-    "tracking/": (STORE, set()),
+    "tracking/": (STORE, {"durable"}),
+    "durable/": (STORE, {"tracking"}),
     "diagnostics/": (STORE, {"tracking"}),
     "registry/": (STORE | {"jinja2", "scipy"}, {"tracking"}),
     "comparison/": (STORE | FIGURES - {"sklearn"} | {"jinja2", "PIL"}, {"tracking"}),
@@ -77,7 +78,7 @@ ROOMS = {
         MEETING | {"pydantic", "sklearn"},
         {"callbacks", "comparison", "compression", "evaluation", "metrics", "tflite", "tracking"},
     ),
-    "plugins/": (STORE, {"evaluation", "tracking"}),
+    "plugins/": (STORE, {"durable", "evaluation", "tracking"}),
 }
 
 

@@ -9,6 +9,7 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.compat.mlflow import metric_intervals, picked
+from mlflow_keras_adv.tracking.durable_address import plain_uri
 
 # Points per curve; a chart of this size cannot show more.
 POINTS = 200
@@ -45,7 +46,7 @@ def read_curves(run_ids: Sequence[str], keys: Sequence[str]) -> Curves:
 
 
 def _points(run_ids: Sequence[str], key: str) -> Iterable[tuple[str, int, float]]:
-    uri = MlflowClient().tracking_uri
+    uri = plain_uri(MlflowClient().tracking_uri)
     if not is_http_uri(uri):
         for point in metric_intervals(run_ids, key, POINTS):
             yield point.run_id, point.step, point.value

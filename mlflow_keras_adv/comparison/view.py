@@ -77,7 +77,8 @@ def view_address(
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
     }
-    server = normalized_uri(client.tracking_uri) if is_http_uri(client.tracking_uri) else ""
+    store = normalized_uri(client.tracking_uri)
+    server = store if is_http_uri(store) else ""
     if len(experiments) > 1:
         page = f"compare-experiments/s?experiments={quote(json.dumps(experiments))}"
         return f"{server}/#/{page}&{_plain(facets)}"

@@ -13,21 +13,24 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient, environment_variables
-from mlflow.entities import Metric, Param, RunData, RunTag
+from mlflow.entities import FileInfo, Metric, Param, RunData, RunInfo, RunTag
 from mlflow.entities.metric import MetricWithRunId
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import fluent
+from mlflow.tracking._model_registry import utils as model_registry
 from mlflow.tracking._tracking_service import utils as tracking_service
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.fluent import ActiveRun
-from mlflow.utils import file_utils, name_utils, rest_utils
+from mlflow.utils import file_utils, name_utils, rest_utils, validation
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.uri import is_http_uri
-from packaging.version import Version
+
+from mlflow_keras_adv.replacing import Replacement
 
 
 def file_store_is_closed() -> bool:
@@ -43,23 +46,44 @@ def client_of(tracking_uri: str) -> MlflowClient:
     """A client of a store, which prints nothing and whose artifacts go there too.
 
     MLflow's client would print two lines for each run that it ends on a server, nested ones too,
-    with the password that the address holds. The artifacts are needless from 3.14 on, if not
-    before: older clients look for their server in the environment, whatever store they are of.
+    with the password that the address holds. The artifacts of a run it would bring to where the
+    first client of the process that had to do with the run did: MLflow keeps one place for a run,
+    whatever store it is asked of. Clients before 3.14 look for their server in the environment.
     """
     client = MlflowClient(tracking_uri)
-    if is_http_uri(tracking_uri):
-        vars(client._tracking_client)["_log_url"] = lambda _: None
-    if Version(mlflow.__version__) < Version("3.14"):
-
-        def own_repository(owner_id: str, *, resource: str = "run") -> ArtifactRepository:
-            if resource == "run":
-                location = client.get_run(owner_id).info.artifact_uri
-            else:
-                location = client.get_logged_model(owner_id).artifact_location
-            return get_artifact_repository(location, tracking_uri=tracking_uri)
-
-        vars(client._tracking_client)["_get_artifact_repo"] = own_repository
+    client._tracking_client = _PlainClient(tracking_uri)
     return client
+
+
+class _PlainClient(TrackingServiceClient):
+    """MLflow's client of a store, which uses that store and nothing in its place."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._repositories: dict[str, ArtifactRepository] = {}
+        super().__init__(tracking_uri)
+
+    @property
+    def store(self) -> Any:
+        return tracking_service._tracking_store_registry.get_store(self.tracking_uri)
+
+    def _log_url(self, run_id: str) -> None:
+        """Says nothing."""
+
+    def _get_artifact_repo(self, resource_id: str, *, resource: str = "run") -> ArtifactRepository:
+        if resource_id not in self._repositories:
+            if resource == "run":
+                location = self.get_run(resource_id).info.artifact_uri
+            else:
+                location = self.get_logged_model(resource_id).artifact_location
+            build: Callable[..., ArtifactRepository] = get_artifact_repository
+            if location.startswith("mlflow-artifacts:"):
+                build = MlflowArtifactsRepository
+            repository = build(location, tracking_uri=self.tracking_uri)
+            self._repositories[resource_id] = repository
+        return self._repositories[resource_id]
+
+    def list_artifacts(self, run_id: str, path: str | None = None) -> list[FileInfo]:
+        return list(self._get_artifact_repo(run_id).list_artifacts(path))
 
 
 def log_model_artifact(
@@ -82,6 +106,21 @@ def log_model_artifact(
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
         client.log_model_artifacts(model_id, folder)
+
+
+def log_model_files(
+    client: MlflowClient, model_id: str, folder: str, artifact_path: str | None
+) -> None:
+    """Uploads the files of a folder to a LoggedModel; see `log_model_artifact`."""
+    if artifact_path is None:
+        client.log_model_artifacts(model_id, folder)
+    elif "artifact_path" in inspect.signature(client.log_model_artifacts).parameters:
+        upload: Callable[..., None] = client.log_model_artifacts
+        upload(model_id, folder, artifact_path)
+    else:
+        with tempfile.TemporaryDirectory() as around:
+            shutil.copytree(folder, Path(around, artifact_path))
+            client.log_model_artifacts(model_id, around)
 
 
 def monitor_arguments(tracking_uri: str) -> dict[str, Any]:
@@ -257,29 +296,103 @@ def load_evaluation_artifact(artifact: Any, path: str) -> None:
     artifact._load(path)
 
 
+def tracking_store_of(uri: str, artifact_uri: str | None) -> AbstractStore:
+    """A new tracking store, for a builder of one.
+
+    MLflow holds a lock while it builds a store, so that a builder cannot ask it for another.
+
+    Args:
+        uri: Its address.
+        artifact_uri: Where the artifacts of its experiments are, if not where they are by default.
+    """
+    build = tracking_service._tracking_store_registry.get_store_builder(uri)
+    return build(store_uri=uri, artifact_uri=artifact_uri)
+
+
+def looks_up_stores(look_up: Callable[[str, Callable[[], Any]], Any]) -> Replacement:
+    """What has a function say which tracking store MLflow's clients use.
+
+    Args:
+        look_up: Is given the tracking URI, and what gives the store that MLflow has for it.
+    """
+    found = tracking_service._get_store
+
+    def answer(store_uri: str | None = None, artifact_uri: str | None = None) -> Any:
+        uri = tracking_service._resolve_tracking_uri(store_uri)
+        return look_up(uri, lambda: found(store_uri, artifact_uri))
+
+    return Replacement(tracking_service, "_get_store", answer)
+
+
+def forget_artifact_repository(owner_id: str) -> None:
+    """Has MLflow's clients look anew where the artifacts of a run or a model are."""
+    tracking_service._artifact_repos_cache.pop(owner_id, None)
+
+
+def registry_store_of(uri: str, tracking_uri: str) -> Any:
+    """A new store of the model registry, for a builder of one; see `tracking_store_of`."""
+    build = model_registry._get_store_registry().get_store_builder(uri)
+    given = {"store_uri": uri, "tracking_uri": tracking_uri}
+    names = inspect.signature(build).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in names.values())
+    return build(**{name: value for name, value in given.items() if takes_all or name in names})
+
+
+def checked_batch(
+    metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
+) -> tuple[list[Metric], list[Param], list[RunTag]]:
+    """What a store takes of a batch: texts that are too long are cut, as MLflow does.
+
+    Raises:
+        mlflow.exceptions.MlflowException: A store refuses it, whatever run it is for.
+    """
+    checked = validation._validate_batch_log_data(metrics, params, tags)
+    validation._validate_batch_log_limits(*checked)
+    validation._validate_param_keys_unique(checked[1])
+    return checked
+
+
+def check_metric(metric: Metric) -> None:
+    """Raises what a store does if it refuses the value, whatever run it is for.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The name, the value, the time or the step is no such.
+    """
+    validation._validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
+
+
+def with_changes(info: RunInfo, **changes: Any) -> RunInfo:
+    """The description of a run, some of it changed."""
+    known = inspect.signature(RunInfo.__init__).parameters
+    return RunInfo(
+        **{name: each for name, each in {**dict(info), **changes}.items() if name in known}
+    )
+
+
 @contextmanager
-def asking_once(connect_seconds: float) -> Iterator[None]:
+def asking_once(connect_seconds: float, answer_seconds: float = math.inf) -> Iterator[None]:
     """A block in which MLflow's HTTP client asks a server once, on this thread.
 
     By itself it asks again for minutes, and then says that it has, in the place of what the server
     has answered; other threads, and users of MLflow, have it so still.
 
     Args:
-        connect_seconds: How long to wait for a connection; for an answer it waits as ever.
+        connect_seconds: How long to wait for a connection.
+        answer_seconds: How long to wait for an answer, if not as long as ever.
     """
     module: Any = rest_utils
     if not hasattr(module._get_http_response_with_retries, "asks_once"):
         answer = _once_or_again(module._get_http_response_with_retries)
         module._get_http_response_with_retries = answer
-    token = _connecting.set(connect_seconds)
+    token = _patience.set((connect_seconds, answer_seconds))
     try:
         yield
     finally:
-        _connecting.reset(token)
+        _patience.reset(token)
 
 
-# Seconds to wait for a connection, on threads that ask once.
-_connecting: ContextVar[float | None] = ContextVar("connecting", default=None)
+# Seconds to wait for a connection and for an answer, on threads that ask once.
+_patience: ContextVar[tuple[float, float] | None] = ContextVar("patience", default=None)
 
 
 def _once_or_again(request: Callable[..., Any]) -> Callable[..., Any]:
@@ -288,14 +401,14 @@ def _once_or_again(request: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(request)
     def answer(*arguments: Any, **named: Any) -> Any:
-        connect = _connecting.get()
-        if connect is None:
+        seconds = _patience.get()
+        if seconds is None:
             return request(*arguments, **named)
         bound = signature.bind(*arguments, **named)
         bound.arguments |= {"max_retries": 0, "raise_on_status": False}
         options = bound.arguments.get("kwargs", {})
-        if isinstance(patience := options.get("timeout"), int | float):
-            options["timeout"] = (min(connect, patience), patience)
+        if isinstance(longest := options.get("timeout"), int | float):
+            options["timeout"] = tuple(min(each, longest) for each in seconds)
         return request(*bound.args, **bound.kwargs)
 
     answer.asks_once = True  # type: ignore[attr-defined]
@@ -304,9 +417,7 @@ def _once_or_again(request: Callable[..., Any]) -> Callable[..., Any]:
 
 def delete_artifact(client: MlflowClient, run_id: str, artifact_file: str) -> None:
     """Deletes an artifact of a run, for which MLflow has a command and no method of the client."""
-    folder, _, name = artifact_file.rpartition("/")
-    place = get_artifact_repository(f"runs:/{run_id}/{folder}", tracking_uri=client.tracking_uri)
-    place.delete_artifacts(name)
+    client._tracking_client._get_artifact_repo(run_id).delete_artifacts(artifact_file)
 
 
 def answer_of_server(

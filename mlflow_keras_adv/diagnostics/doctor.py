@@ -18,6 +18,7 @@ from mlflow.utils.uri import is_http_uri
 from mlflow_keras_adv.compat.mlflow import answer_of_server
 from mlflow_keras_adv.diagnostics.store_check import Check, StoreCheck
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.durable_address import plain_uri
 from mlflow_keras_adv.tracking.sigterm import raises_terminated
 from mlflow_keras_adv.tracking.store import PROBE_SECONDS, probe, require_store, without_password
 
@@ -77,7 +78,7 @@ class _Examination:
 
     def __init__(self, uri: str, say: Callable[[str], None]) -> None:
         self.healthy = True
-        self._uri = uri
+        self._uri = plain_uri(uri)
         self._say = say
         self._worked: set[str] = set()
         self._gone = False
@@ -187,7 +188,7 @@ def _versions(uri: str) -> Iterator[str]:
             yield f"{package} {metadata.version(package)}"
         except metadata.PackageNotFoundError:
             yield f"{package} not installed"
-    if is_http_uri(uri):
+    if is_http_uri(plain_uri(uri)):
         try:
             answer = answer_of_server(uri, "/version", seconds=PROBE_SECONDS)
             yield f"server mlflow {answer.text}" if answer.ok else "server unknown"

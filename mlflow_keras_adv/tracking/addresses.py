@@ -12,6 +12,7 @@ from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.uri import get_uri_scheme, is_databricks_uri, is_http_uri, is_local_uri
 
+from mlflow_keras_adv.tracking.durable_address import plain_uri
 from mlflow_keras_adv.tracking.paths import offline_uri
 from mlflow_keras_adv.tracking.store import normalized_uri
 
@@ -53,6 +54,7 @@ def how_to_open(uri: str, pages: Mapping[str, str]) -> str:
         The addresses; before them, for a store that is no server, the command that serves it.
         Users and passwords are left out.
     """
+    uri = plain_uri(uri)
     if is_databricks_uri(uri):  # its UI is elsewhere
         return f"in the store {uri}"
     shown = normalized_uri(absolute_uri(uri))

@@ -20,6 +20,7 @@ from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compat.tested import warn_of_untried
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.active import activate, stack_of_this_thread
+from mlflow_keras_adv.tracking.durable_address import configured_uri
 from mlflow_keras_adv.tracking.names import UID_TAG
 from mlflow_keras_adv.tracking.offline import create_run, is_offline, use_reachable_store
 from mlflow_keras_adv.tracking.orphaned_journals import deliver_orphaned
@@ -49,7 +50,7 @@ def open_run(
     """
     warn_of_untried()
     resumed = run_id or MLFLOW_RUN_ID.get()
-    use_reachable_store(stores)
+    use_reachable_store(stores, resumed)
     if is_offline():
         os.environ.pop(MLFLOW_RUN_ID.name, None)
         run = create_run(name, continues=resumed)
@@ -139,7 +140,7 @@ def _created(
             raise
         found = target.runs_of(experiment_id(), uid)
         run = adopt(found[0].info.run_id) if found else create()
-    if is_http_uri(mlflow.get_tracking_uri()):
+    if is_http_uri(configured_uri()):
         # MLflow's client sends it again before 3.18, and so makes two; from then on it does not.
         for duplicate in target.runs_of(run.info.experiment_id, uid):
             if duplicate.info.run_id != run.info.run_id:

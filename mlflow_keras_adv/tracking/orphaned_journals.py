@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_adv.compat.mlflow import client_of
+from mlflow_keras_adv.tracking.durable_address import configured_uri
 from mlflow_keras_adv.tracking.journal import Journal, is_ended_by_another
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.paths import journals_folder
@@ -83,7 +83,7 @@ def uri_with_login(uri: str) -> str:
 
     With user and password if MLflow is configured with the same address and them.
     """
-    configured = mlflow.get_tracking_uri()
+    configured = configured_uri()
     return configured if normalized_uri(configured) == uri else uri
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, local
 from weakref import WeakSet
 
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
@@ -290,6 +290,7 @@ class Outbox:
 
     def _work(self) -> None:
         """The second thread: takes what waits to the store, in order, gathered into batches."""
+        _this_thread.delivers = True
         gathered: list[Entry] = []
         points, send_at = 0, 0.0
         try:
@@ -342,6 +343,14 @@ class Outbox:
             _at_work.discard(self)
             self._pending.rest(keep=self._keeps_journal)
             return True
+
+
+_this_thread = local()
+
+
+def is_delivering() -> bool:
+    """Whether this thread is one that takes what waits to a store."""
+    return getattr(_this_thread, "delivers", False)
 
 
 def _is_alive(thread: Thread | None) -> bool:

@@ -19,6 +19,7 @@ from mlflow_keras_adv.tracking.records import (
     Deletion,
     End,
     Model,
+    ModelFiles,
     Record,
     Refusal,
     Values,
@@ -29,7 +30,7 @@ from mlflow_keras_adv.tracking.records import (
 _logger = logging.getLogger(__name__)
 
 # To deliver them again would need a copy that is gone by then, or undo what came later.
-_NOT_TWICE = (Artifact, Model, Deletion)
+_NOT_TWICE = (Artifact, Model, ModelFiles, Deletion)
 
 # Metric values that are kept in memory when the journal cannot be written, as on a full disk.
 POINTS_IN_MEMORY = 1_000_000
@@ -236,6 +237,12 @@ class Pending:
             except OSError as error:
                 self._warn_of(error)
                 return None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the journal; None if there is none now."""
+        journal = self._journal
+        return None if journal is None else journal.folder
 
     def take(self, timeout: float) -> Entry | Flush | None:
         """The oldest entry, or None if there is none within `timeout` seconds."""

@@ -15,15 +15,26 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, RunInputs
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunInputs,
+)
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
+from mlflow_keras_adv.compat.mlflow import log_model_files
 from mlflow_keras_adv.tracking.delivery import Delivery
 from mlflow_keras_adv.tracking.logged_models import (
     COPY_IS_GONE,
     SavedModel,
     deliver_model,
     ensure_output,
+    fill_model,
 )
 from mlflow_keras_adv.tracking.names import metric_key
 from mlflow_keras_adv.tracking.retry import FAILURES
@@ -245,6 +256,34 @@ class Tags(Record):
 
 
 @dataclass(frozen=True)
+class GivenParams(Params):
+    """Parameters as MLflow was given them: one that the run holds otherwise is refused."""
+
+    values: Mapping[str, str]
+
+    def apply(self, run: Delivery) -> None:
+        """Logs them."""
+        run.send([Param(key, text) for key, text in self.values.items()])
+
+
+@dataclass(frozen=True)
+class TagDeletion(Record):
+    """A tag that the run is to have no longer."""
+
+    TITLE = "{self.key}"
+    key: str
+
+    def apply(self, run: Delivery) -> None:
+        """Deletes it, if it is there."""
+
+        def delete() -> None:
+            if self.key in run.client.get_run(run.run_id).data.tags:
+                run.client.delete_tag(run.run_id, self.key)
+
+        run.attempt(self.title, delete, failures=FAILURES)
+
+
+@dataclass(frozen=True)
 class File(Record):
     """A file or folder of this machine, which stays.
 
@@ -329,6 +368,65 @@ class Model(SavedModel, _WithCopy):
         late = {name: run.true_id(text) for name, text in tags.items()}
         if late != tags:
             run.client.set_logged_model_tags(run.true_id(self.uid), late)
+
+
+@dataclass(frozen=True)
+class ModelFiles(_WithCopy):
+    """A copy of files of a LoggedModel that is in the store.
+
+    Attributes:
+        path: A folder; its files go to the model.
+        model_id: The model.
+        artifact_path: The folder among the model's files; None for their root.
+    """
+
+    TITLE = "files of model {self.model_id}"
+    path: Path
+    model_id: str
+    artifact_path: str | None
+
+    def apply(self, run: Delivery) -> None:
+        """Uploads them: a file again overwrites itself."""
+
+        def upload() -> None:
+            if not self.path.exists():
+                raise RejectedError(COPY_IS_GONE)
+            log_model_files(run.client, self.model_id, str(self.path), self.artifact_path)
+
+        run.attempt(self.title, upload, ask_first=True)
+
+
+@dataclass(frozen=True)
+class ModelFields(Record):
+    """What is to be changed of a LoggedModel that is in the store.
+
+    Attributes:
+        model_id: The model.
+        tags: Tags to set.
+        params: Params to add.
+        status: The status; None leaves it as it is.
+    """
+
+    TITLE = "fields of model {self.model_id}"
+    model_id: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    status: str | None
+
+    def apply(self, run: Delivery) -> None:
+        """Changes what is not so yet."""
+
+        def fill() -> None:
+            fill_model(
+                run.target,
+                run.client.get_logged_model(self.model_id),
+                params=self.params,
+                tags=self.tags,
+                upload=lambda: None,
+                status=LoggedModelStatus(self.status or LoggedModelStatus.PENDING.value),
+            )
+
+        run.attempt(self.title, fill)
 
 
 @dataclass(frozen=True)
@@ -477,8 +575,9 @@ class End(Record):
 KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
     for kind in (
-        *(Points, Series, Params, Tags, Artifact, Model, Table),
-        *(Input, Deletion, Refusal, End),
+        *(Points, Series, Params, GivenParams, Tags, TagDeletion, Artifact, Table),
+        *(Model, ModelFiles, ModelFields, ModelInput, ModelOutput, Input),
+        *(Deletion, Refusal, End),
     )
 }
 

@@ -19,11 +19,13 @@ from mlflow.environment_variables import MLFLOW_RUN_ID
 
 from mlflow_keras_adv.compat.mlflow import client_of
 from mlflow_keras_adv.compat.random_state import keeps_random_state
+from mlflow_keras_adv.durable.block import durable_block
 from mlflow_keras_adv.errors import UserError, expect
 from mlflow_keras_adv.ranks import say_who_writes, this_rank
 from mlflow_keras_adv.tracking import active, offline
 from mlflow_keras_adv.tracking.addresses import run_page, say_where
 from mlflow_keras_adv.tracking.axis import EarlierRecord, StepAxis, earlier_record
+from mlflow_keras_adv.tracking.durable_address import configured_uri
 from mlflow_keras_adv.tracking.ending import end, settle_ended
 from mlflow_keras_adv.tracking.journal import is_ended_by_another
 from mlflow_keras_adv.tracking.opening import open_child, open_run
@@ -37,7 +39,7 @@ from mlflow_keras_adv.tracking.store import store_errors_for_users
 from mlflow_keras_adv.tracking.sync import catch_up
 from mlflow_keras_adv.tracking.system_metrics import watch_machine
 from mlflow_keras_adv.tracking.texts import safe
-from mlflow_keras_adv.tracking.writer import RunWriter
+from mlflow_keras_adv.tracking.writer import RunWriter, open_writers
 
 _logger = logging.getLogger(__name__)
 _Arguments = ParamSpec("_Arguments")
@@ -64,14 +66,15 @@ class Internals:
         self.pid = pid = os.getpid()
         self.writer: RunWriter
         if this_rank().is_chief:
-            self.writer = RunWriter(
+            offline_here = offline.waits_here(run_id)
+            self.writer = open_writers[run_id] = RunWriter(
                 run_id,
-                client_of(mlflow.get_tracking_uri()),
+                offline.offline_client() if offline_here else client_of(configured_uri()),
                 in_use=lambda: pid == os.getpid() and active.is_active(run_id),
                 key_tables=earlier.key_tables,
             )
         else:
-            self.writer = QuietWriter(run_id, mlflow.get_tracking_uri())
+            self.writer = QuietWriter(run_id, configured_uri())
         self.counts: Counter[str] = Counter(earlier.counts)
         self.charts: str | None = None
         self._at_exit: dict[object, Callable[[], None]] = {}
@@ -336,6 +339,8 @@ class Tracked(AbstractContextManager[Run]):
         else:
             found = _enter(wish.name, wish.run_id, self._held)
         self._run = found.run
+        if not offline.is_offline() and not found.run.internals.writer.is_quiet:
+            self._held.enter_context(durable_block(found.run.tracking_uri, found.run.run_id))
         self._activated = found.activated
         self._pid, self._thread = os.getpid(), threading.current_thread()
         self._stack = active.stack_of_this_thread()
@@ -659,7 +664,7 @@ def _enter_quietly(wish: _Wish) -> _Found:
 def _enter_child(name: str | None, parent_run_id: str, stores: ExitStack) -> _Found:
     parent = known_run(parent_run_id)
     experiment_id = None
-    if parent is not None and parent.tracking_uri == mlflow.get_tracking_uri():
+    if parent is not None and parent.tracking_uri == configured_uri():
         experiment_id = parent.experiment_id
     child = open_child(name, parent_run_id, experiment_id, stores)
     return _Found(_run_of(child, new=True), activated=True, opened=True)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.uri import get_uri_scheme, is_http_uri
 
@@ -19,6 +18,7 @@ from mlflow_keras_adv.compat.mlflow import (
     raise_what_it_says,
 )
 from mlflow_keras_adv.errors import UserError
+from mlflow_keras_adv.tracking.durable_address import configured_uri, plain_uri
 from mlflow_keras_adv.tracking.verdict import may_pass
 
 PROBE_SECONDS = 5.0
@@ -41,6 +41,7 @@ def require_store(uri: str) -> None:
     Raises:
         UserError: If it cannot.
     """
+    uri = plain_uri(uri)
     _check_spelling(uri)
     if is_http_uri(uri):
         try:
@@ -88,6 +89,7 @@ def probe(uri: str) -> None:
     Raises:
         MlflowException: If it does not answer, or that it cannot serve for now, or not us.
     """
+    uri = plain_uri(uri)
     if not is_http_uri(uri):
         return
     endpoint = "/api/2.0/mlflow/experiments/search"
@@ -115,7 +117,7 @@ def store_errors_for_users(existing: str | None = None) -> Iterator[None]:
     Raises:
         UserError: If the store cannot be reached or written, or rejects a call of the block.
     """
-    uri = mlflow.get_tracking_uri()
+    uri = configured_uri()
     require_store(uri)
     relative = re.fullmatch(r"sqlite(?:\+\w+)?:///(?!/|:memory:|file:)([^?]+).*", uri)
     elsewhere = ""
@@ -165,8 +167,8 @@ def without_password(text: str) -> str:
 
 
 def normalized_uri(uri: str) -> str:
-    """A tracking URI that holds in another folder too, without user and password."""
-    uri = re.sub(r"//[^/\s@]+@", "//", uri)
+    """The plain tracking URI that holds in another folder too, without user and password."""
+    uri = re.sub(r"//[^/\s@]+@", "//", plain_uri(uri))
     if path := re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(.+)", uri):
         return f"{path[1]}{Path(path[2]).absolute()}"
     return uri

@@ -31,9 +31,6 @@ from mlflow_keras_adv.tracking.target import pages
 
 _logger = logging.getLogger(__name__)
 
-# Tag of an offline run that has been delivered: the run that it became.
-DELIVERED_TAG = "mlflow_keras_adv.delivered"
-
 
 @dataclass
 class Outcome:
@@ -107,7 +104,7 @@ def _sync_runs(uri: str, runs: list[Run], outcome: Outcome, progress: Callable[[
             if place is None:
                 outcome.pending.append(f"{_named(run)} for {uri}: {_said(copied)}")
                 continue
-            here.set_tag(copied.run_id, DELIVERED_TAG, place)
+            here.set_tag(copied.run_id, offline.DELIVERED_TAG, place)
             offline.recorded_here.discard(copied.run_id)
             outcome.delivered.append(f"{_named(run)} as {place}: {_said(copied)}")
     except Exception as error:
@@ -125,7 +122,7 @@ def _offline_runs() -> list[Run]:
     runs = [
         run
         for run in pages(client.search_runs, experiments, f"tags.`{UID_TAG}` != ''")
-        if DELIVERED_TAG not in run.data.tags
+        if offline.DELIVERED_TAG not in run.data.tags
     ]
     alive = {path.name.rpartition("-")[0] for path in journals_folder().glob("*")}
     return [run for run in runs if run.info.run_id not in alive]

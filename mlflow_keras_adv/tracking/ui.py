@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME
@@ -23,6 +22,7 @@ from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.tracking.addresses import absolute_uri, chart_page
+from mlflow_keras_adv.tracking.durable_address import configured_uri
 from mlflow_keras_adv.tracking.sigterm import raises_terminated
 from mlflow_keras_adv.tracking.store import normalized_uri, require_store, without_password
 
@@ -45,7 +45,7 @@ def serve(
     Raises:
         UserError: The store or the experiment does not exist, or `mlflow ui` does not start.
     """
-    uri = absolute_uri(mlflow.get_tracking_uri())
+    uri = absolute_uri(configured_uri())
     require_store(uri)
     file = Path(uri.partition(":///")[2])
     if uri.startswith("sqlite:///") and not file.exists():

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
-from mlflow_keras_adv.tracking.journal import About, Journal
+from mlflow_keras_adv.tracking.journal import About, Journal, peek
 from mlflow_keras_adv.tracking.journal_delivery import JournalDelivery
 from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
 from mlflow_keras_adv.tracking.names import KINDS, KeyTable, flatten
@@ -34,14 +35,19 @@ from mlflow_keras_adv.tracking.records import (
     End,
     Model,
     Params,
+    Record,
     Refusal,
     Tags,
+    decode,
 )
 from mlflow_keras_adv.tracking.staging import StagingClient
 from mlflow_keras_adv.tracking.store import normalized_uri
 from mlflow_keras_adv.tracking.values import Dataset, points_from, series_from, table_of
 
 _logger = logging.getLogger(__name__)
+
+# By the id of a run, the writer that all of this process use.
+open_writers: "WeakValueDictionary[str, RunWriter]" = WeakValueDictionary()
 
 
 class RunWriter:
@@ -154,6 +160,24 @@ class RunWriter:
     def exited_by(self) -> SystemExit | None:
         """What the last training that held this raised, if that was to end the process."""
         return self._exit
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the store takes nothing for now."""
+        return self._delivery.retry.failing_for() > 0
+
+    def hand_in(self, record: Record) -> None:
+        """Hands in a record as it is: nothing of it is checked or renamed."""
+        self._outbox.put(record)
+
+    def folder(self) -> Path | None:
+        """The journal, where copies of what is handed in belong; None if it cannot be written."""
+        return self._pending.open()
+
+    def waiting(self) -> list[Record]:
+        """What stands in the journal, oldest first; a part of it may be in the store by now."""
+        folder = self._pending.folder
+        return [] if folder is None else [decode(each, folder) for each in peek(folder)[1]]
 
     def log_metrics(
         self,

@@ -284,6 +284,46 @@ def test_each_private_name_of_mlflow_is_what_it_was(
     assert compat.monitors() is fluent.run_id_to_system_metrics_monitor
 
 
+def test_a_store_can_be_built_where_mlflow_builds_one(store: str, tmp_path: Path) -> None:
+    built = compat.tracking_store_of(store, None)
+    assert built.get_experiment("0").name == "Default"
+    registry = compat.registry_store_of(store, store)
+    assert list(registry.search_registered_models()) == []
+
+
+def test_another_store_stands_in_the_place_of_one_for_mlflows_clients_alone(
+    client: MlflowClient, store: str
+) -> None:
+    class Elsewhere:
+        def get_experiment(self, experiment_id: str) -> str:
+            return f"{experiment_id} of elsewhere"
+
+    plain = compat.client_of(store)
+    with compat.looks_up_stores(
+        lambda uri, otherwise: Elsewhere() if uri == store else otherwise()
+    ):
+        assert client.get_experiment("0") == "0 of elsewhere"
+        assert plain.get_experiment("0").name == "Default"
+    assert client.get_experiment("0").name == "Default"
+
+
+def test_what_every_store_refuses_is_known_without_one() -> None:
+    metrics, params, tags = compat.checked_batch([Metric("m", 1.0, 1, 1)], [Param("p", "1")], [])
+    assert ([each.key for each in metrics], [each.key for each in params]) == (["m"], ["p"])
+    assert tags == []
+    with pytest.raises(MlflowException, match="Names may only contain"):
+        compat.check_metric(Metric("a@b", 1.0, 1, 1))
+    with pytest.raises(MlflowException, match="Duplicate parameter keys"):
+        compat.checked_batch([], [Param("p", "1"), Param("p", "2")], [])
+
+
+def test_a_description_of_a_run_changes_in_what_is_said(client: MlflowClient, run_id: str) -> None:
+    info = client.get_run(run_id).info
+    changed = compat.with_changes(info, status="FAILED", end_time=7)
+    assert (changed.status, changed.end_time) == ("FAILED", 7)
+    assert dict(compat.with_changes(info)) == dict(info)
+
+
 @pytest.mark.parametrize(("count", "kept"), [(2, 2), (3, 3), (4, 3)])
 def test_a_curve_has_no_more_points_than_asked_for_and_its_ends(count: int, kept: int) -> None:
     curve = compat.picked({step: float(step) for step in reversed(range(count))}, 3)

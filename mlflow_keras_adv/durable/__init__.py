@@ -1,0 +1,1 @@
+"""A tracking store that keeps what another does not take for now."""
