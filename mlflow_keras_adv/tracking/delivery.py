@@ -8,6 +8,7 @@ offline (`copy_runs`).
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,9 +22,10 @@ from mlflow.utils.validation import (
 
 from mlflow_keras_adv.compat.mlflow import delete_artifact, refused_though_stored
 from mlflow_keras_adv.tracking.logged_models import ModelIds
-from mlflow_keras_adv.tracking.names import metric_key, same_param
+from mlflow_keras_adv.tracking.names import folded, metric_key, same_param
 from mlflow_keras_adv.tracking.retry import FAILURES, FAILURES_OF_A_PART, Retry
 from mlflow_keras_adv.tracking.target import Target
+from mlflow_keras_adv.tracking.texts import TWIN, without_sql
 from mlflow_keras_adv.tracking.verdict import RejectedError
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class Delivery:
         self.retry = retry
         self._refuse = refuse
         self._model_ids = ModelIds(target.client, run_id)
+        self._tags: dict[str, str] = {}  # the first key that was set, by what it is folded to
+        self._store_folds: bool | None = None
 
     def attempt(self, name: str, call: Callable[[], object], **how: Any) -> None:
         """Makes a call; if the store rejects it, it is refused by name.
@@ -84,7 +88,7 @@ class Delivery:
             reason: Why.
             points: How many metric values; 0 for anything else.
         """
-        self._refuse(name, reason, points)
+        self._refuse(name, without_sql(reason), points)
 
     def send_values(self, values: Iterable[Metric]) -> None:
         """Logs metric values, however many."""
@@ -155,6 +159,9 @@ class Delivery:
         tags = []
         for name, text in values.items():
             key = metric_key(name)
+            if self._tags.setdefault(folded(key), key) != key and self._folds():
+                self.refuse(key, TWIN)
+                continue
             tags.append(RunTag(key, self._head(text, MAX_TAG_VAL_LENGTH, f"tags/{key}")))
         for batch in batches(tags, MAX_PARAMS_TAGS_PER_BATCH):
             self.send(batch)
@@ -226,6 +233,29 @@ class Delivery:
             file = f"{place}.txt"
             self.attempt(file, lambda: self.client.log_text(self.run_id, text, file))
         return text[:length]
+
+    def _folds(self) -> bool:
+        """Whether the store takes tags for one that differ in the case of letters.
+
+        It would say so itself, after it has asked its database for 13 seconds.
+        """
+
+        def find_out() -> bool:
+            self.client.log_batch(self.run_id, tags=[RunTag(_PROOF_TAG, "")], synchronous=True)
+            found = False
+            for key in (_PROOF_TAG.upper(), _PROOF_TAG):
+                with suppress(RejectedError):
+                    self.target.ask(self.client.delete_tag, self.run_id, key)
+                    found = key != _PROOF_TAG
+                    break
+            return found
+
+        if self._store_folds is None:
+            try:
+                self._store_folds = self.retry.until_answered(find_out)
+            except RejectedError:
+                self._store_folds = False
+        return self._store_folds
 
     def _run_takes_values(self) -> bool:
         try:

@@ -42,7 +42,7 @@ class Retry:
         run_id: The run that the calls are for, for messages.
         prove: Writes something harmless to the store; raises if it does not take it. Without, no
             call is rejected because the store fails at it.
-        progress: Called after each call that the store has answered.
+        progress: Called after each call that the store has answered, one of `prove` too.
         ask: Called before each further attempt; raises, within seconds, if the store does not
             answer.
         patient: Whether to wait for a store. Without, what may succeed later is raised, after the
@@ -108,6 +108,7 @@ class Retry:
                 failing = verdict is Verdict.FAILED
                 unknown = verdict is Verdict.UNKNOWN and self._patient
                 if verdict is Verdict.REJECTED or unknown or (failing and proofs == PROOFS):
+                    self._progress()
                     self._failing_since = None
                     raise RejectedError(str(error)) from error
                 failed = failed + 1 if failing else 0
@@ -167,5 +168,7 @@ class Retry:
             with asking_once(PROBE_SECONDS):
                 self._prove()
         except Exception as error:
-            return verdict_of(error) is Verdict.REJECTED
+            if verdict_of(error) is not Verdict.REJECTED:
+                return False
+        self._progress()  # it is not away, and nobody has to give it up
         return True

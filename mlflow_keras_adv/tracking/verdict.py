@@ -48,6 +48,9 @@ def verdict_of(error: Exception) -> Verdict:
         # All connections of the database are in use: to MLflow that is a bad request.
         if "QueuePool limit" in error.message:
             return Verdict.AWAY
+        # The server has asked its database again and again itself: a name is there by another case.
+        if "Failed to set tags with given" in error.message:
+            return Verdict.REJECTED
         return _of_status(error.get_http_status_code())
     if type(error).__module__.startswith("requests"):
         return _of_status(getattr(getattr(error, "response", None), "status_code", 503))
