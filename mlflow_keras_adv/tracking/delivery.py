@@ -26,7 +26,7 @@ from mlflow_keras_adv.tracking.names import folded, metric_key, same_param
 from mlflow_keras_adv.tracking.retry import FAILURES, FAILURES_OF_A_PART, Retry
 from mlflow_keras_adv.tracking.target import Target
 from mlflow_keras_adv.tracking.texts import TWIN, without_sql
-from mlflow_keras_adv.tracking.verdict import RejectedError
+from mlflow_keras_adv.tracking.verdict import RejectedError, of_artifacts
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -154,6 +154,36 @@ class Delivery:
             self.send(batch)
         self.set_tags(changes)
 
+    def upload(self, record: Any, call: Callable[[], object]) -> None:
+        """Makes a call that brings a record to the store of the artifacts.
+
+        Args:
+            record: The `records.Record`.
+            call: The call.
+
+        Raises:
+            RetryCancelledError: If the retries were cancelled meanwhile.
+        """
+        self.attempt(record.title, call, ask_first=True)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Writes an artifact."""
+        self.attempt(artifact_file, lambda: self.write_text(text, artifact_file))
+
+    def write_text(self, text: str, artifact_file: str) -> None:
+        """Writes an artifact by one call, once."""
+        with of_artifacts():
+            self.client.log_text(self.run_id, text, artifact_file)
+
+    def ask_artifact_store(self) -> None:
+        """Asks once, on this thread, whether the store of the run's artifacts answers.
+
+        Raises:
+            Exception: It does not.
+        """
+        with suppress(RejectedError):
+            self.target.ask(self.client.list_artifacts, self.run_id, _PROOF_TAG)
+
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Sets tags; of a text that is too long for a tag, an artifact holds the whole."""
         tags = []
@@ -230,8 +260,7 @@ class Delivery:
     def _head(self, text: str, length: int, place: str) -> str:
         """As much of a text as MLflow takes; a longer one goes to an artifact as well."""
         if len(text) > length:
-            file = f"{place}.txt"
-            self.attempt(file, lambda: self.client.log_text(self.run_id, text, file))
+            self.log_text(text, f"{place}.txt")
         return text[:length]
 
     def _folds(self) -> bool:
