@@ -21,6 +21,7 @@ from mlflow.utils.validation import (
 )
 
 from mlflow_keras_adv.compat.mlflow import delete_artifact, refused_though_stored
+from mlflow_keras_adv.tracking.artifact_stores import require_reachable
 from mlflow_keras_adv.tracking.logged_models import ModelIds
 from mlflow_keras_adv.tracking.names import folded, metric_key, same_param
 from mlflow_keras_adv.tracking.retry import FAILURES, FAILURES_OF_A_PART, Retry
@@ -63,6 +64,7 @@ class Delivery:
         self._model_ids = ModelIds(target.client, run_id)
         self._tags: dict[str, str] = {}  # the first key that was set, by what it is folded to
         self._store_folds: bool | None = None
+        self._artifact_uri: str | None = None
 
     def attempt(self, name: str, call: Callable[[], object], **how: Any) -> None:
         """Makes a call; if the store rejects it, it is refused by name.
@@ -173,6 +175,7 @@ class Delivery:
     def write_text(self, text: str, artifact_file: str) -> None:
         """Writes an artifact by one call, once."""
         with of_artifacts():
+            self.reach_artifact_store()
             self.client.log_text(self.run_id, text, artifact_file)
 
     def ask_artifact_store(self) -> None:
@@ -181,8 +184,19 @@ class Delivery:
         Raises:
             Exception: It does not.
         """
+        self.reach_artifact_store()
         with suppress(RejectedError):
             self.target.ask(self.client.list_artifacts, self.run_id, _PROOF_TAG)
+
+    def reach_artifact_store(self) -> None:
+        """Connects to the store of the run's artifacts, if it is a server whose address is known.
+
+        Raises:
+            OSError: It cannot be reached.
+        """
+        if self._artifact_uri is None:
+            self._artifact_uri = self.client.get_run(self.run_id).info.artifact_uri
+        require_reachable(self._artifact_uri)
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Sets tags; of a text that is too long for a tag, an artifact holds the whole."""

@@ -270,6 +270,8 @@ class File(Record):
         with of_artifacts():
             if self.path.is_dir():  # MLflow uploads its files on other threads
                 run.ask_artifact_store()
+            else:
+                run.reach_artifact_store()
             run.client.log_artifact(run.run_id, str(self.path), self.artifact_path)
 
 

@@ -34,6 +34,7 @@ with mka.track("job", log_system_metrics=False) as run:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "ended"])
 def test_what_is_delivered_late_is_superseded(
     end: str,

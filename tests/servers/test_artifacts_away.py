@@ -139,6 +139,7 @@ with mka.track("killed", log_system_metrics=False) as run:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("artifacts", ["direct"], indirect=True)
 def test_sync_ends_the_run_of_a_killed_trainer_and_keeps_its_files(
     project: Team, tmp_path: Path

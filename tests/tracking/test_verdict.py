@@ -1,16 +1,19 @@
 """What the errors of stores and of their SDKs mean."""
 
+import socket
 from http import HTTPStatus
 
 import pytest
 from mlflow.exceptions import MlflowException
 
+from mlflow_keras_adv.tracking.artifact_stores import require_reachable
 from mlflow_keras_adv.tracking.verdict import (
     ArtifactStoreError,
     Verdict,
     of_artifacts,
     verdict_of,
 )
+from tests.mlflow_server import free_port
 
 AWAY, FAILED, REJECTED = Verdict.AWAY, Verdict.FAILED, Verdict.REJECTED
 
@@ -87,3 +90,19 @@ def test_only_what_may_succeed_later_is_put_off() -> None:
     assert verdict_of(caught.value) is AWAY
     with pytest.raises(MlflowException), of_artifacts():
         raise MlflowException.invalid_parameter_value("a bad path")
+
+
+def test_a_server_of_s3_that_is_configured_is_tried_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ConnectionRefusedError):
+        require_reachable("s3://bucket/1/artifacts")
+    require_reachable("mlflow-artifacts:/1/artifacts")
+    require_reachable("/srv/artifacts")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", address)
+        require_reachable("s3://bucket/1/artifacts")
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
+    require_reachable("s3://bucket/1/artifacts")
