@@ -29,8 +29,8 @@ pytestmark = pytest.mark.parametrize("team", ["postgresql"], indirect=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(journal_delivery, "ASIDE_SECONDS", 0.5)
-    monkeypatch.setattr(run_module, "GRACE_SECONDS", 3.0)
-    monkeypatch.setattr("mlflow_keras_adv.tracking.sync.GRACE_SECONDS", 4.0)
+    monkeypatch.setattr(run_module, "GRACE_SECONDS", 8.0)
+    monkeypatch.setattr("mlflow_keras_adv.tracking.sync.GRACE_SECONDS", 8.0)
 
 
 @pytest.fixture
