@@ -39,12 +39,14 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes], seconds: floa
 
 
 class MlflowServer:
-    """A server with an sqlite store and artifacts of its own, which outlive its process.
+    """A server with a store and artifacts of its own, which outlive its process.
 
     Args:
         folder: For the store, the artifacts and the log.
         options: More options of `mlflow server`.
         environment: More variables.
+        database: The store, if it is not to be an sqlite file.
+        artifacts: Where the artifacts are, if that is not to be a folder.
 
     Attributes:
         address: Its address. The port stays the same from start to start.
@@ -52,16 +54,21 @@ class MlflowServer:
     """
 
     def __init__(
-        self, folder: Path, *options: str, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        database: str | None = None,
+        artifacts: str | None = None,
     ) -> None:
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
-        self.database = f"sqlite:///{folder / 'mlflow.db'}"
+        self.database = database or f"sqlite:///{folder / 'mlflow.db'}"
         self._folder = folder
         self._command = [SERVER_PYTHON, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         self._command += ["--port", str(port), "--workers", "1", *options]
         self._command += ["--backend-store-uri", self.database]
-        self._command += ["--artifacts-destination", str(folder / "artifacts")]
+        self._command += ["--artifacts-destination", artifacts or str(folder / "artifacts")]
         self._environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
         self._environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight idle processes
         self._environment |= environment or {}

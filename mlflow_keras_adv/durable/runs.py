@@ -101,7 +101,7 @@ class DurableRun:
             return True
         if self.is_away:
             return False
-        settled = self.writer.flush(ANSWER_SECONDS)
+        settled = self.writer.flush(ANSWER_SECONDS, files=False)
         if not settled and not self.is_away:
             self.place.answers.note_away(TimeoutError("it has not answered in time"))
         return settled

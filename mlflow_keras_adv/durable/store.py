@@ -34,11 +34,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from mlflow.utils.uri import is_http_uri
 
 from mlflow_keras_adv.compat.mlflow import (
+    asking_once,
     check_metric,
     checked_batch,
     tracking_store_of,
 )
-from mlflow_keras_adv.durable.answers import AwayError
+from mlflow_keras_adv.durable.answers import ANSWER_SECONDS, AwayError
 from mlflow_keras_adv.durable.models import WaitingModel
 from mlflow_keras_adv.durable.offline_runs import OfflineRuns, is_offline_id, of_experiment
 from mlflow_keras_adv.durable.runs import DurableRun, Place
@@ -63,6 +64,7 @@ from mlflow_keras_adv.tracking.records import (
 from mlflow_keras_adv.tracking.store import probe
 from mlflow_keras_adv.tracking.sync import catch_up
 from mlflow_keras_adv.tracking.texts import safe
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
 _S = TypeVar("_S", bound=AbstractStore)
 _T = TypeVar("_T")
@@ -461,10 +463,16 @@ class DurableStore(AbstractStore):
         """
         run = self._owner(owner)
         answers = self._place.answers if run is None else run.place.answers
-        if run is not None and not run.is_delivered():
+        if run is not None and (not run.is_delivered() or run.writer.puts_off):
             raise AwayError("it does not have all that was handed in before")
         answers.attempt(lambda: probe(self._place.uri))
-        return answers.attempt(call, seconds=math.inf)
+        try:
+            with asking_once(ANSWER_SECONDS):
+                return call()
+        except Exception as error:  # the server answers: it may be the store behind it
+            if not may_succeed_later(error):
+                raise
+            raise AwayError(str(error)) from error
 
     def waiting_files(self, owner: str) -> dict[str, Path] | None:
         """The files of a run that stand in the journal, by their paths in the run.

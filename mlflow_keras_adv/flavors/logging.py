@@ -1,6 +1,6 @@
 """Makes a model folder of any flavor a LoggedModel of its run.
 
-While the store does not answer, the folder goes to the journal of the run.
+While the store, or that of the artifacts, does not answer, the folder goes to the run's journal.
 """
 
 import logging
@@ -19,11 +19,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 
+from mlflow_keras_adv.compat.mlflow import asking_once
 from mlflow_keras_adv.errors import UserError
 from mlflow_keras_adv.ranks import this_rank
 from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.run import Run, current_run, known_run, track
-from mlflow_keras_adv.tracking.store import answers, without_password
+from mlflow_keras_adv.tracking.store import PROBE_SECONDS, answers, without_password
 from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
 _logger = logging.getLogger(__name__)
@@ -77,12 +78,13 @@ def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> M
         wanted: Its name, run and description.
 
     Returns:
-        MLflow's description of the model. In a run whose store does not answer its id is one that
-        becomes the true one in the metrics and tags of that run, when the model is delivered.
+        MLflow's description of the model. In a run whose store does not answer, or that of its
+        artifacts, its id is one that becomes the true one in the metrics and tags of that run, when
+        the model is delivered.
 
     Raises:
-        mlflow.exceptions.MlflowException: From the store; a LoggedModel that exists by then is
-            FAILED.
+        mlflow.exceptions.MlflowException: From the store, which rejects it; a LoggedModel that
+            exists by then is FAILED.
     """
     if not this_rank().is_chief:  # which logs the model that all ranks have
         with track(run_id=wanted.run_id) as quiet:
@@ -96,15 +98,27 @@ def log_saved(save: Save, folder: Path, described: Model, wanted: LoggedAs) -> M
                 wanted.name,
             )
         return _log(save, wanted)
+    writer = run.internals.writer
     # What the run was given before, its params and metrics, is the model's too.
-    if not answers(run.tracking_uri) or not run.internals.writer.settle(GRACE_SECONDS):
+    if (
+        writer.puts_off
+        or not answers(run.tracking_uri)
+        or not writer.settle(GRACE_SECONDS)
+        or not writer.can_upload()
+    ):
         return _hand_in(run, folder, described, wanted)
     try:
         return _log(save, wanted)
-    except MlflowException as error:
-        if not may_succeed_later(error) or answers(run.tracking_uri):
+    except Exception as error:
+        if not may_succeed_later(error) or (_is_forbidden(error) and answers(run.tracking_uri)):
             raise
+        _logger.warning("The model %r of run %s is kept: %s", wanted.name, run.run_id, error)
         return _hand_in(run, folder, described, wanted)
+
+
+def _is_forbidden(error: Exception) -> bool:
+    """Whether the tracking server knows us, or wants to, and does not let us do so."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
 
 
 def _log(save: Save, wanted: LoggedAs) -> ModelInfo:
@@ -133,6 +147,9 @@ def _log(save: Save, wanted: LoggedAs) -> ModelInfo:
         if not isinstance(error, Exception):
             client = mlflow.MlflowClient()
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+        elif may_succeed_later(error):  # by another one, which comes from the journal
+            with suppress(Exception), asking_once(PROBE_SECONDS):
+                mlflow.MlflowClient().delete_logged_model(logged.model_id)
         raise
 
 

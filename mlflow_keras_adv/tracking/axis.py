@@ -161,7 +161,7 @@ def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
     try:
         data = client.get_run(run_id).data
         key_tables = {kind: KeyTable(kind, getattr(data, kind), data.tags) for kind in KINDS}
-        ours = [metric for metric in last_metrics(data) if metric.key.startswith(_ON_THE_AXIS)]
+        ours = [metric for metric in last_metrics(data) if is_on_axis(metric.key)]
         if not ours:
             return EarlierRecord(key_tables=key_tables)
         points = client.get_metric_history(run_id, "train/epoch")
@@ -193,6 +193,11 @@ def earlier_record(run_id: str, client: MlflowClient) -> EarlierRecord:
 
 def _span(first: int, last: int) -> str:
     return f"{first}-{last} before {time.time_ns() // 1_000_000}"
+
+
+def is_on_axis(key: str) -> bool:
+    """Whether the steps of a metric are training batches."""
+    return key.startswith(_ON_THE_AXIS)
 
 
 def superseded_spans(tags: Mapping[str, str]) -> list[tuple[int, int, int]]:

@@ -8,6 +8,7 @@ offline (`copy_runs`).
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,11 +21,13 @@ from mlflow.utils.validation import (
 )
 
 from mlflow_keras_adv.compat.mlflow import delete_artifact, refused_though_stored
+from mlflow_keras_adv.tracking.artifact_stores import require_reachable
 from mlflow_keras_adv.tracking.logged_models import ModelIds
-from mlflow_keras_adv.tracking.names import metric_key, same_param
+from mlflow_keras_adv.tracking.names import folded, metric_key, same_param
 from mlflow_keras_adv.tracking.retry import FAILURES, FAILURES_OF_A_PART, Retry
 from mlflow_keras_adv.tracking.target import Target
-from mlflow_keras_adv.tracking.verdict import RejectedError
+from mlflow_keras_adv.tracking.texts import TWIN, without_sql
+from mlflow_keras_adv.tracking.verdict import RejectedError, of_artifacts
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -59,6 +62,9 @@ class Delivery:
         self.retry = retry
         self._refuse = refuse
         self._model_ids = ModelIds(target.client, run_id)
+        self._tags: dict[str, str] = {}  # the first key that was set, by what it is folded to
+        self._store_folds: bool | None = None
+        self._artifact_uri: str | None = None
 
     def attempt(self, name: str, call: Callable[[], object], **how: Any) -> None:
         """Makes a call; if the store rejects it, it is refused by name.
@@ -84,7 +90,7 @@ class Delivery:
             reason: Why.
             points: How many metric values; 0 for anything else.
         """
-        self._refuse(name, reason, points)
+        self._refuse(name, without_sql(reason), points)
 
     def send_values(self, values: Iterable[Metric]) -> None:
         """Logs metric values, however many."""
@@ -150,11 +156,56 @@ class Delivery:
             self.send(batch)
         self.set_tags(changes)
 
+    def upload(self, record: Any, call: Callable[[], object]) -> None:
+        """Makes a call that brings a record to the store of the artifacts.
+
+        Args:
+            record: The `records.Record`.
+            call: The call.
+
+        Raises:
+            RetryCancelledError: If the retries were cancelled meanwhile.
+        """
+        self.attempt(record.title, call, ask_first=True)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Writes an artifact."""
+        self.attempt(artifact_file, lambda: self.write_text(text, artifact_file))
+
+    def write_text(self, text: str, artifact_file: str) -> None:
+        """Writes an artifact by one call, once."""
+        with of_artifacts():
+            self.reach_artifact_store()
+            self.client.log_text(self.run_id, text, artifact_file)
+
+    def ask_artifact_store(self) -> None:
+        """Asks once, on this thread, whether the store of the run's artifacts answers.
+
+        Raises:
+            Exception: It does not.
+        """
+        self.reach_artifact_store()
+        with suppress(RejectedError):
+            self.target.ask(self.client.list_artifacts, self.run_id, _PROOF_TAG)
+
+    def reach_artifact_store(self) -> None:
+        """Connects to the store of the run's artifacts, if it is a server whose address is known.
+
+        Raises:
+            OSError: It cannot be reached.
+        """
+        if self._artifact_uri is None:
+            self._artifact_uri = self.client.get_run(self.run_id).info.artifact_uri
+        require_reachable(self._artifact_uri)
+
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Sets tags; of a text that is too long for a tag, an artifact holds the whole."""
         tags = []
         for name, text in values.items():
             key = metric_key(name)
+            if self._tags.setdefault(folded(key), key) != key and self._folds():
+                self.refuse(key, TWIN)
+                continue
             tags.append(RunTag(key, self._head(text, MAX_TAG_VAL_LENGTH, f"tags/{key}")))
         for batch in batches(tags, MAX_PARAMS_TAGS_PER_BATCH):
             self.send(batch)
@@ -223,9 +274,31 @@ class Delivery:
     def _head(self, text: str, length: int, place: str) -> str:
         """As much of a text as MLflow takes; a longer one goes to an artifact as well."""
         if len(text) > length:
-            file = f"{place}.txt"
-            self.attempt(file, lambda: self.client.log_text(self.run_id, text, file))
+            self.log_text(text, f"{place}.txt")
         return text[:length]
+
+    def _folds(self) -> bool:
+        """Whether the store takes tags for one that differ in the case of letters.
+
+        It would say so itself, after it has asked its database for 13 seconds.
+        """
+
+        def find_out() -> bool:
+            self.client.log_batch(self.run_id, tags=[RunTag(_PROOF_TAG, "")], synchronous=True)
+            found = False
+            for key in (_PROOF_TAG.upper(), _PROOF_TAG):
+                with suppress(RejectedError):
+                    self.target.ask(self.client.delete_tag, self.run_id, key)
+                    found = key != _PROOF_TAG
+                    break
+            return found
+
+        if self._store_folds is None:
+            try:
+                self._store_folds = self.retry.until_answered(find_out)
+            except RejectedError:
+                self._store_folds = False
+        return self._store_folds
 
     def _run_takes_values(self) -> bool:
         try:

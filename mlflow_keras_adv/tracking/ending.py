@@ -11,6 +11,7 @@ from collections import deque
 
 from mlflow_keras_adv.compat.random_state import keeps_random_state
 from mlflow_keras_adv.compat.system import after_fork_in_child
+from mlflow_keras_adv.tracking.paths import offline_uri
 from mlflow_keras_adv.tracking.sigterm import Terminated
 from mlflow_keras_adv.tracking.system_metrics import stop_watching
 from mlflow_keras_adv.tracking.texts import storable
@@ -88,7 +89,9 @@ def _settle(writer: RunWriter, seconds: float) -> bool:
     if delivered:
         receipt = writer.receipt
         say = _logger.warning if receipt.refused_names else _logger.info
-        say("Run %s: %s", writer.run_id, receipt)
+        here = writer.tracking_uri == offline_uri()
+        place = " in the store on this machine, for `mlflow-keras-adv sync`" if here else ""
+        say("Run %s%s: %s", writer.run_id, place, receipt)
     return delivered
 
 

@@ -49,6 +49,7 @@ class About:
             KILLED.
         host: Name of the machine.
         pid: Id of the process.
+        aside: Whether it holds files that were put off, and no values.
     """
 
     run_id: str
@@ -56,6 +57,7 @@ class About:
     ends_run: bool
     host: str
     pid: int
+    aside: bool = False
 
 
 class Place(NamedTuple):

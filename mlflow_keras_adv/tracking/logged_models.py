@@ -13,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_keras_adv.tracking.names import UID_TAG
 from mlflow_keras_adv.tracking.target import Target, of_uid
-from mlflow_keras_adv.tracking.verdict import RejectedError
+from mlflow_keras_adv.tracking.verdict import RejectedError, of_artifacts
 
 # The ids of models that the store does not know yet begin so.
 UID_PREFIX = "pending-"
@@ -279,15 +279,19 @@ class SavedModel:
     registered_model_name: str | None
 
 
-def deliver_model(target: Target, run_id: str, model: SavedModel) -> None:
+def deliver_model(
+    target: Target, run_id: str, model: SavedModel, *, ask: Callable[[], object]
+) -> None:
     """Makes a LoggedModel of its run. To do so again completes the one that was made.
 
     Args:
         target: The store.
         run_id: The run that the model is an output of.
         model: The model.
+        ask: Raises if the store of the artifacts does not answer.
 
     Raises:
+        ArtifactStoreError: All is done but what the store of the artifacts does not take for now.
         RejectedError: The store rejects it, or the copy of the folder is gone, and the store does
             not have all of it.
     """
@@ -311,12 +315,18 @@ def deliver_model(target: Target, run_id: str, model: SavedModel) -> None:
     ensure_output(target, run_id, there.model_id, model.step)
     _link_metrics(target, run_id, there.model_id, model.step)
     _write_ids(model.path, run_id, there)
+
+    def upload() -> None:
+        with of_artifacts():
+            ask()
+            target.ask(client.log_model_artifacts, there.model_id, str(model.path))
+
     fill_model(
         target,
         there,
         params={**run.data.params, **model.params},
         tags=model.tags,
-        upload=lambda: target.ask(client.log_model_artifacts, there.model_id, str(model.path)),
+        upload=upload,
         status=LoggedModelStatus.READY,
     )
     if model.registered_model_name is not None:

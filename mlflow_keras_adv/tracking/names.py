@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,6 +45,12 @@ def metric_key(name: str) -> str:
     if key in ("", "."):
         key = "_"
     return _cut(key, name)
+
+
+def folded(key: str) -> str:
+    """What is the same for keys that some databases take for one: no case, no accents."""
+    letters = unicodedata.normalize("NFKD", key.casefold())
+    return "".join(each for each in letters if not unicodedata.combining(each))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
 from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.pending import Receipt
 from mlflow_keras_adv.tracking.store import normalized_uri, probe
+from mlflow_keras_adv.tracking.taken_up import TakenUp, taken_up
 from mlflow_keras_adv.tracking.verdict import may_succeed_later
 from mlflow_keras_adv.tracking.writer import RunWriter
 
@@ -57,15 +58,24 @@ def deliver_journal(journal: Journal, *, end_run: bool, seconds: float) -> Recei
         What became of the metric values that were handed in to it.
     """
     client = client_of(uri_with_login(journal.about.tracking_uri))
-    last_word = _age(journal.folder)
-    writer = RunWriter(journal.about.run_id, client, journal)
-    died = end_run and journal.about.ends_run and not writer.has_ended
+    last_word, elsewhere = _age(journal.folder), _taken_up(client, journal)
+    writer = RunWriter(journal.about.run_id, client, journal, goes_on=elsewhere is not None)
+    if elsewhere is not None:
+        writer.set_tags(elsewhere.tags())
+        _logger.warning(
+            "Run %s was taken up elsewhere before this machine has delivered its record: the "
+            "points of steps %d to %d from here are superseded, as its tags say.",
+            journal.about.run_id,
+            elsewhere.first_step,
+            elsewhere.last_step,
+        )
+    died = end_run and journal.about.ends_run and not writer.has_ended and elsewhere is None
     died = died and not is_ended_by_another(journal.about.run_id, journals_folder())
     if died and _is_running(client, journal.about.run_id):
         writer.log_status(journal.notes.ended() or "KILLED", int(last_word * 1000))
     writer.close(seconds)
     receipt = writer.receipt
-    if not receipt.pending:
+    if not receipt.pending and not receipt.artifacts:
         _correct(client, journal.folder, receipt)
     return receipt
 
@@ -108,6 +118,14 @@ def _correct(client: MlflowClient, folder: Path, receipt: Receipt) -> None:
         _logger.debug("the receipt of run %s stays as it is: %r", journal.about.run_id, error)
     finally:
         journal.close(delete=done, empty=counted is None)
+
+
+def _taken_up(client: MlflowClient, journal: Journal) -> TakenUp | None:
+    try:
+        probe(client.tracking_uri)
+        return taken_up(client, journal)
+    except (MlflowException, OSError, ValueError):  # as far as is known here
+        return None
 
 
 def _is_running(client: MlflowClient, run_id: str) -> bool:

@@ -30,6 +30,10 @@ SHORT_GRACE_SECONDS = 1.0
 # The same, of a database file that has not failed: it only waits for its disk, which may have much
 # to do, and there is no network to be cut.
 DISK_GRACE_SECONDS = 60.0
+# How long the end of a run waits at most for a store that goes on taking values.
+LONGEST_END_SECONDS = 300.0
+# So often it is said meanwhile how much there is to come.
+WORD_SECONDS = 30.0
 # Values wait so long for others to be sent with: a call to a store costs as much as 50 values.
 GATHER_SECONDS = 0.2
 # A thread that has had nothing to do for so long ends, unless the outbox is held; the next item
@@ -101,8 +105,13 @@ class Outbox:
             self._has_store_thread()
         return lambda: self._holds.discard(key)
 
-    def put(self, item: Record | Flush) -> None:
-        """Appends an item, and starts the threads if they are not at work."""
+    def put(self, item: Record | Flush, *, seconds: float | None = HAND_OVER_SECONDS) -> None:
+        """Appends an item, and starts the threads if they are not at work.
+
+        Args:
+            item: The item.
+            seconds: How long to wait for the disk; None waits as long as it takes.
+        """
         if self._closed:
             self._delivery.retry.warn_once(
                 "closed", "Run %s has ended here and takes no more values.", self._run_id
@@ -115,7 +124,7 @@ class Outbox:
         if self._store_thread is None:  # at once: soon the process may be at its end
             self._has_store_thread()
         with suppress(Empty):
-            if (raised := written.get(timeout=HAND_OVER_SECONDS)) is not None:
+            if (raised := written.get(timeout=seconds)) is not None:
                 raise raised
 
     def flush(self, timeout: float | None) -> bool:
@@ -144,16 +153,46 @@ class Outbox:
         Returns:
             Whether they are.
         """
+        return self._settle(timeout) is None
+
+    def _settle(self, timeout: float, *, ends: bool = False) -> str | None:
+        """As `settle`.
+
+        Args:
+            timeout: As `close` has it.
+            ends: Whether this is the end of the run, which has a limit, and says what it waits for.
+
+        Returns:
+            Why it was given up; None if all items are settled.
+        """
+        began = time.monotonic()
+        spoke = -WORD_SECONDS
         while True:
             before = self._pending.steps
-            settled = self.flush(self._patience(timeout))
-            if settled or self._pending.steps == before:
-                return settled
+            if self.flush(self._patience(timeout)):
+                return None
+            if self._pending.steps == before:
+                files = self._delivery.retry.fails_at_files
+                return f"The {'artifact' if files else 'tracking'} store does not answer."
+            waited = time.monotonic() - began
+            if ends and waited > LONGEST_END_SECONDS:
+                return f"The rest was not delivered within {LONGEST_END_SECONDS:.0f} s."
+            if ends and waited - spoke > WORD_SECONDS:
+                spoke = waited
+                _logger.warning(
+                    "Run %s has ended, and %d points and %d other records of it are still on their "
+                    "way to the store. They are waited for, for %.0f s at most; Ctrl-C leaves them "
+                    "on this machine, for `mlflow-keras-adv sync`.",
+                    self._run_id,
+                    self._pending.points,
+                    self._pending.records,
+                    LONGEST_END_SECONDS - waited,
+                )
 
     def close(self, timeout: float) -> bool:
         """Waits as long as the store goes on taking values, and takes no more.
 
-        What is left then stays in the journal, which is released.
+        What is left then stays in the journal, which is released. So it does at a Ctrl-C.
 
         Args:
             timeout: Seconds to wait for a store that takes nothing; less if it has been failing,
@@ -164,9 +203,17 @@ class Outbox:
         """
         if self._closed:
             return self._pending.count() == 0
-        settled = self.settle(timeout)
+        reason: str | None = "It was interrupted."
+        try:
+            reason = self._settle(timeout, ends=True)
+        finally:
+            self._let_go(reason)
+        return reason is None
+
+    def _let_go(self, reason: str | None) -> None:
+        """Takes no more; what is left, for a reason that is said, stays in the journal."""
         self._closed = True
-        if settled:
+        if reason is None:
             self._pending.release()
         else:
             if (written := self._hand_in(None)) is not None:
@@ -174,8 +221,7 @@ class Outbox:
             self._delivery.retry.cancel()
             _at_work.discard(self)
             self._pending.release()
-            self._say_what_is_left()
-        return settled
+            self._say_what_is_left(reason)
 
     def _patience(self, timeout: float) -> float:
         failing = self._delivery.retry.failing_for()
@@ -186,14 +232,15 @@ class Outbox:
             return max(left, min(grace_left(DISK_GRACE_SECONDS), SHORT_GRACE_SECONDS))
         return max(left - failing, min(left, SHORT_GRACE_SECONDS))
 
-    def _say_what_is_left(self) -> None:
+    def _say_what_is_left(self, reason: str) -> None:
         receipt = self._pending.receipt()
         _logger.warning(
-            "The tracking store does not answer. Run %s: %s, and %d other records pending%s. They "
-            "are kept on this machine: `mlflow-keras-adv sync` delivers them once it is back.",
+            "%s Run %s: %s, and %d other records pending%s. They are kept on this machine: "
+            "`mlflow-keras-adv sync` delivers them once the store answers.",
+            reason,
             self._run_id,
             receipt,
-            self._pending.records,
+            self._pending.records - self._pending.artifacts,
             ", its status among them" if self._pending.ended else "",
         )
 

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -22,6 +22,8 @@ from mlflow_keras_adv.tracking.records import (
     ModelFiles,
     Record,
     Refusal,
+    Table,
+    Text,
     Values,
     decode,
     encode,
@@ -31,9 +33,14 @@ _logger = logging.getLogger(__name__)
 
 # To deliver them again would need a copy that is gone by then, or undo what came later.
 _NOT_TWICE = (Artifact, Model, ModelFiles, Deletion)
+# What goes to the store of the artifacts.
+_UPLOADED = (Artifact, Model, ModelFiles, Table, Text)
 
 # Metric values that are kept in memory when the journal cannot be written, as on a full disk.
 POINTS_IN_MEMORY = 1_000_000
+
+# Tag of a run: how many files and models have not come to the store of the artifacts.
+ARTIFACTS_TAG = "artifacts.pending"
 
 _COUNTS = ("produced", "delivered", "pending", "refused")
 
@@ -48,6 +55,7 @@ class Receipt:
         pending: Those that are in the journal, for `mlflow-keras-adv sync`.
         refused: Those that cannot be recorded, or were rejected by the store.
         refused_names: How often each name was refused; of params, tags and artifacts too.
+        artifacts: Files and models that are in the journal.
     """
 
     produced: int
@@ -55,6 +63,7 @@ class Receipt:
     pending: int
     refused: int
     refused_names: Counter[str] = field(default_factory=Counter)
+    artifacts: int = 0
 
     @classmethod
     def of(cls, acknowledged: Acknowledged, *, pending: int) -> Self:
@@ -93,13 +102,16 @@ class Receipt:
             self.pending + other.pending,
             self.refused + other.refused,
             self.refused_names + other.refused_names,
+            self.artifacts + other.artifacts,
         )
 
     def __str__(self) -> str:
         names = ", ".join(f"{name} ({count})" for name, count in self.refused_names.items())
         return (
             f"{self.produced} points produced, {self.delivered} delivered, {self.pending} pending, "
-            f"{self.refused} refused" + (f"; refused: {names}" if names else "")
+            f"{self.refused} refused"
+            + (f"; {self.artifacts} files or models pending" if self.artifacts else "")
+            + (f"; refused: {names}" if names else "")
         )
 
     def tags(self) -> dict[str, str]:
@@ -107,6 +119,8 @@ class Receipt:
         tags = {f"points.{name}": str(getattr(self, name)) for name in _COUNTS}
         if self.refused_names:
             tags["points.refused_names"] = json.dumps(self.refused_names)
+        if self.artifacts:
+            tags[ARTIFACTS_TAG] = str(self.artifacts)
         return tags
 
 
@@ -152,6 +166,7 @@ class Pending:
     Attributes:
         points: Metric values that were put and are not settled.
         records: Everything else that is not settled, counted by the call.
+        artifacts: The files and models among them.
         steps: How often the store has taken something: it grows as long as it does.
         acknowledged: What became of the metric values that the store has taken or refused.
         ended: Whether the status with which the run ended was put.
@@ -160,6 +175,7 @@ class Pending:
     def __init__(self, open_journal: Callable[[], Journal], left: Journal | None = None) -> None:
         self.points = 0
         self.records = 0
+        self.artifacts = 0
         self.steps = 0
         self.ended = False
         self.acknowledged = (
@@ -355,7 +371,8 @@ class Pending:
 
     def receipt(self) -> Receipt:
         """What became of the metric values so far."""
-        return Receipt.of(self.acknowledged, pending=self.points)
+        receipt = Receipt.of(self.acknowledged, pending=self.points)
+        return replace(receipt, artifacts=self.artifacts)
 
     def _lose(self, names: Counter[str], points: Counter[str]) -> None:
         """Counts as refused what could be kept nowhere."""
@@ -380,6 +397,8 @@ class Pending:
         self.points += change * entry.points
         if not issubclass(entry.kind, Values | Refusal):
             self.records += change
+        if issubclass(entry.kind, _UPLOADED):
+            self.artifacts += change
         self.ended = self.ended or issubclass(entry.kind, End)
 
     def _warn_of(self, error: OSError) -> None:

@@ -53,6 +53,7 @@ class QuietWriter(RunWriter):
     def exited_by(self) -> None:
         """It is not ended here."""
 
+    puts_off = False
     will_end_run = _nothing
     will_not_end_run = _nothing
     log_metrics = _nothing
@@ -78,7 +79,7 @@ class QuietWriter(RunWriter):
         """As `RunWriter.log_model_folder`; no model will have the id."""
         return f"{UID_PREFIX}{uuid.uuid4().hex}"
 
-    def flush(self, timeout: float | None = None) -> bool:
+    def flush(self, timeout: float | None = None, *, files: bool = True) -> bool:
         """There is nothing to wait for."""
         return True
 

@@ -38,7 +38,7 @@ from mlflow_keras_adv.tracking.logged_models import (
 )
 from mlflow_keras_adv.tracking.names import metric_key
 from mlflow_keras_adv.tracking.retry import FAILURES
-from mlflow_keras_adv.tracking.verdict import RejectedError
+from mlflow_keras_adv.tracking.verdict import RejectedError, of_artifacts
 
 ROWS_AT_ONCE = 1000
 
@@ -88,7 +88,7 @@ class Record:
         return cls(**fields)
 
 
-class _WithCopy(Record):
+class WithCopy(Record):
     """A record that names the copy of a file or folder, alone in a folder of its own."""
 
     path: Path
@@ -303,14 +303,19 @@ class File(Record):
 
     def apply(self, run: Delivery) -> None:
         """Uploads it: a file again overwrites itself."""
-        run.attempt(self.title, lambda: self._upload(run), ask_first=True)
+        run.upload(self, lambda: self._upload(run))
 
     def _upload(self, run: Delivery) -> None:
-        run.client.log_artifact(run.run_id, str(self.path), self.artifact_path)
+        with of_artifacts():
+            if self.path.is_dir():  # MLflow uploads its files on other threads
+                run.ask_artifact_store()
+            else:
+                run.reach_artifact_store()
+            run.client.log_artifact(run.run_id, str(self.path), self.artifact_path)
 
 
 @dataclass(frozen=True)
-class Artifact(_WithCopy, File):
+class Artifact(WithCopy, File):
     """A copy of a file or folder, alone in a folder of its own."""
 
     @classmethod
@@ -346,24 +351,25 @@ class Artifact(_WithCopy, File):
             super()._upload(run)
             return
         # It was settled, and the copy deleted, by a process that could not write that down.
-        stored = run.client.list_artifacts(run.run_id, self.artifact_path)
+        with of_artifacts():
+            stored = run.client.list_artifacts(run.run_id, self.artifact_path)
         if self.path.name not in {Path(each.path).name for each in stored}:
             raise RejectedError(COPY_IS_GONE)
 
 
 @dataclass(frozen=True)
-class Model(SavedModel, _WithCopy):
+class Model(SavedModel, WithCopy):
     """A copy of a folder in MLflow's model format, to become a LoggedModel of the run."""
 
     TITLE = "model {self.name}"
 
     def apply(self, run: Delivery) -> None:
         """Makes or completes the LoggedModel."""
-        run.attempt(self.title, lambda: self._deliver(run), ask_first=True)
+        run.upload(self, lambda: self._deliver(run))
 
     def _deliver(self, run: Delivery) -> None:
         tags = {name: run.true_id(text) for name, text in self.tags.items()}
-        deliver_model(run.target, run.run_id, replace(self, tags=tags))
+        deliver_model(run.target, run.run_id, replace(self, tags=tags), ask=run.ask_artifact_store)
         # What they name may have been delivered meanwhile, by another thread that did not see them.
         late = {name: run.true_id(text) for name, text in tags.items()}
         if late != tags:
@@ -371,7 +377,7 @@ class Model(SavedModel, _WithCopy):
 
 
 @dataclass(frozen=True)
-class ModelFiles(_WithCopy):
+class ModelFiles(WithCopy):
     """A copy of files of a LoggedModel that is in the store.
 
     Attributes:
@@ -391,9 +397,11 @@ class ModelFiles(_WithCopy):
         def upload() -> None:
             if not self.path.exists():
                 raise RejectedError(COPY_IS_GONE)
-            log_model_files(run.client, self.model_id, str(self.path), self.artifact_path)
+            with of_artifacts():
+                run.ask_artifact_store()
+                log_model_files(run.client, self.model_id, str(self.path), self.artifact_path)
 
-        run.attempt(self.title, upload, ask_first=True)
+        run.upload(self, upload)
 
 
 @dataclass(frozen=True)
@@ -446,11 +454,24 @@ class Table(Record):
         """Writes it, and the tag by which the MLflow UI finds it."""
 
         def write() -> None:
-            run.client.log_text(run.run_id, self.text, self.artifact_file)
+            run.write_text(self.text, self.artifact_file)
             row = {"path": self.artifact_file, "type": "table"}
             run.add_rows(MLFLOW_LOGGED_ARTIFACTS, [row])
 
-        run.attempt(self.title, write, ask_first=True)
+        run.upload(self, write)
+
+
+@dataclass(frozen=True)
+class Text(Record):
+    """A text file: the whole of what is too long for a param or a tag."""
+
+    TITLE = "{self.artifact_file}"
+    text: str
+    artifact_file: str
+
+    def apply(self, run: Delivery) -> None:
+        """Writes it."""
+        run.upload(self, lambda: run.write_text(self.text, self.artifact_file))
 
 
 @dataclass(frozen=True)
@@ -575,7 +596,7 @@ class End(Record):
 KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
     for kind in (
-        *(Points, Series, Params, GivenParams, Tags, TagDeletion, Artifact, Table),
+        *(Points, Series, Params, GivenParams, Tags, TagDeletion, Artifact, Table, Text),
         *(Model, ModelFiles, ModelFields, ModelInput, ModelOutput, Input),
         *(Deletion, Refusal, End),
     )
@@ -592,7 +613,7 @@ def encode(record: Record, folder: Path) -> bytes:
     Raises:
         TypeError: If it holds what JSON cannot.
     """
-    if isinstance(record, _WithCopy):
+    if isinstance(record, WithCopy):
         record = record.relative_to(folder)
     fields, arrays = record.fields()
     line = json.dumps({"kind": type(record).__name__, **fields}, separators=(",", ":"))
@@ -619,7 +640,7 @@ def decode(text: bytes, folder: Path) -> Record:
     if data or kind == Series.__name__:
         fields["data"] = data
     record = KINDS[kind].read(**fields)
-    return record.below(folder) if isinstance(record, _WithCopy) else record
+    return record.below(folder) if isinstance(record, WithCopy) else record
 
 
 def _metric_fields(metric: Metric) -> list[Any]:

@@ -10,7 +10,12 @@ from typing import TypeVar
 
 from mlflow_keras_adv.compat.mlflow import asking_once
 from mlflow_keras_adv.tracking.store import PROBE_SECONDS
-from mlflow_keras_adv.tracking.verdict import RejectedError, Verdict, verdict_of
+from mlflow_keras_adv.tracking.verdict import (
+    ArtifactStoreError,
+    RejectedError,
+    Verdict,
+    verdict_of,
+)
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -42,11 +47,15 @@ class Retry:
         run_id: The run that the calls are for, for messages.
         prove: Writes something harmless to the store; raises if it does not take it. Without, no
             call is rejected because the store fails at it.
-        progress: Called after each call that the store has answered.
+        progress: Called after each call that the store has answered, one of `prove` too.
         ask: Called before each further attempt; raises, within seconds, if the store does not
             answer.
         patient: Whether to wait for a store. Without, what may succeed later is raised, after the
             attempts that MLflow makes by itself.
+
+    Attributes:
+        fails_at_files: Whether what failed last was to be uploaded, and the store of the artifacts
+            did not take it.
     """
 
     def __init__(
@@ -66,11 +75,17 @@ class Retry:
         self._nudges: SimpleQueue[None] = SimpleQueue()
         self._cancelled = False
         self._failing_since: float | None = None
+        self.fails_at_files = False
         self._warning = Lock()
         self._warned: set[str] = set()
 
     def until_answered(
-        self, call: Callable[[], _T], *, ask_first: bool = False, failures: int = 0
+        self,
+        call: Callable[[], _T],
+        *,
+        ask_first: bool = False,
+        failures: int = 0,
+        put_off: bool = False,
     ) -> _T:
         """What the call returns.
 
@@ -80,8 +95,11 @@ class Retry:
                 makes on other threads, where it goes on for minutes.
             failures: How often the store may fail at it before it is asked whether it takes others;
                 0: that does not matter, it is retried for ever.
+            put_off: Whether the call can wait while others are made, if it is the store of the
+                artifacts that does not take it.
 
         Raises:
+            ArtifactStoreError: It is, and the tracking store answers.
             RejectedError: The store will never take it.
             RetryCancelledError: If `cancel` was called meanwhile.
             Exception: Not patient: the call may succeed later.
@@ -108,6 +126,7 @@ class Retry:
                 failing = verdict is Verdict.FAILED
                 unknown = verdict is Verdict.UNKNOWN and self._patient
                 if verdict is Verdict.REJECTED or unknown or (failing and proofs == PROOFS):
+                    self._progress()
                     self._failing_since = None
                     raise RejectedError(str(error)) from error
                 failed = failed + 1 if failing else 0
@@ -116,6 +135,10 @@ class Retry:
                 if proofs:
                     continue
                 if not self._patient:
+                    if isinstance(error, ArtifactStoreError):
+                        raise error.cause from None
+                    raise
+                if put_off and isinstance(error, ArtifactStoreError) and self._answers():
                     raise
                 self._note_failure(error)
             try:
@@ -149,16 +172,25 @@ class Retry:
 
     def _note_failure(self, error: Exception) -> None:
         self._failing_since = self._failing_since or time.monotonic()
+        self.fails_at_files = files = isinstance(error, ArtifactStoreError)
         self.warn_once(
             f"retry {getattr(error, 'error_code', type(error).__name__)}",
-            "The tracking store does not take the values of run %s for now; "
-            "they are kept and sent again: %s",
+            "The %s store does not take the %s of run %s for now; they are kept and sent again: %s",
+            "artifact" if files else "tracking",
+            "files" if files else "values",
             self._run_id,
             error,
         )
 
     def _asking(self, again: bool) -> AbstractContextManager[None]:
         return asking_once(PROBE_SECONDS) if self._patient or again else nullcontext()
+
+    def _answers(self) -> bool:
+        try:
+            self._ask()
+        except Exception:
+            return False
+        return True
 
     def _takes_others(self) -> bool:
         if self._prove is None:
@@ -167,5 +199,7 @@ class Retry:
             with asking_once(PROBE_SECONDS):
                 self._prove()
         except Exception as error:
-            return verdict_of(error) is Verdict.REJECTED
+            if verdict_of(error) is not Verdict.REJECTED:
+                return False
+        self._progress()  # it is not away, and nobody has to give it up
         return True

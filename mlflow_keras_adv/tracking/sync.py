@@ -23,7 +23,7 @@ from mlflow_keras_adv.tracking.orphaned_journals import (
     orphaned_journals,
     uri_with_login,
 )
-from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS
+from mlflow_keras_adv.tracking.outbox import GRACE_SECONDS, SHORT_GRACE_SECONDS
 from mlflow_keras_adv.tracking.paths import journals_folder, offline_uri, state_folder
 from mlflow_keras_adv.tracking.process_end import started
 from mlflow_keras_adv.tracking.store import probe, without_password
@@ -39,10 +39,12 @@ class Outcome:
     Attributes:
         delivered: Runs of which nothing is pending any more.
         pending: Runs of which something is, and why.
+        keeps_files: Whether an artifact store has not taken the files of a run.
     """
 
     delivered: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
+    keeps_files: bool = False
 
 
 def sync(uri: str | None = None, *, progress: Callable[[], None] = lambda: None) -> Outcome:
@@ -89,8 +91,13 @@ def _sync_journal(journal: Journal, outcome: Outcome) -> None:
         journal.close(delete=False)
         outcome.pending.append(f"{name}: {without_password(error.message)}")
         return
-    receipt = deliver_journal(journal, end_run=True, seconds=GRACE_SECONDS)
-    lines = outcome.pending if holds_records(folder) else outcome.delivered
+    # One artifact store that is away must not cost as many graces as there are runs.
+    hopeless = about.aside and outcome.keeps_files
+    seconds = SHORT_GRACE_SECONDS if hopeless else GRACE_SECONDS
+    receipt = deliver_journal(journal, end_run=True, seconds=seconds)
+    outcome.keeps_files |= bool(receipt.artifacts)
+    waits = holds_records(folder) or receipt.artifacts
+    lines = outcome.pending if waits else outcome.delivered
     lines.append(f"{name}: {receipt}")
 
 

@@ -21,7 +21,9 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from mlflow_keras_adv.compat.mlflow import asking_once
 from mlflow_keras_adv.compat.random_state import keeps_random_state
+from mlflow_keras_adv.tracking.aside import Aside
 from mlflow_keras_adv.tracking.journal import About, Journal, peek
 from mlflow_keras_adv.tracking.journal_delivery import JournalDelivery
 from mlflow_keras_adv.tracking.logged_models import UID_PREFIX
@@ -41,8 +43,9 @@ from mlflow_keras_adv.tracking.records import (
     decode,
 )
 from mlflow_keras_adv.tracking.staging import StagingClient
-from mlflow_keras_adv.tracking.store import normalized_uri
+from mlflow_keras_adv.tracking.store import PROBE_SECONDS, normalized_uri
 from mlflow_keras_adv.tracking.values import Dataset, points_from, series_from, table_of
+from mlflow_keras_adv.tracking.verdict import may_succeed_later
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class RunWriter:
         in_use: Whether the run is open in this process by other means than `will_end_run`: idle
             threads stay then, and if the process dies, the run has ended.
         key_tables: If a run is taken up again: which name has which key, by kind.
+        goes_on: Whether another process goes on with the run: an end in the journal is none.
 
     Attributes:
         is_quiet: Whether it drops what it is handed; see `quiet`.
@@ -83,6 +87,7 @@ class RunWriter:
         in_use: Callable[[], bool] = lambda: False,
         *,
         key_tables: Mapping[str, KeyTable] | None = None,
+        goes_on: bool = False,
     ) -> None:
         self.run_id = run_id
         self._keys = {kind: KeyTable(kind) for kind in KINDS} | dict(key_tables or {})
@@ -92,7 +97,12 @@ class RunWriter:
         self._others_end_run = False
         self._exit: SystemExit | None = None
         self._pending = Pending(self._new_journal, left)
-        self._delivery = JournalDelivery(run_id, client, self._pending)
+        self._aside: Aside | None = None
+        put_off_before = left is not None and left.about.aside
+        self._delivery = JournalDelivery(
+            run_id, client, self._pending, aside=None if put_off_before else self._new_aside
+        )
+        self._delivery.goes_on_elsewhere = goes_on
         self._outbox = Outbox(run_id, self._pending, self._delivery, in_use)
         lost = {} if left is None else left.notes.take_lost()
         reason = "the disk of the journal was full"
@@ -106,7 +116,22 @@ class RunWriter:
     @property
     def receipt(self) -> Receipt:
         """What became of the metric values that were handed in so far."""
-        return self._pending.receipt()
+        receipt, aside = self._pending.receipt(), self._aside
+        return receipt if aside is None else receipt + aside.receipt
+
+    @property
+    def puts_off(self) -> bool:
+        """Whether files of the run wait for their store."""
+        return self._aside is not None and not self._aside.is_empty()
+
+    def can_upload(self) -> bool:
+        """Asks the store of the artifacts, once, whether it answers."""
+        try:
+            with asking_once(PROBE_SECONDS):
+                self._delivery.ask_artifact_store()
+        except Exception as error:
+            return not may_succeed_later(error)
+        return True
 
     @property
     def refused(self) -> Counter[str]:
@@ -176,8 +201,9 @@ class RunWriter:
 
     def waiting(self) -> list[Record]:
         """What stands in the journal, oldest first; a part of it may be in the store by now."""
-        folder = self._pending.folder
-        return [] if folder is None else [decode(each, folder) for each in peek(folder)[1]]
+        aside = None if self._aside is None else self._aside.folder
+        folders = [each for each in (self._pending.folder, aside) if each is not None]
+        return [decode(each, folder) for folder in folders for each in peek(folder)[1]]
 
     def log_metrics(
         self,
@@ -380,16 +406,22 @@ class RunWriter:
         """
         self.set_tags({MLFLOW_RUN_NOTE: description})
 
-    def flush(self, timeout: float | None = None) -> bool:
+    def flush(self, timeout: float | None = None, *, files: bool = True) -> bool:
         """Waits until everything handed in so far is in the store, or was refused by name.
 
         Args:
             timeout: Seconds to wait at most; None waits as long as it takes.
+            files: Whether to wait for files too that are put off, as their store is away.
 
         Returns:
             Whether it is.
         """
-        return self._outbox.flush(timeout)
+        began = time.monotonic()
+        settled, aside = self._outbox.flush(timeout), self._aside
+        if not settled or aside is None or not files:
+            return settled
+        left = None if timeout is None else max(timeout - (time.monotonic() - began), 0.0)
+        return aside.flush(left)
 
     def settle(self, seconds: float) -> bool:
         """As `flush`, for as long as the store goes on taking values.
@@ -421,7 +453,8 @@ class RunWriter:
         Returns:
             Whether everything is in the store.
         """
-        return self._outbox.close(timeout)
+        settled, aside = self._outbox.close(timeout), self._aside
+        return settled if aside is None else aside.close(timeout) and settled
 
     def _staging(self) -> StagingClient:
         return StagingClient(self.tracking_uri, self.log_artifact, self.set_tags)
@@ -449,9 +482,15 @@ class RunWriter:
             self._delivery.warn_refused(refusal.name, refusal.reason)
             self._outbox.put(refusal)
 
-    def _new_journal(self) -> Journal:
+    def _new_aside(self) -> Aside:
+        new_journal = functools.partial(self._new_journal, aside=True)
+        self._aside = Aside(self.run_id, self._client, new_journal, self._in_use)
+        return self._aside
+
+    def _new_journal(self, *, aside: bool = False) -> Journal:
         store = normalized_uri(self._client.tracking_uri)
         is_ours = self._ends_run_in == os.getpid() or self._in_use()
-        ends_run = is_ours and not self._others_end_run
-        about = About(self.run_id, store, ends_run, socket.gethostname(), os.getpid())
+        ends_run = is_ours and not self._others_end_run and not aside
+        host, pid = socket.gethostname(), os.getpid()
+        about = About(self.run_id, store, ends_run, host, pid, aside)
         return Journal.create(journals_folder(), about)

@@ -17,7 +17,10 @@ from tests.mlflow_server import free_port
 # request; cut after it has accepted it, so that the answer is lost; no answer at all; a late one.
 Kind = Literal["429", "500", "503", "cut", "answer lost", "hang", "slow"]
 
-_PERSONAL = {"host", "connection", "content-length", "transfer-encoding", "accept-encoding"}
+_PERSONAL = {
+    *("host", "connection", "content-length", "transfer-encoding", "accept-encoding"),
+    "expect",  # the body is here already
+}
 
 
 @dataclass
@@ -116,7 +119,8 @@ class FaultyProxy:
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
-            return _Answer(answer.status, answer.getheaders(), answer.read())
+            length = int(answer.getheader("Content-Length", 0))
+            return _Answer(answer.status, answer.getheaders(), answer.read(), length)
         finally:
             connection.close()
 
@@ -126,6 +130,7 @@ class _Answer:
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+    length: int = 0  # of the body that a HEAD leaves out
 
 
 class _Server(ThreadingHTTPServer):
@@ -136,6 +141,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     owner: ClassVar[FaultyProxy]
+    protocol_version = "HTTP/1.1"  # who asks whether to send a body hears that at once
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -159,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         if rule is None or rule.kind != "answer lost":
             self._answer(answer)
 
-    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _handle  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = _handle  # noqa: N815
 
     def _answer(self, answer: _Answer) -> None:
         try:
@@ -167,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in answer.headers:
                 if name.lower() not in _PERSONAL:
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
+            self.send_header("Content-Length", str(len(answer.body) or answer.length))
             self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(answer.body)

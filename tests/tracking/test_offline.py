@@ -1,5 +1,6 @@
 """Runs without their server, and what `sync` makes of them and of what is left in journals."""
 
+import logging
 import os
 import signal
 import socket
@@ -118,6 +119,16 @@ def test_with_a_dead_server_a_run_is_recorded_here_with_one_warning(
     assert len(outcome.pending) == 2
     assert len(sync(store).delivered) == 2
     check(client, experiment)
+
+
+def test_the_receipt_of_a_run_that_was_recorded_here_says_where(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_KERAS_ADV_OFFLINE", "1")
+    with caplog.at_level(logging.INFO), track("here", log_system_metrics=False) as run:
+        run.log_metrics({"m": 1.0}, step=1)
+    said = f"Run {run.run_id} in the store on this machine, for `mlflow-keras-adv sync`: 1 points"
+    assert said in caplog.text
 
 
 def test_a_run_of_mlflow_run_whose_server_is_gone_is_continued(

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import threading
 import time
@@ -11,6 +12,7 @@ from mlflow_keras_adv.tracking import outbox, retry
 from mlflow_keras_adv.tracking.journal import Journal, Place
 from mlflow_keras_adv.tracking.paths import journals_folder
 from mlflow_keras_adv.tracking.records import Tags
+from mlflow_keras_adv.tracking.sync import sync
 from mlflow_keras_adv.tracking.writer import RunWriter
 from tests.warm import PYTHON
 
@@ -67,6 +69,59 @@ def test_closing_does_not_give_up_on_a_slow_store_that_goes_on_taking_values(
 
     assert len(client.get_run(run_id).data.params) == 6
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def slow_run(client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch) -> RunWriter:
+    """A writer of ten params and a value whose store takes 0.3 s for each."""
+    log_batch = client.log_batch
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.3)
+        log_batch(*args, **kwargs)
+
+    monkeypatch.setattr(client, "log_batch", slow)
+    writer = RunWriter(run_id, client)
+    for number in range(10):
+        writer.log_params({f"p{number}": number})
+    writer.log_metrics({"a": 1.0})
+    writer.log_status("FINISHED")
+    return writer
+
+
+def test_a_long_end_says_what_it_waits_for_and_has_a_limit(
+    client: MlflowClient,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    writer = slow_run(client, run_id, monkeypatch)
+    monkeypatch.setattr(outbox, "LONGEST_END_SECONDS", 0.8)
+    monkeypatch.setattr(outbox, "DISK_GRACE_SECONDS", 0.5)
+    assert not writer.close(0.5)
+    assert "1 points and " in caplog.text
+    assert "of it are still on their way to the store" in caplog.text
+    assert "Ctrl-C leaves them on this machine" in caplog.text
+    assert "The rest was not delivered within 1 s." in caplog.text
+    assert sync().pending == []
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert len(client.get_run(run_id).data.params) == 10
+
+
+def test_a_ctrl_c_leaves_the_rest_to_sync_and_is_raised(
+    client: MlflowClient,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    writer = slow_run(client, run_id, monkeypatch)
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        writer.close(10)
+    assert "It was interrupted." in caplog.text
+    assert writer._outbox not in outbox._at_work
+    assert sync().pending == []
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert len(client.get_run(run_id).data.params) == 10
 
 
 def test_waiting_for_the_store_ends_the_pause_before_the_next_attempt(
