@@ -39,7 +39,7 @@ ROOMS = {
     "autologging.py": (set(), {"tracking", "callbacks", "tuner"}),
     "compat/__init__.py": (set(), set()),
     "compat/keras.py": (TRAINING | {"packaging"}, set()),
-    "compat/mlflow.py": (STORE, set()),
+    "compat/mlflow.py": (STORE | {"requests"}, set()),
     "compat/keras_tuner.py": ({"keras_tuner"}, set()),
     "compat/random_state.py": ({"numpy"}, set()),
     "compat/tensorflow.py": ({"tensorflow"}, set()),

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import requests
 from mlflow import MlflowClient, environment_variables
 from mlflow.entities import FileInfo, Metric, Param, RunData, RunInfo, RunTag
 from mlflow.entities.metric import MetricWithRunId
@@ -409,7 +410,14 @@ def _once_or_again(request: Callable[..., Any]) -> Callable[..., Any]:
         options = bound.arguments.get("kwargs", {})
         if isinstance(longest := options.get("timeout"), int | float):
             options["timeout"] = tuple(min(each, longest) for each in seconds)
-        return request(*bound.args, **bound.kwargs)
+        try:
+            return request(*bound.args, **bound.kwargs)
+        except requests.ConnectionError as error:
+            # A server that answers before it has read all, as when it fails at a file, closes the
+            # connection, which the next request may have taken from the pool by then.
+            if "RemoteDisconnected" not in str(error):
+                raise
+            return request(*bound.args, **bound.kwargs)
 
     answer.asks_once = True  # type: ignore[attr-defined]
     return answer

@@ -287,11 +287,11 @@ class DurableStore(AbstractStore):
         known = []
         for each in models:
             if (waiting := self._models.get(each.model_id)) is not None:
-                waiting.step = each.step
+                waiting.step = int(each.step)
             else:
                 known.append(each)
         if known:
-            later = [ModelOutput(each.model_id, each.step) for each in known]
+            later = [ModelOutput(each.model_id, int(each.step)) for each in known]
             self._call(run, "log_outputs", known, otherwise=lambda: later)
 
     def get_metric_history(self, run_id: str, metric_key: str, *page: Any, **named: Any) -> Any:

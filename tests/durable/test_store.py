@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 
 from mlflow_keras_adv.durable.store import DurableStore, open_store
 from mlflow_keras_adv.tracking.run import track
@@ -69,7 +70,7 @@ def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Mlflo
     return use
 
 
-@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # of MLflow's datasets
+@pytest.mark.filterwarnings("ignore:Starting with pandas version 4")  # in MLflow's datasets
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_the_record_is_that_of_the_plain_address(
     stores: Stores, at: Callable[[str], MlflowClient], program: Program, tmp_path: Path
@@ -213,20 +214,20 @@ def test_every_method_of_a_store_is_there(tmp_path: Path) -> None:
     assert [name for name in sorted(public) if not hasattr(store, name)] == []
 
 
-def test_a_new_run_may_have_any_shape_of_experiment(
-    stores: Stores, at: Callable[[str], MlflowClient]
+def test_a_run_is_in_the_experiment_that_was_chosen(
+    stores: Stores, at: Callable[[str], MlflowClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at(stores.durable)
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)
+    for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):  # it sets them
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
     name = f"of its own {time.monotonic_ns()}"
     chosen = mlflow.set_experiment(name)
-    try:
-        with mlflow.start_run() as run:
-            mlflow.log_metric("m", 1.0)
-        assert run.info.experiment_id == chosen.experiment_id
-        assert len(mlflow.search_runs(experiment_names=[name])) == 1
-    finally:
-        mlflow.set_experiment(experiment_id="0")
-        mlflow.tracking.fluent._active_experiment_id = None
+    with mlflow.start_run() as run:
+        mlflow.log_metric("m", 1.0)
+    assert run.info.experiment_id == chosen.experiment_id
+    assert len(mlflow.search_runs(experiment_names=[name])) == 1
 
 
 @pytest.mark.quick

@@ -35,7 +35,10 @@ def postgresql() -> Iterator[str]:
     """The address of an empty database in a PostgreSQL of its own."""
     with _folder("postgresql") as folder:
         port, data = free_port(), folder / "data"
-        _do(["initdb", "-D", str(data), "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--no-sync"])
+        _do(
+            ["initdb", "-D", str(data), "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            folder,
+        )
         options = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
@@ -54,7 +57,7 @@ def mariadb() -> Iterator[str]:
     """The address of an empty database in a MariaDB of its own, which compares as it does."""
     with _folder("mariadb") as folder:
         port, data, first = free_port(), folder / "data", folder / "first.sql"
-        _do(["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db"])
+        _do(["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db"], folder)
         first.write_text(
             "CREATE DATABASE mlflow CHARACTER SET utf8mb4;\n"
             "CREATE USER mlflow@'127.0.0.1';\n"
@@ -85,10 +88,12 @@ def _found(command: Sequence[str]) -> list[str]:
     return [first, *command[1:]]
 
 
-def _do(command: Sequence[str]) -> None:
+def _do(command: Sequence[str], folder: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(folder)}  # another may be closed to the user
     done = subprocess.run(
-        _found(command), cwd="/", capture_output=True, text=True, check=False, **_USER
-    )
+        _found(command), cwd="/", env=environment, capture_output=True, text=True, check=False,
+        **_USER,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -98,7 +103,10 @@ def _running(
 ) -> Iterator[None]:
     """A database that listens, until it is sent a signal."""
     with (folder / "log").open("w+b") as log:
-        process = subprocess.Popen(_found(command), cwd=folder, stdout=log, stderr=log, **_USER)
+        environment = os.environ | {"TMPDIR": str(folder)}
+        process = subprocess.Popen(
+            _found(command), cwd=folder, env=environment, stdout=log, stderr=log, **_USER
+        )
         try:
             deadline = time.monotonic() + 60
             while not _listens(port):
