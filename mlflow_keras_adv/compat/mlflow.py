@@ -415,7 +415,7 @@ def _once_or_again(request: Callable[..., Any]) -> Callable[..., Any]:
         except requests.ConnectionError as error:
             # A server that answers before it has read all, as when it fails at a file, closes the
             # connection, which the next request may have taken from the pool by then.
-            if "RemoteDisconnected" not in str(error):
+            if "Connection aborted" not in str(error):
                 raise
             return request(*bound.args, **bound.kwargs)
 
@@ -445,15 +445,10 @@ def answer_of_server(
     Raises:
         mlflow.exceptions.MlflowException: It does not answer.
     """
-    return rest_utils.http_request(
-        get_default_host_creds(uri),
-        endpoint,
-        "GET",
-        params=params,
-        max_retries=0,
-        timeout=seconds,
-        raise_on_status=False,
-    )
+    with asking_once(seconds, seconds):
+        return rest_utils.http_request(
+            get_default_host_creds(uri), endpoint, "GET", params=params, timeout=seconds
+        )
 
 
 def raise_what_it_says(response: Any, endpoint: str) -> None:

@@ -5,6 +5,7 @@ The release that is installed is one of them; what another one has is injected.
 
 import logging
 import math
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -252,6 +253,32 @@ def test_a_server_is_asked_once_on_this_thread_and_says_why(
     with pytest.raises(MlflowException, match="too many 500"):
         client.get_run("0")
     assert len(asked) == 1 + 3 + 3
+
+
+def test_a_connection_that_the_server_has_closed_is_asked_again_once() -> None:
+    """As one that fails at a file before it has read it: the next request finds it closed."""
+    said = b'{"experiments": []}'
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        accepted = []
+
+        def serve() -> None:
+            for closes in (True, False):
+                connection, _ = listening.accept()
+                accepted.append(connection.recv(10_000))
+                if not closes:
+                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(said)}\r\n\r\n"
+                    connection.sendall(head.encode() + said)
+                connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        endpoint = "/api/2.0/mlflow/experiments/search"
+        assert compat.answer_of_server(address, endpoint, seconds=5.0).status_code == 200
+        thread.join()
+    assert len(accepted) == 2
 
 
 # Private names: what breaks here says which of them a release of MLflow has changed
