@@ -29,6 +29,7 @@ from mlflow_keras_adv.compat.mlflow import (
     chosen_experiment_id,
     chosen_tracking_uri,
     client_of,
+    is_made_up,
 )
 from mlflow_keras_adv.tracking.copy_runs import EXPERIMENT_ID_TAG
 from mlflow_keras_adv.tracking.durable_address import configured_uri
@@ -89,7 +90,7 @@ def create_run(name: str | None, *, parent_run_id: str | None = None, continues:
     """Creates a run in the offline store, or finds the one that is to be continued.
 
     Args:
-        name: Its name.
+        name: Its name; of one that is continued, if MLflow has made up the name that it has.
         parent_run_id: A run of either store to nest it in.
         continues: A run of either store.
     """
@@ -97,8 +98,10 @@ def create_run(name: str | None, *, parent_run_id: str | None = None, continues:
     if continues is not None:
         try:
             known = client.get_run(continues)
-            client.update_run(continues, status="RUNNING")
-            return known
+            # That of `mlflow run`, where the user gave it no name.
+            renamed = name if is_made_up(known.info.run_name) else None
+            client.update_run(continues, status="RUNNING", name=renamed)
+            return client.get_run(continues)
         except MlflowException:  # it is a run of the server
             pass
     tags = {}

@@ -404,6 +404,21 @@ def test_a_run_of_track_over_an_address_without_a_server(
     assert found.data.metrics == {"ours": 1.0, "theirs": 2.0}
 
 
+@pytest.mark.parametrize("own", [None, "the user's"])
+def test_a_run_that_mlflow_run_has_begun_without_a_server_gets_a_name(
+    own: str | None, dead_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_uri)
+    begun = MlflowClient().create_run("0", run_name=own)
+    monkeypatch.setenv("MLFLOW_RUN_ID", begun.info.run_id)
+    with track("mine", log_system_metrics=False) as run:
+        run.log_metrics({"m": 1.0}, step=1)
+    assert run.run_id == begun.info.run_id
+    assert run.name == (own or "mine")
+    MlflowClient().set_terminated(begun.info.run_id)
+
+
 def test_an_experiment_that_is_chosen_without_a_server(
     dead_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
