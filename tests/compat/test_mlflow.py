@@ -7,6 +7,7 @@ import logging
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -311,11 +312,12 @@ def test_each_private_name_of_mlflow_is_what_it_was(
     assert compat.monitors() is fluent.run_id_to_system_metrics_monitor
 
 
-def test_a_store_can_be_built_where_mlflow_builds_one(store: str, tmp_path: Path) -> None:
+def test_a_store_can_be_built_where_mlflow_builds_one(client: MlflowClient, store: str) -> None:
     built = compat.tracking_store_of(store, None)
     assert built.get_experiment("0").name == "Default"
-    registry = compat.registry_store_of(store, store)
-    assert list(registry.search_registered_models()) == []
+    name = f"built {time.monotonic_ns()}"
+    client.create_registered_model(name)
+    assert compat.registry_store_of(store, store).get_registered_model(name).name == name
 
 
 def test_another_store_stands_in_the_place_of_one_for_mlflows_clients_alone(

@@ -121,8 +121,10 @@ class Search:
     def _measure(self) -> None:
         """Trial 1 measures its own model, and that of trial 0 too; one value is a NaN."""
         with pytest.MonkeyPatch.context() as patch:
-            # MLflow 3.6 takes the experiment of a model's metric from there, not from the run.
+            # MLflow 3.6 takes the experiment of a model's metric from there, not from the run, and
+            # looks for it in the current store.
             patch.setenv("MLFLOW_EXPERIMENT_ID", self.experiment_id)
+            patch.setenv("MLFLOW_TRACKING_URI", self.source.tracking_uri)
             for model_id, value in zip(self.models, (NAN, 0.9), strict=True):
                 metric = Metric("final/accuracy", value, 7000, 0, model_id, "digits", "d1")
                 self.source.log_batch(self.trials[1], [metric])
