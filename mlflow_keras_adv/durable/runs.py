@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
@@ -67,6 +68,7 @@ class DurableRun:
         self._seen = seen
         self._last: dict[str, Metric] = {}
         self._writer: RunWriter | None = None
+        self._making = Lock()  # held for moments; of two writers, the end would see one only
 
     @property
     def writer(self) -> RunWriter:
@@ -74,11 +76,12 @@ class DurableRun:
         shared = open_writers.get(self.run_id)
         if shared is not None and not shared.has_ended:
             return shared
-        if self._writer is None or self._writer.has_ended:
-            self._writer = RunWriter(
-                self.run_id, self.place.client, in_use=lambda: active.is_active(self.run_id)
-            )
-        return self._writer
+        with self._making:
+            if self._writer is None or self._writer.has_ended:
+                self._writer = RunWriter(
+                    self.run_id, self.place.client, in_use=lambda: active.is_active(self.run_id)
+                )
+            return self._writer
 
     @property
     def was_asked_for(self) -> bool:

@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,6 +174,27 @@ def test_what_was_written_is_read_by_whoever_reads(
         (row,) = MlflowClient().search_runs(["0"], f"attributes.run_id = '{run_id}'")
         assert row.data.metrics == {"m": 200.0}
         assert plain.get_run(run_id).data.metrics == {"m": 200.0}  # delivered for the search
+
+
+def test_threads_that_begin_to_write_at_once_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_KERAS_ADV_HOME", str(tmp_path / "home"))
+    # Nobody has opened the store: what delivers to it is made for the first value, and takes long.
+    uri = f"sqlite:///{tmp_path / 'fresh.db'}"
+    client, together = MlflowClient(f"durable+{uri}"), threading.Barrier(8)
+    run_id = client.create_run("0").info.run_id
+
+    def write(number: int) -> None:
+        together.wait()
+        client.log_metric(run_id, f"m{number}", float(number))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
+    client.set_terminated(run_id)
+    plain = MlflowClient(uri)
+    assert plain.get_run(run_id).data.metrics == {f"m{number}": number for number in range(8)}
+    assert plain.get_run(run_id).data.tags["points.produced"] == "8"
 
 
 def test_a_run_of_track_has_one_journal_and_one_receipt(
