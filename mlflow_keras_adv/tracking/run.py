@@ -67,7 +67,7 @@ class Internals:
         self.writer: RunWriter
         if this_rank().is_chief:
             offline_here = offline.waits_here(run_id)
-            self.writer = open_writers[run_id] = RunWriter(
+            self.writer = RunWriter(
                 run_id,
                 offline.offline_client() if offline_here else client_of(configured_uri()),
                 in_use=lambda: pid == os.getpid() and active.is_active(run_id),
@@ -613,7 +613,9 @@ class _Found:
 def _run_of(info: RunInfo, *, new: bool = False) -> Run:
     if info.run_id not in _runs:
         earlier = EarlierRecord() if new else earlier_record(info.run_id, MlflowClient())
-        _runs.setdefault(info.run_id, Run(info, earlier))
+        run = _runs.setdefault(info.run_id, Run(info, earlier))
+        if not run.internals.writer.is_quiet:  # of the one that stays, where threads have made two
+            open_writers[info.run_id] = run.internals.writer
     return _runs[info.run_id]
 
 
